@@ -1,0 +1,1 @@
+"""What the five methods share: data loaders, metrics, checkpoints, figures and small run-time helpers."""

@@ -1,0 +1,121 @@
+"""Checkpoints: written whole or not at all, read without running code, with all that exact resuming needs."""
+
+import pickle
+import platform
+import random
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.files import UserError, atomic_write, reason
+
+FORMAT = 1  # raised when older programs could no longer read the files
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    packages = ("torch", "torchvision", "numpy", "scikit-learn", "scikit-image", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def save(path: str | Path, kind: str, **content: Any) -> None:
+    """Write `content` (tensors and plain values, nested) with kind, format and package versions to `path`.
+
+    kind: whose checkpoint it is, such as "csflow". The old file survives every failure. Raises UserError where the
+    file cannot be written.
+    """
+    with atomic_write(path) as file:
+        try:
+            torch.save({"kind": kind, "format": FORMAT, "versions": versions(), **content}, file)
+        except RuntimeError as error:  # torch's zip writer reports a full disk in its own way
+            raise UserError(f"cannot write {path}: {_first_line(error)}; what was there before is untouched") from error
+
+
+def load(path: str | Path, kind: str) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU, mapped into memory. UserError if it is missing, broken or something else."""
+    content = load_tensors(path, kind)
+    if "kind" not in content:
+        raise UserError(f"{path} holds bare parameters, not a {kind} checkpoint with its settings")
+    return content
+
+
+def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """Like `load`, but also accepts a bare state dict of somebody else's (tensors by name, no "kind")."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        content = _read(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not parameters by name")
+    if "kind" in content:
+        if kind and content["kind"] != kind:
+            raise UserError(f"{path} is a checkpoint of {content['kind']}, not of {kind}")
+        if content["format"] > FORMAT:
+            raise UserError(f"{path} was written by a newer version of this project (format {content['format']})")
+    elif not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")
+    return dict(content)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # files of torch before 1.6 are no zip archives and cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `state` into `model`; UserError says which names or shapes do not fit."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source} does not fit the model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+
+
+def random_state() -> dict[str, Any]:
+    """State of every random generator that `common.runtime.seed_all` seeds, as plain values and tensors."""
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` returned; generators of devices that are not here are left alone."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

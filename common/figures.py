@@ -1,0 +1,237 @@
+"""Figures of scores, ROC curves and anomaly maps, each drawn into one file (png, jpg, pdf, svg) without a display."""
+
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+from sklearn.metrics import roc_curve
+
+from common.files import UserError, atomic_write
+from common.metrics import as_arrays, image_auroc
+
+_DPI = 100
+# Okabe & Ito's colours, which people with any kind of colour blindness can tell apart; without the pale yellow.
+_GOOD, _DEFECTIVE = "#0072B2", "#D55E00"
+_COLOURS = [_GOOD, _DEFECTIVE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+_HEAT = colormaps["inferno"]  # grows evenly in lightness, from black over red to yellow
+
+
+def score_histogram(
+    path: str | Path,
+    labels: ArrayLike,
+    scores: ArrayLike,
+    title: str,
+    threshold: float | None = None,
+    bins: int = 64,
+    score_name: str = "anomaly score",
+) -> None:
+    """Draw how the scores of good and defective images are distributed, each as a share of its class.
+
+    labels, scores: as in `common.metrics.as_arrays`, at least one; threshold: drawn as a line unless None or nan.
+    Both classes have the same `bins` bins. The axis is logarithmic where few outliers would squeeze all others into one
+    bin: all scores above 0, the largest more than 50 times the median.
+    Raises ValueError for unsound or no scores, UserError where the file cannot be written.
+    """
+    labels, scores = as_arrays(labels, scores)
+    if not len(scores):
+        raise ValueError("no scores to draw")
+    low, high = scores.min(), scores.max()
+    logarithmic = low > 0 and high > 50 * np.median(scores)
+    if high - low <= 1e-9 * abs(high):  # all alike: room on both sides
+        room = abs(high) / 10 or 1
+        low, high = low - room, high + room
+    edges = np.geomspace(low, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
+
+    figure, axes = _figure(title, (5.5, 3.4), right=2.3, bottom=0.6)
+    for name, colour, chosen in (("good", _GOOD, ~labels), ("defective", _DEFECTIVE, labels)):
+        if not chosen.any():
+            continue
+        share = 100 * np.histogram(scores[chosen], edges)[0] / chosen.sum()
+        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name} ({chosen.sum()})")
+    if logarithmic:
+        axes.set_xscale("log")
+    if threshold is not None and math.isfinite(threshold) and (threshold > 0 or not logarithmic):
+        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.4g}")
+    axes.set_xlabel(_short(score_name, 60), parse_math=False)
+    axes.set_ylabel("share of the class (%)")
+    _legend(axes)
+    _save(figure, path)
+
+
+def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> None:
+    """Draw one ROC curve for each entry {name: (labels, scores)}, with its AUROC in the legend.
+
+    labels, scores: as in `common.metrics.as_arrays`. An entry of one class only has no curve; its AUROC is
+    listed as undefined.
+    Raises ValueError for unsound scores, UserError where the file cannot be written.
+    """
+    size = 4.6
+    # Each line of the legend takes 0.21 inches; a long one reaches below the axes.
+    figure, axes = _figure(title, (size, size), right=3.8, bottom=max(0.6, 0.21 * (len(curves) + 3) - size))
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="0.500  chance")
+    for number, (name, (labels, scores)) in enumerate(curves.items()):
+        labels, scores = as_arrays(labels, scores)
+        if labels.any() and not labels.all():
+            fpr, tpr, _ = roc_curve(labels, scores)
+            # The line's style tells apart curves whose colour comes again.
+            style = ["-", "--", "-."][number // len(_COLOURS) % 3]
+            label = f"{image_auroc(labels, scores):.3f}  {_short(name, 32)}"
+            axes.plot(fpr, tpr, style, color=_COLOURS[number % len(_COLOURS)], label=label, clip_on=False)
+        else:
+            axes.plot([], [], " ", label=f"undefined  {_short(name, 28)}")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_xlabel("false-positive rate")
+    axes.set_ylabel("true-positive rate")
+    _legend(axes, title="AUROC")
+    _save(figure, path)
+
+
+def map_sheet(
+    path: str | Path,
+    columns: list[tuple[np.ndarray, np.ndarray, str]],
+    title: str,
+    masks: list[np.ndarray | None] | None = None,
+    vmax: float | None = None,
+    vmin: float | None = None,
+) -> None:
+    """Draw images, their anomaly maps and both on top of each other, one column for each image.
+
+    columns: at least one of (image (H, W, 3) uint8, finite anomaly map (h, w) that covers the same view, caption), of
+    any sizes; masks: (h', w') true for defective pixels, or None, for each column: outlined on the image. All maps
+    share one colour scale, so that a good image looks cold: from `vmin` to `vmax`, else from the lowest to the highest
+    value of the sheet. Raises ValueError for maps that are not finite, UserError where the file cannot be written.
+    """
+    values = np.concatenate([np.ravel(anomaly_map) for _, anomaly_map, _ in columns])
+    if not np.isfinite(values).all():
+        raise ValueError("anomaly map with values that are nan or infinite")
+    low, high = values.min() if vmin is None else vmin, values.max() if vmax is None else vmax
+    scale = Normalize(low, high + (abs(low) or 1) if high == low else high, clip=True)  # constant maps look cold
+
+    # Sizes in inches. A cell is as large as the widest and the highest image need it, and the texts beside them.
+    drawn = [_drawn(image) for image, _, _ in columns]
+    width = max(1.5, *(image.shape[1] / _DPI for image in drawn))
+    height = max(1.3, *(image.shape[0] / _DPI for image in drawn))
+    gap, left, right, top, bottom = 0.08, 0.55, 1.25, 0.85, 0.1
+    sheet = left + len(columns) * (width + gap) + right, top + 3 * (height + gap) + bottom
+    figure = Figure(sheet, dpi=_DPI)
+
+    def place(x: float, y: float, w: float, h: float) -> Axes:
+        return figure.add_axes((x / sheet[0], y / sheet[1], w / sheet[0], h / sheet[1]))
+
+    outlined = masks is not None and any(mask is not None for mask in masks)
+    for row, name in enumerate(["image\n(outline: defect)" if outlined else "image", "anomaly map", "overlay"]):
+        y = bottom + (2 - row) * (height + gap)
+        figure.text(
+            0.28 / sheet[0], (y + height / 2) / sheet[1], name, rotation=90, fontsize=9, ha="center", va="center"
+        )
+        for column, ((_, anomaly_map, caption), image) in enumerate(zip(columns, drawn)):
+            axes = place(left + column * (width + gap), y, width, height)
+            if row == 0:
+                axes.imshow(image)
+                axes.set_title(_two_lines(caption, int(width * 14)), fontsize=8, family="monospace", parse_math=False)
+                if outlined and masks[column] is not None:
+                    _outline(axes, masks[column], image.shape[:2])
+            elif row == 1:
+                axes.imshow(_resized(anomaly_map, image.shape[:2]), cmap=_HEAT, norm=scale)
+            else:
+                axes.imshow(overlay(image, anomaly_map, scale.vmin, scale.vmax, alpha=0.7))
+            axes.axis("off")
+            axes.set_anchor("N")  # captions side by side at one height
+    bar = place(sheet[0] - right + 0.1, bottom, 0.15, 2 * height + gap)
+    figure.colorbar(ScalarMappable(scale, _HEAT), cax=bar).set_label("anomaly score")
+    figure.suptitle(_two_lines(title, int(sheet[0] * 9)), y=1 - 0.1 / sheet[1], va="top", parse_math=False)
+    _save(figure, path)
+
+
+def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float, alpha: float = 0.5) -> np.ndarray:
+    """Blend heat over `image` (H, W, 3) uint8: a new image of the same kind.
+
+    anomaly_map: (h, w) finite, resized to (H, W) bilinearly. The heat's opacity grows from 0 at `vmin` and below, where
+    the image stays as it is, to `alpha` at `vmax` and above. Raises ValueError for vmin > vmax.
+    """
+    heat = Normalize(vmin, vmax, clip=True)(_resized(anomaly_map, image.shape[:2]))[..., None]  # (H, W, 1) in 0..1
+    opacity = alpha * np.asarray(heat)
+    colours = 255 * _HEAT(heat[..., 0])[..., :3]
+    return np.rint(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+def _figure(title: str, size: tuple[float, float], right: float, bottom: float) -> tuple[Figure, Axes]:
+    """Figure with a title and axes of `size`, with room to their right and below; all in inches."""
+    left, top = 0.75, 0.7
+    width, height = left + size[0] + right, top + size[1] + bottom
+    figure = Figure((width, height), dpi=_DPI)
+    figure.suptitle(_two_lines(title, int(width * 9)), y=1 - 0.1 / height, va="top", parse_math=False)
+    axes = figure.add_axes((left / width, bottom / height, size[0] / width, size[1] / height))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: Axes, title: str | None = None) -> None:
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(1.04, 1), borderaxespad=0, fontsize=9, title=title, alignment="left"
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names may hold $
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    kind = Path(path).suffix[1:].lower()
+    known = FigureCanvasAgg(figure).get_supported_filetypes()
+    if kind not in known:
+        raise UserError(f"cannot draw {path}: end its name in one of {', '.join(known)}")
+    with atomic_write(path) as file:
+        # JPEG would halve the resolution of colours, and so grey the thin outlines, without subsampling=0.
+        options = {"pil_kwargs": {"quality": 85, "subsampling": 0}} if kind in ("jpg", "jpeg") else {}
+        figure.savefig(file, format=kind, **options)
+
+
+def _drawn(image: np.ndarray) -> np.ndarray:
+    """The image with its long side scaled to 256 pixels."""
+    factor = 256 / max(image.shape[:2])
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _resized(anomaly_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear, (h, w) to `shape`; float32."""
+    anomaly_map = np.asarray(anomaly_map, np.float32)
+    if anomaly_map.shape == shape:
+        return anomaly_map
+    return np.asarray(Image.fromarray(anomaly_map).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
+def _outline(axes: Axes, mask: np.ndarray, shape: tuple[int, int]) -> None:
+    """Outline `mask` (h', w') over an image of `shape`, from the mask's own pixels: small defects do not get lost."""
+    if not np.any(mask):
+        return
+    padded = np.pad(np.asarray(mask, float), 1)  # closes outlines at the border
+    y, x = ((np.arange(-1, n + 1) + 0.5) * side / n - 0.5 for n, side in zip(np.shape(mask), shape))
+    # Light on dark, so that one of both is seen on any image.
+    axes.contour(x, y, padded, [0.5], colors="black", linewidths=2.5)
+    axes.contour(x, y, padded, [0.5], colors="#00FFFF", linewidths=1)
+    axes.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+
+
+def _short(text: str, length: int) -> str:
+    """`text` in at most `length` characters, the middle left out."""
+    return text if len(text) <= length else text[: (length - 1) // 2] + "…" + text[len(text) - length // 2 :]
+
+
+def _two_lines(text: str, length: int) -> str:
+    """`text` in at most two lines of at most `length` characters: its own lines, or broken where it is too long."""
+    first, *rest = [" ".join(line.split()) for line in text.splitlines()] or [""]
+    if not rest and len(first) > length:
+        whole, first = first, textwrap.wrap(first, length)[0]
+        rest = [whole[len(first) :].lstrip()]
+    return "\n".join(_short(line, length) for line in (first, " ".join(rest)) if line)

@@ -1,0 +1,92 @@
+"""Files that are whole or not there: written beside their place under another name, then renamed."""
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+class UserError(Exception):
+    """Something the user can mend. The scripts print it as one line and end with exit status 2."""
+
+
+def reason(error: OSError) -> str:
+    """The operating system's words for `error`, without number and path."""
+    return (error.strerror or str(error)).lower()
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that takes the place of `path` only when the block ends without an error.
+
+    Whatever goes wrong (full disk, kill, exception), the old file stays as it was. Missing folders are made.
+    Text is UTF-8. Raises UserError where the file cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        # The name is short and does not grow out of path's, which may already be as long as the system allows.
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        with open(descriptor, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read; results are to be as readable as any other file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; what was there before is untouched") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as JSON; nan and infinities, which JSON does not know, become null."""
+    with atomic_write(path, "w") as file:
+        json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy's and torch's scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of the JSON file `path`; UserError names the file where it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:  # covers broken UTF-8 and broken JSON
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+
+
+def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> None:
+    """Write a CSV file with one header line."""
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,237 @@
+"""How well anomaly scores tell defective images and pixels from good ones."""
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy import ndimage
+from sklearn import metrics
+
+
+def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve: how often a defective image scores higher than a good one; ties count one half.
+
+    labels, scores: see `as_arrays`. The result lies in 0..1 and is never folded: below 0.5, scores rank the wrong way
+    round. nan and a warning where good or defective images are missing.
+    """
+    labels, scores = as_arrays(labels, scores)
+    if _one_class(labels, "image AUROC"):
+        return math.nan
+    return float(metrics.roc_auc_score(labels, scores))
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the precision-recall curve, as the sum of precision * gain of recall over all thresholds (0..1).
+
+    labels, scores: see `as_arrays`. nan and a warning where good or defective images are missing.
+    """
+    labels, scores = as_arrays(labels, scores)
+    if _one_class(labels, "average precision"):
+        return math.nan
+    return float(metrics.average_precision_score(labels, scores))
+
+
+def best_f1(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """The best F1 of all thresholds t, and that t: an image is called defective where score >= t.
+
+    labels, scores: see `as_arrays`. Of equally good thresholds, the highest. Since t is chosen on the labels it is
+    judged by, this is the best case, no forecast. (nan, nan) and a warning where good or defective images are missing.
+    """
+    labels, scores = as_arrays(labels, scores)
+    if _one_class(labels, "best F1"):
+        return math.nan, math.nan
+    thresholds, index = np.unique(scores, return_inverse=True)
+    defective = np.bincount(index[labels], minlength=len(thresholds))
+    good = np.bincount(index[~labels], minlength=len(thresholds))
+    f1 = _f1(np.cumsum(good[::-1]), np.cumsum(defective[::-1]))
+    best = f1.argmax()
+    return float(f1[best]), float(thresholds[::-1][best])
+
+
+def as_arrays(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """`labels` as bool (N,), True for defective, and `scores` as float64 (N,), once they are known to be sound.
+
+    labels: 0 good, any value > 0 a defect (its kind); scores: finite, higher is more anomalous; both arrays, tensors
+    or sequences of N values. Raises ValueError for unlike lengths, labels below 0 and scores that are nan or infinite.
+    """
+    labels, scores = _array(labels, np.float64).ravel(), _array(scores, np.float64).ravel()
+    if len(labels) != len(scores):
+        raise ValueError(f"{len(labels)} labels but {len(scores)} scores")
+    if len(bad := np.flatnonzero(~(labels >= 0))):  # written so that it catches nan too
+        raise ValueError(f"label {labels[bad[0]]:g} at position {bad[0]}: 0 is good, above 0 is defective")
+    if len(bad := np.flatnonzero(~np.isfinite(scores))):
+        raise ValueError(f"{len(bad)} of {len(scores)} scores not finite, first {scores[bad[0]]} at position {bad[0]}")
+    return labels > 0, scores
+
+
+def threshold_for_fpr(good_scores: ArrayLike, fpr: float) -> tuple[float, float]:
+    """Threshold above which an image is called defective (score > threshold), and the false-positive rate it promises.
+
+    good_scores: N finite scores of good images that took no part in training; fpr: the rate wanted, 0 < fpr < 1.
+
+    Split-conformal prediction (Papadopoulos et al. 2002; Vovk et al. 2005): if the score of a new good image and the N
+    given ones are exchangeable (any order equally likely), its rank among all N + 1 is uniform. It exceeds the k-th
+    smallest of the N with a probability of (N + 1 - k) / (N + 1), less where scores tie. The smallest k that keeps this
+    at or below `fpr` is ceil((N + 1)(1 - fpr)). The promise holds on average over draws of the N images, not for each.
+    N < 1 / fpr - 1 images cannot support so low a rate: then the threshold is their largest score and the promise
+    1 / (N + 1) > fpr.
+
+    Raises ValueError for a rate outside 0..1 and for scores that are missing, nan or infinite.
+    """
+    if not 0 < fpr < 1:
+        raise ValueError(f"false-positive rate {fpr}: expected a value between 0 and 1")
+    scores = np.sort(_array(good_scores, np.float64), axis=None)
+    if not scores.size or not np.isfinite(scores).all():
+        raise ValueError(f"{len(scores)} good scores, {np.isfinite(scores).sum()} of them finite: all have to be")
+    n = len(scores)
+    # In exact decimals: 10 * (1 - 0.7) is 3.0000000000000004 in floats, one rank too high.
+    rank = min(n, n + 1 - math.floor((n + 1) * Fraction(repr(float(fpr)))))
+    return float(scores[rank - 1]), (n + 1 - rank) / (n + 1)
+
+
+_DROPPED_BITS = 12  # of float32's 32: sign, 8 bits of exponent and 11 of the fraction remain
+_BINS = 2 ** (32 - _DROPPED_BITS)
+
+
+class PixelMetrics:
+    """Pixel-wise metrics of any number of anomaly maps of any sizes, in one pass and 27 MiB.
+
+    Each value, as float32, is counted in the bin of all numbers with the same leading 20 bits: bins are 2**-11 (0.05 %)
+    of the value wide, or finer, at every scale from 1e-38 to 1e38, so that no range has to be known in advance. Values
+    within a bin count as ties. Every result comes with `..._error`, a bound of what this may have changed: the exact
+    value (all float32 values sorted one by one) lies within result +- error. It is derived, bin by bin, from the best
+    and the worst order that the pixels of a bin can have; bins that hold one single value, such as 0, are exact.
+    """
+
+    def __init__(self):
+        self.normal = np.zeros(_BINS, np.int64)
+        self.defective = np.zeros(_BINS, np.int64)
+        self.overlap = np.zeros(_BINS)  # each pixel of a ground-truth region weighs 1 / (pixels of the region)
+        self.regions = 0
+        self.first = np.full(_BINS, -1, np.int16)  # the dropped bits of the first value in each bin
+        self.mixed = np.zeros(_BINS, bool)  # bins that hold unlike values
+
+    def update(self, anomaly_map: ArrayLike, mask: ArrayLike | None = None) -> None:
+        """Count the pixels of one image.
+
+        anomaly_map: (H, W) finite floats, higher is more anomalous; mask: (H, W), true for defective pixels, None for a
+        good image. Regions are 8-connected, as in MVTec AD's own evaluation. Raises ValueError for other shapes, for
+        unlike ones, and for values that are nan, infinite or beyond float32.
+        """
+        anomaly_map = _array(anomaly_map, np.float32)
+        if anomaly_map.ndim != 2:
+            raise ValueError(f"anomaly map of shape {anomaly_map.shape}: expected (height, width)")
+        if not np.isfinite(anomaly_map).all():
+            raise ValueError(f"{(~np.isfinite(anomaly_map)).sum()} values of the anomaly map are nan or infinite")
+        mask = np.zeros(anomaly_map.shape, bool) if mask is None else _array(mask, bool)
+        if mask.shape != anomaly_map.shape:
+            raise ValueError(f"mask of shape {mask.shape} for an anomaly map of shape {anomaly_map.shape}")
+
+        ordered = _ordered(anomaly_map)
+        bins, rest = (ordered >> _DROPPED_BITS).astype(np.intp), ordered & (2**_DROPPED_BITS - 1)  # (H, W) each
+        new = self.first[bins] < 0
+        self.first[bins[new]] = rest[new]
+        self.mixed[bins[self.first[bins] != rest]] = True
+        np.add.at(self.normal, bins[~mask], 1)
+        if mask.any():
+            np.add.at(self.defective, bins[mask], 1)
+            region, regions = ndimage.label(mask, structure=np.ones((3, 3)))  # (H, W), 0 outside of regions
+            np.add.at(self.overlap, bins[mask], 1 / np.bincount(region.ravel())[region[mask]])
+            self.regions += regions
+
+    def compute(self, fpr_limit: float = 0.3) -> dict[str, float]:
+        """The metrics of all pixels so far, each in 0..1 but for the threshold.
+
+        pixel_auroc, pixel_ap, pixel_f1, pixel_f1_threshold: as `image_auroc`, `average_precision` and `best_f1`, over
+        the pixels of all images together (defective where the float32 value >= threshold). aupro: per-region overlap
+        (the share of a region's pixels that is found, averaged over all regions) over the false-positive rate of all
+        normal pixels, its area from rate 0 to `fpr_limit` by trapezoids, divided by `fpr_limit` (Bergmann et al. 2020,
+        "Uninformed Students"). The last point before the limit and the first after it are joined by a straight line.
+        pixel_auroc_error, pixel_ap_error, pixel_f1_error, aupro_error: see the class.
+
+        All nan and a warning where normal or defective pixels are missing. Raises ValueError unless 0 < fpr_limit <= 1.
+        """
+        if not 0 < fpr_limit <= 1:
+            raise ValueError(f"fpr_limit {fpr_limit}: expected a value above 0, up to 1")
+        used = np.flatnonzero(self.normal + self.defective)[::-1]  # from the highest value to the lowest
+        n, d, o = self.normal[used], self.defective[used], self.overlap[used]
+        fp, tp = np.cumsum(n), np.cumsum(d)  # at each threshold: the lower edge of each bin
+        normal, defective = float(n.sum()), float(d.sum())
+        if not normal or not defective:
+            missing = "normal" if defective else "defective"
+            warnings.warn(f"pixel metrics undefined: no {missing} pixel", stacklevel=2)
+            names = "pixel_auroc", "pixel_ap", "pixel_f1", "aupro"
+            return dict.fromkeys([*names, "pixel_f1_threshold", *(f"{name}_error" for name in names)], math.nan)
+
+        # A defective pixel wins against the normal ones in lower bins, and half against those in its own.
+        auroc = d @ (normal - fp + n / 2) / (normal * defective)
+
+        # Within a bin, the precision at its i-th defective pixel is highest if all of them stand before all normal
+        # pixels (and tie), lowest if they stand after them: then it is (tp' + i) / (tp' + i + fp), tp' being tp of the
+        # bin before. That is concave in i, so that its mean over i is at least that of its two ends.
+        mixed = self.mixed[used]
+        movable = n * mixed  # normal pixels that may stand before or after the bin's defective ones
+        ap = d @ (tp / (tp + fp)) / defective
+        first = np.where(mixed, tp - d + 1, tp)
+        highest = d @ (tp / np.maximum(tp + fp - movable, 1)) / defective
+        lowest = d @ (first / (first + fp) + tp / (tp + fp)) / 2 / defective
+        f1 = _f1(fp, tp)
+        best = f1.argmax()
+
+        # One point per threshold, from (0, 0), up to the first at or beyond the limit, which is moved back onto it.
+        rate, pro = np.append(0, fp / normal), np.append(0, np.cumsum(o) / self.regions)
+        end = np.searchsorted(rate, fpr_limit)
+        part = (fpr_limit - rate[end - 1]) / (rate[end] - rate[end - 1])
+        pro_at_limit = pro[end - 1] + part * (pro[end] - pro[end - 1])
+        x, y = np.append(rate[:end], fpr_limit), np.append(pro[:end], pro_at_limit)
+
+        return {
+            "pixel_auroc": float(auroc),
+            "pixel_ap": float(ap),
+            "pixel_f1": float(f1[best]),
+            "pixel_f1_threshold": _lower_edge(used[best]),
+            "aupro": float(np.trapezoid(y, x) / fpr_limit),
+            "pixel_auroc_error": float(movable @ (d / 2) / (normal * defective)),
+            "pixel_ap_error": float(max(highest - ap, ap - lowest)),
+            # The exact curve is anywhere in the box that a bin's line crosses from corner to corner.
+            "aupro_error": float(movable[:end] @ o[:end] / 2 / (normal * self.regions) / fpr_limit),
+            "pixel_f1_error": float(_f1(fp - movable, tp).max() - f1[best]),
+        }
+
+
+def _array(values: ArrayLike, dtype: type) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # which NumPy does not know
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller reports
+        return np.asarray(values, dtype=dtype)
+
+
+def _one_class(labels: np.ndarray, metric: str) -> bool:
+    """Whether `metric` is undefined; if so, warn in words that say what is missing."""
+    if labels.any() and not labels.all():
+        return False
+    missing = "good" if labels.any() else "defective"
+    warnings.warn(f"{metric} undefined: none of {len(labels)} images is {missing}", stacklevel=3)
+    return True
+
+
+def _f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    """F1 = 2 TP / (TP + FP + TP + FN) at each threshold; the last one finds every defect."""
+    return 2 * tp / (tp + fp + tp[-1])
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """float32 values as uint32 in the same order."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0, so that both are one
+    # Sign and magnitude, read as an integer, put negative values above the positive ones and the wrong way round.
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
+def _lower_edge(number: int) -> float:
+    """The smallest float32 value in a bin: `_ordered` undone."""
+    bits = np.uint32(int(number) << _DROPPED_BITS)
+    return float((bits ^ np.uint32(1 << 31) if bits >> 31 else ~bits).view(np.float32))

@@ -1,0 +1,178 @@
+"""What every script needs at run time: messages, options, device, seed, progress and a clean way to end."""
+
+import argparse
+import difflib
+import functools
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.files import UserError, reason
+
+__all__ = ["UserError", "ArgumentParser", "add_device_options", "pick_device", "progress", "say", "script", "seed_all"]
+
+
+def say(message: str) -> None:
+    """Print one line at once, so that a log file shows it while the program still runs."""
+    print(message, flush=True)
+
+
+def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+    """Decorate a script's `main(argv)` so that it returns an exit status and users never meet a traceback.
+
+    0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, or
+    the operating system refuses a file), 130 after Ctrl-C. Errors of the program itself keep their traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        except BrokenPipeError:  # the reader of our output (head, less) has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{reason(error)}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr, flush=True)
+            return 130
+        return 2
+
+    return wrapped
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line: wrong options raise UserError, with the nearest option as a hint."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"unknown option {unknown[0]}: {hint}--help lists them all")
+        return options
+
+    def error(self, message):
+        raise UserError(f"{message} (--help explains every option)")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add --gpu_ids and --cpu, which `pick_device` understands."""
+    parser.add_argument("--gpu_ids", default=None, help="GPUs to use, such as 0 or 0,1; -1 means the CPU; unset: any")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+
+
+def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = False) -> torch.device:
+    """The device to compute on, announced in one line wherever it is not the one asked for.
+
+    name: "auto" (CUDA, else Apple's MPS, else CPU) or a torch device such as "cuda:1"; gpu_ids: "0", "0,1" or "-1"
+    and cpu take precedence. Several GPUs: the first one computes. Raises UserError for what is no device.
+    """
+    if cpu:
+        return torch.device("cpu")
+    if gpu_ids is not None:
+        try:
+            ids = [int(part) for part in str(gpu_ids).split(",")]
+        except ValueError:
+            raise UserError(f"--gpu_ids {gpu_ids}: expected numbers such as 0 or 0,1, or -1 for the CPU") from None
+        if min(ids) < -1:
+            raise UserError(f"--gpu_ids {gpu_ids}: GPUs are numbered from 0; -1 means the CPU")
+        if len(ids) > 1 and torch.cuda.device_count() > 1:
+            say(f"GPU {ids[0]} of the {len(ids)} asked for computes: several at once are not supported yet")
+        name = "cpu" if ids[0] < 0 else f"cuda:{ids[0]}"
+    elif name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        if torch.cuda.device_count():
+            raise UserError(f"there is no GPU {device.index}: this machine has {torch.cuda.device_count()}")
+        fallback = torch.device("mps" if gpu_ids is not None and torch.backends.mps.is_available() else "cpu")
+        say(f"no CUDA GPU here: running on {'the CPU' if fallback.type == 'cpu' else 'Apple MPS'} instead of {name}")
+        return fallback
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        say("no Apple MPS here: running on the CPU")
+        return torch.device("cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def seed_all(seed: int) -> None:
+    """Seed every random generator in use: Python's, NumPy's legacy one and torch's on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def progress(items: Iterable, title: str, total: int | None = None, hide: bool = False, every: float = 10) -> Iterator:
+    """Iterate over `items` and show how far it is: a bar on a terminal, else a line each `every` seconds.
+
+    Both go to stderr and show rate and remaining time. `hide` shows nothing.
+    """
+    if hide or sys.stderr.isatty():
+        yield from tqdm(items, desc=title, total=total, disable=hide, leave=False, dynamic_ncols=True)
+        return
+    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= every:
+            last = now
+            rate = done / (now - start)
+            left = f"/{total}, {_duration((total - done) / rate)} left" if total else ""
+            pace = f"{rate:.1f} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
+            print(f"{title}: {done}{left}, {pace}", file=sys.stderr, flush=True)
+        yield item
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def stop_on_request() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM only raise a flag; the loop asks for it between steps and saves.
+
+    Yields a function that says whether to stop. A second Ctrl-C interrupts at once.
+    """
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are the caller's affair
+        before = {}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

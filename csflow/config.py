@@ -1,0 +1,219 @@
+"""Every setting of CS-Flow, with its default. Edit them here or override them on the command line: --batch_size 8.
+
+A default path lies in this folder wherever the program is started; a path on the command line is relative to where
+you stand. The defaults are those of the seed document; the paper's are img_size 768, n_coupling_blocks 4,
+fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share 0.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runtime import ArgumentParser, UserError
+
+HERE = Path(__file__).resolve().parent
+
+
+def yes_no(text: str) -> bool:
+    """True or False from the command line."""
+    if text.lower() in ("true", "yes", "1", "on"):
+        return True
+    if text.lower() in ("false", "no", "0", "off"):
+        return False
+    raise ValueError(text)
+
+
+def _setting(default: Any, help: str, kind: Callable = str, **options: Any) -> Any:
+    metadata = {"help": help, "type": kind, **options}
+    return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+
+
+@dataclass
+class Config:
+    # data
+    dataset_path: Path = _setting(HERE / "data/images", "folder that holds the class folders", Path)
+    class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
+    modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
+    feature_path: Path = _setting(HERE / "data/features", "folder for the extracted features", Path)
+    pre_extracted: bool = _setting(True, "store features once and reuse them; False: anew from the images", yes_no)
+
+    # feature extractor
+    img_size: tuple[int, int] = _setting((512, 512), "height and width (one number: both)", int, nargs="+")
+    extractor: str = _setting(
+        "auto",
+        "effnetB5 as in the paper, lite0 (weights need no download), or auto: effnetB5, else lite0",
+        choices=("auto", "effnetB5", "lite0"),
+    )
+    extractor_weights: Path | None = _setting(None, "file with EfficientNet-B5's weights, instead of a download", Path)
+    n_scales: int = _setting(3, "image sizes: the full one, 1/2, 1/4, ...", int)
+    norm_mean: tuple[float, ...] = _setting((0.485, 0.456, 0.406), "mean of R, G and B (ImageNet's)", float, nargs=3)
+    norm_std: tuple[float, ...] = _setting((0.229, 0.224, 0.225), "their standard deviation", float, nargs=3)
+
+    # flow
+    n_coupling_blocks: int = _setting(1, "coupling blocks", int)
+    fc_internal: int = _setting(512, "hidden channels of the subnets", int)
+    kernel_sizes: list[int] | None = _setting(
+        None, "kernel size of each block's convolutions; unset: 3, and 5 in the last block", int, nargs="+"
+    )
+    clamp: float = _setting(3.0, "the log of the scale stays within +-clamp; 0: unlimited", float)
+    use_gamma: bool = _setting(True, "multiply each scale's subnet output by its learned gamma", yes_no)
+
+    # training
+    batch_size: int = _setting(16, "images per step", int)
+    lr_init: float = _setting(2e-4, "Adam's learning rate", float)
+    max_grad_norm: float = _setting(1.0, "the gradient's norm is clipped to this", float)
+    meta_epochs: int = _setting(50, "how often to train sub_epochs epochs and evaluate", int)
+    sub_epochs: int = _setting(10, "epochs between evaluations", int)
+    seed: int = _setting(0, "of the initial weights, the batches and the held-out share", int)
+    precision: str = _setting("float32", "bfloat16 is faster, less exact", choices=("float32", "bfloat16"))
+    save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", yes_no)
+    save_every: float = _setting(60.0, "seconds of training between saves, which follow evaluations", float)
+    resume: bool = _setting(True, "continue an interrupted training of the same name; False: start anew", yes_no)
+
+    # scores and verdicts
+    score: str = _setting("std", "image score: std of z^2/2 (the seed) or its mean (the paper)", choices=("std", "mean"))
+    calibration_share: float = _setting(
+        0.1, "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts", float
+    )
+    fpr: float = _setting(0.05, "share of good images that the threshold may call defective", float)
+
+    # output
+    map_every: int = _setting(4, "draw every n-th defective image", int)
+    map_columns: int = _setting(8, "images per picture", int)
+    verbose: bool = _setting(True, "print the losses of each evaluation", yes_no)
+    hide_tqdm_bar: bool = _setting(False, "no progress", yes_no)
+
+    # machine
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1 or mps")
+    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; -1: the CPU; takes precedence over device")
+    cpu: bool = _setting(False, "use the CPU even where there is a GPU", yes_no, nargs="?", const=True)
+
+    given: frozenset[str] = frozenset()  # names of the settings on the command line
+
+    def __post_init__(self):
+        """Fill in what follows from other settings; raise UserError for values that make no sense."""
+        self.img_size = tuple(self.img_size) * 2 if len(self.img_size) == 1 else tuple(self.img_size)
+        for name in ("n_scales", "n_coupling_blocks", "fc_internal", "batch_size", "sub_epochs"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("map_every", "map_columns"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("meta_epochs", "save_every"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("lr_init", "max_grad_norm"):
+            self._require(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
+        self._require("norm_std", min(self.norm_std) > 0, "above 0")
+        self._require("calibration_share", 0 <= self.calibration_share < 1, "from 0 to below 1")
+        self._require("fpr", 0 < self.fpr < 1, "between 0 and 1")
+        for name in ("class_name", "modelname"):
+            value = getattr(self, name)
+            plain = value and value not in (".", "..") and not set(value) & set("/\\\0")
+            self._require(name, plain, "the name of one folder, without slashes")
+        step = 32 * 2 ** (self.n_scales - 1)
+        fits = len(self.img_size) == 2 and all(size > 0 and size % step == 0 for size in self.img_size)
+        self._require("img_size", fits, f"height and width, both multiples of {step} (the coarsest scale's stride)")
+        if self.kernel_sizes is None:
+            self.kernel_sizes = [3] * (self.n_coupling_blocks - 1) + [5]
+        odd = all(kernel > 0 and kernel % 2 for kernel in self.kernel_sizes)
+        self._require("kernel_sizes", len(self.kernel_sizes) == self.n_coupling_blocks and odd, "one odd size per block")
+
+    def _require(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserError(f"--{name} {getattr(self, name)}: expected {expected}")
+
+    @property
+    def model_file(self) -> Path:
+        return HERE / "models/tmp" / self.modelname
+
+    @property
+    def result_dir(self) -> Path:
+        return HERE / "results" / self.modelname
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of the features at the finest scale."""
+        return self.img_size[0] // 32, self.img_size[1] // 32
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain values, as they are stored beside the weights; paths in this folder relative to it."""
+        plain = {}
+        for field in _fields():
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                value = str(value.relative_to(HERE) if value.is_relative_to(HERE) else value.absolute())
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+        return plain
+
+    def same_training(self, stored: dict[str, Any], path: Path) -> None:
+        """Raise UserError unless a training with the `stored` settings can be continued with these."""
+        ours = self.as_dict()
+        self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path)
+
+    def with_trained(self, stored: dict[str, Any], path: Path) -> "Config":
+        """The settings that a model was trained with, but for those on the command line and those of the machine.
+
+        Raises UserError where an option on the command line contradicts the trained model.
+        """
+        ours = self.as_dict()
+        self._compare({name: ours[name] for name in MODEL_SETTINGS if name in self.given}, stored, path)
+        kept = self.given | MACHINE_SETTINGS
+        values = {field.name: getattr(self, field.name) for field in _fields()}
+        for field in _fields():
+            if field.name in stored and (field.name not in kept or field.name in MODEL_SETTINGS):
+                value = stored[field.name]
+                values[field.name] = HERE / value if value is not None and field.metadata["type"] is Path else value
+        return Config(**values, given=self.given)
+
+    def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
+        if ours.get("extractor") == "auto":
+            del ours["extractor"]
+        differing = [f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value]
+        if differing:
+            raise UserError(
+                f"{path} was trained with other settings: {'; '.join(differing)}. "
+                "Use these, or another --modelname, or --resume False to train anew in its place"
+            )
+
+
+# What must agree for a model to be used at all, and what else for its training to be continued.
+MODEL_SETTINGS = (
+    "img_size", "extractor", "n_scales", "norm_mean", "norm_std",
+    "n_coupling_blocks", "fc_internal", "kernel_sizes", "clamp", "use_gamma",
+)  # fmt: skip
+TRAINING_SETTINGS = (
+    "class_name", "batch_size", "lr_init", "max_grad_norm", "sub_epochs", "seed", "precision", "calibration_share",
+)  # fmt: skip
+# What belongs to the run and the machine, not to a trained model.
+MACHINE_SETTINGS = {
+    "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
+    "map_every", "map_columns", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+}  # fmt: skip
+
+
+def _fields() -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(Config) if field.name != "given"]
+
+
+def build_parser(description: str) -> ArgumentParser:
+    """A parser with one option per setting; only options that are given appear in its result."""
+    parser = ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+    for field in _fields():
+        default = field.default_factory()
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        options = {name: value for name, value in field.metadata.items() if name != "help"}
+        help = field.metadata["help"] + ("" if default is None else f" (default: {shown})")
+        parser.add_argument(f"--{field.name}", help=help, **options)
+    return parser
+
+
+def parse(argv: list[str] | None, description: str) -> Config:
+    """The settings of this file, overridden by the command line."""
+    return from_options(vars(build_parser(description).parse_args(argv)))
+
+
+def from_options(options: dict[str, Any]) -> Config:
+    """A Config from what the parser returned."""
+    return Config(**options, given=frozenset(options))

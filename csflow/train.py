@@ -1,0 +1,165 @@
+"""Training of the flow: data, forward, loss, backward, step; an evaluation after every sub_epochs epochs."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common import checkpoint
+from common.metrics import image_auroc
+from common.runtime import UserError, progress, say, seed_all, stop_on_request
+from csflow.config import Config
+from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, save_model
+from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, get_loss, run_flow, split_calibration
+
+Features = StoredFeatures | ComputedFeatures
+
+
+def train(
+    config: Config, dataset: Dataset, train_set: Features, test_set: Features, extractor: str, device: torch.device
+) -> tuple[CSFlow, dict[str, Any]]:
+    """Train a flow, or continue a training of the same name, and save it in config.model_file.
+
+    Returns the model in eval mode and what is stored beside it: "history" (one entry per evaluation), "calibration"
+    (scores of the held-out good images), "extractor", "data". Raises UserError where a training of that name had
+    other settings or images, or the loss is not finite.
+    """
+    config.extractor = extractor  # "auto" has been decided
+    train_rows, calibration_rows = split_calibration(len(train_set), config.calibration_share, config.seed)
+    labels = [sample.label for sample in dataset.test]
+    seed_all(config.seed)
+    model = get_cs_flow_model(config, N_FEAT[extractor]).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr_init, eps=1e-4, weight_decay=1e-5)
+    about = {
+        "extractor": extractor,
+        "data": "synthetic" if dataset.synthetic else str(dataset.root),
+        "fingerprint": dataset.fingerprint,
+        "device": str(device),
+        "history": [],
+        "calibration": None,
+        "seconds": 0.0,
+    }
+    first_epoch, first_step, loss_sum = 0, 0, 0.0
+    if config.resume and config.save_model and config.model_file.exists():
+        stored = checkpoint.load(config.model_file, "csflow")
+        config.same_training(stored["settings"], config.model_file)
+        if stored["fingerprint"] != dataset.fingerprint:
+            raise UserError(
+                f"{config.model_file} was trained on other images than {dataset.root} holds now: "
+                "use another --modelname, or --resume False to train anew in its place"
+            )
+        checkpoint.load_parameters(model, stored["model"], config.model_file)
+        optimizer.load_state_dict(stored["optimizer"])
+        first_epoch, first_step, loss_sum = stored["epoch"], stored["step"], stored["loss_sum"]
+        about = {name: stored[name] for name in about} | {"device": str(device)}
+        _say_continued(config, first_epoch, first_step)
+
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    last_saved = time.monotonic()
+
+    def save(epoch: int, step: int) -> None:
+        nonlocal last_saved
+        last_saved = time.monotonic()
+        if config.save_model:
+            state = {"optimizer": optimizer.state_dict(), "epoch": epoch, "step": step, "loss_sum": loss_sum}
+            save_model(config.model_file, model, config, **state, **about)
+
+    epochs = range(first_epoch, config.meta_epochs * config.sub_epochs)
+    with stop_on_request() as stop:
+        for epoch in progress(epochs, "training", hide=config.hide_tqdm_bar):
+            started = time.monotonic()
+            batches = _batches(train_rows, config, epoch)
+            if epoch % config.sub_epochs == 0 and first_step == 0:
+                loss_sum = 0.0
+            for step in range(first_step, len(batches)):
+                features = [x.to(device) for x in train_set.batch(batches[step])]
+                with autocast:
+                    z, log_det = model(features)
+                loss = get_loss(z, log_det)
+                _require_finite(loss, epoch, step, config)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                loss_sum += loss.item() * len(batches[step])
+                if stop():
+                    about["calibration"] = None  # it belonged to the parameters of the last evaluation
+                    save(epoch, step + 1)
+                    raise KeyboardInterrupt
+            first_step = 0
+            about["seconds"] += time.monotonic() - started
+            if (epoch + 1) % config.sub_epochs == 0:
+                mean_loss = loss_sum / (len(train_rows) * config.sub_epochs)
+                with autocast:
+                    evaluation, about["calibration"] = _evaluate(
+                        model, config, train_set, test_set, labels, calibration_rows, device
+                    )
+                about["history"].append({"epoch": epoch + 1, "train_loss": mean_loss, **evaluation})
+                if config.verbose and _worth_a_line(epoch, config):
+                    _say_evaluation(about["history"][-1], config)
+                if epoch + 1 == epochs.stop or time.monotonic() - last_saved >= config.save_every:
+                    save(epoch + 1, 0)
+    return model.eval(), about
+
+
+def _batches(rows: list[int], config: Config, epoch: int) -> list[list[int]]:
+    """The shuffled batches of an epoch, none dropped. They depend on seed and epoch alone, so that a training
+    interrupted anywhere goes on with the very batches that are left."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(rows), generator=generator)
+    return [[rows[i] for i in batch] for batch in order.split(config.batch_size)]
+
+
+def _evaluate(
+    model: Callable,
+    config: Config,
+    train_set: Features,
+    test_set: Features,
+    labels: list[int],
+    calibration_rows: list[int],
+    device: torch.device,
+) -> tuple[dict[str, float], dict[str, list[float]] | None]:
+    """Losses and AUROC on the test part, and the scores of the held-out good images, from which thresholds come."""
+    test = run_flow(model, test_set, range(len(labels)), config, device)
+    good = [label == 0 for label in labels]
+    result = {
+        "test_good_loss": float(test["loss"][good].mean()),
+        "auroc_std": image_auroc(labels, test["std"]),
+        "auroc_mean": image_auroc(labels, test["mean"]),
+    }
+    if not calibration_rows:
+        return result, None
+    held = run_flow(model, train_set, calibration_rows, config, device)
+    result["calibration_loss"] = float(held["loss"].mean())
+    calibration = {name: held[name].tolist() for name in ("std", "mean")}
+    calibration["map"] = held["map"].max(axis=(1, 2)).tolist()  # each image's most anomalous place
+    return result, calibration
+
+
+def _require_finite(loss: torch.Tensor, epoch: int, step: int, config: Config) -> None:
+    if not torch.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops; the last saved model "
+            f"({config.model_file}) stays. Try a lower --lr_init or --clamp"
+        )
+
+
+def _worth_a_line(epoch: int, config: Config) -> bool:
+    """At most about ten lines in all, however many evaluations there are."""
+    number, last = (epoch + 1) // config.sub_epochs, config.meta_epochs
+    return number == last or number % max(last // 10, 1) == 0
+
+
+def _say_evaluation(entry: dict[str, float], config: Config) -> None:
+    say(
+        f"epoch {entry['epoch']:4d}: loss {entry['train_loss']:.4f} on training images, {entry['test_good_loss']:.4f} "
+        f"on good test images; image AUROC {entry[f'auroc_{config.score}']:.4f} ({config.score})"
+    )
+
+
+def _say_continued(config: Config, epoch: int, step: int) -> None:
+    if epoch >= config.meta_epochs * config.sub_epochs:
+        say(f"{config.model_file} is trained for {epoch} epochs already (--resume False trains it anew)")
+    else:
+        say(f"continuing {config.model_file} after epoch {epoch}" + (f", step {step}" if step else ""))

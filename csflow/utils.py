@@ -1,0 +1,155 @@
+"""Data, loss and scores of CS-Flow: what training, evaluation and scoring share."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import transforms
+
+from common.images import Sample, fingerprint, mvtec_samples, read_image, require_readable, synthetic
+from common.runtime import UserError, say
+from csflow.config import Config
+from csflow.model import FeatureExtractor
+
+FeatureBatch = list[Tensor]  # per scale s: (B, C, H / 32 / 2^s, W / 32 / 2^s), float32
+
+
+@dataclass
+class Dataset:
+    """The images of one class folder: samples of both parts, class names by label, and what they are."""
+
+    root: Path
+    train: list[Sample]
+    test: list[Sample]
+    class_names: list[str]
+    synthetic: bool
+    fingerprint: str
+
+    def name(self, sample: Sample) -> str:
+        """The sample's path within the class folder, with forward slashes."""
+        return sample.path.relative_to(self.root).as_posix()
+
+
+def load_dataset(config: Config) -> Dataset:
+    """List the images of config.class_name and check that each can be read. UserError names what is wrong."""
+    root = config.dataset_path / config.class_name
+    train, _ = mvtec_samples(root, "train")
+    test, class_names = mvtec_samples(root, "test")
+    paths = [sample.path for sample in train + test]
+    require_readable(paths)
+    made = synthetic(root)
+    if made:
+        say(f"the images in {root} are generated stand-ins, not real data")
+    return Dataset(root, train, test, class_names, made, fingerprint(paths, root))
+
+
+def load_images(paths: Sequence[Path], config: Config) -> Tensor:
+    """Read images as the extractor wants them: (B, 3, H, W), resized to config.img_size and normalised."""
+    transform = transforms.Compose(
+        [
+            transforms.Resize(config.img_size),  # bilinear, antialiased
+            transforms.ToTensor(),
+            transforms.Normalize(config.norm_mean, config.norm_std),
+        ]
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return torch.stack(list(pool.map(lambda path: transform(read_image(path)), paths)))
+
+
+@dataclass
+class StoredFeatures:
+    """Extracted features, mapped from their files: only the rows of a batch are ever in memory."""
+
+    maps: list[np.ndarray]  # per scale (N, C, h, w)
+
+    def __len__(self) -> int:
+        return len(self.maps[0])
+
+    def batch(self, indices: Sequence[int]) -> FeatureBatch:
+        """Features of the images `indices`, on the CPU."""
+        return [torch.from_numpy(array[np.asarray(indices)]) for array in self.maps]
+
+
+@dataclass
+class ComputedFeatures:
+    """Features computed from the images whenever they are asked for (pre_extracted False)."""
+
+    paths: list[Path]
+    config: Config
+    extractor: FeatureExtractor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, indices: Sequence[int]) -> FeatureBatch:
+        """Features of the images `indices`, on the device."""
+        images = load_images([self.paths[index] for index in indices], self.config)
+        return self.extractor(images.to(self.device))
+
+
+def image_losses(z: list[Tensor], log_det: list[Tensor]) -> Tensor:
+    """Each image's negative log-likelihood per element, up to a constant, (B,) (paper, equation 6).
+
+    (0.5 * sum z^2 - sum log-det) over all scales, divided by the number of elements of one image's z.
+    """
+    squares = sum(0.5 * (z_s**2).sum(dim=(1, 2, 3)) for z_s in z)
+    return (squares - sum(log_det)) / sum(z_s[0].numel() for z_s in z)
+
+
+def get_loss(z: list[Tensor], log_det: list[Tensor]) -> Tensor:
+    """The training loss: mean of `image_losses` over the batch."""
+    return image_losses(z, log_det).mean()
+
+
+def image_scores(z: list[Tensor]) -> dict[str, Tensor]:
+    """Both anomaly scores of each image, (B,): over v = z^2 / 2 at all scales, "std" (the seed's, population
+    standard deviation) and "mean" (the paper's, section 3.4)."""
+    v = torch.cat([(0.5 * z_s**2).flatten(1) for z_s in z], dim=1)
+    return {"std": v.std(dim=1, correction=0), "mean": v.mean(dim=1)}
+
+
+def anomaly_maps(z: list[Tensor]) -> Tensor:
+    """Mean over channels of z^2 at the finest scale: (B, h, w) with h, w = config.map_size."""
+    return (z[0] ** 2).mean(dim=1)
+
+
+def split_calibration(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the training images to train on, and of those held out to set the threshold.
+
+    A share above 0 holds out at least one image and leaves at least one.
+    """
+    if share == 0:
+        return list(range(count)), []
+    if count < 2:
+        raise UserError(
+            "train/good has one image: none can be held out to set the threshold; add images or use --calibration_share 0"
+        )
+    held = min(max(round(share * count), 1), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+@torch.no_grad()
+def run_flow(
+    model: Callable[[FeatureBatch], tuple[list[Tensor], list[Tensor]]],
+    features: StoredFeatures | ComputedFeatures,
+    indices: Sequence[int],
+    config: Config,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """Score images: "std" and "mean" (N,), "map" (N, h, w), and "loss" (N,), each image's negative log-likelihood."""
+    rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
+    for batch in torch.tensor(indices, dtype=torch.long).split(config.batch_size):
+        z, log_det = model([x.to(device) for x in features.batch(batch.tolist())])
+        scores = image_scores(z)
+        rows["std"].append(scores["std"])
+        rows["mean"].append(scores["mean"])
+        rows["map"].append(anomaly_maps(z))
+        rows["loss"].append(image_losses(z, log_det))
+    return {name: torch.cat(values).float().cpu().numpy() for name, values in rows.items()}

@@ -1,0 +1,534 @@
+"""Image folders: which files are found, in which order, and that each format is read, checked or refused rightly."""
+
+import os
+import runpy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from common import images
+from common.files import UserError
+from common.images import (
+    EXTENSIONS,
+    check_images,
+    fingerprint,
+    image_files,
+    image_size,
+    mark_synthetic,
+    mvtec_samples,
+    new_synthetic_folder,
+    read_image,
+    read_mask,
+    require_readable,
+    synthetic,
+)
+
+
+def save(path: Path, values=128, **options) -> Path:
+    """Save a grey 6 x 5 image, or the given array or image, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(values, int):
+        values = np.full((5, 6), values, np.uint8)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(path, **options)
+    return path
+
+
+def noise(height=64, width=48, channels=3) -> Image.Image:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def rotated(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def close(path: Path) -> None:
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+
+
+@pytest.fixture
+def mvtec(tmp_path) -> Path:
+    for name in ("train/good/b.png", "train/good/a.png", "test/good/0.png", "test/hole/0.png", "test/hole/1.png"):
+        save(tmp_path / name)
+    save(tmp_path / "test/crack/10.png")
+    save(tmp_path / "ground_truth/hole/0_mask.png")
+    save(tmp_path / "ground_truth/crack/10.bmp")
+    return tmp_path
+
+
+# Which files
+
+
+def test_mvtec_samples_order_labels_and_masks(mvtec):
+    samples, names = mvtec_samples(mvtec, "test")
+    assert names == ["good", "crack", "hole"]
+    truth = mvtec / "ground_truth"
+    assert [(str(s.path.relative_to(mvtec)), s.label, s.class_name, s.mask) for s in samples] == [
+        ("test/good/0.png", 0, "good", None),
+        ("test/crack/10.png", 1, "crack", truth / "crack/10.bmp"),
+        ("test/hole/0.png", 2, "hole", truth / "hole/0_mask.png"),
+        ("test/hole/1.png", 2, "hole", None),
+    ]
+
+
+def test_mvtec_train_uses_good_only_and_says_so(mvtec, capsys):
+    samples, names = mvtec_samples(mvtec, "train")
+    assert [sample.path.name for sample in samples] == ["a.png", "b.png"] and names == ["good"]
+    assert capsys.readouterr().out == ""
+    save(mvtec / "train/scratch/0.png")
+    assert mvtec_samples(mvtec, "train") == (samples, names)
+    assert "scratch" in capsys.readouterr().out
+
+
+def test_mvtec_test_part_without_defects(tmp_path):
+    save(tmp_path / "test/good/0.png")
+    samples, names = mvtec_samples(tmp_path, "test")
+    assert len(samples) == 1 and names == ["good"]
+
+
+def test_masks_follow_subfolders_and_prefer_the_suffix(mvtec):
+    save(mvtec / "test/hole/left/x.y.png")
+    save(mvtec / "ground_truth/hole/left/x.y.png")
+    save(mvtec / "ground_truth/hole/x.y_mask.png")  # another folder's
+    masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
+    assert masks["x.y.png"] == mvtec / "ground_truth/hole/left/x.y.png"
+    better = save(mvtec / "ground_truth/hole/left/x.y_mask.TIF")
+    masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
+    assert masks["x.y.png"] == better
+
+
+def test_good_images_have_no_mask(mvtec):
+    save(mvtec / "ground_truth/good/0_mask.png", 0)
+    assert mvtec_samples(mvtec, "test")[0][0].mask is None
+
+
+def test_mvtec_errors_name_folder_and_layout(tmp_path):
+    root = tmp_path / "bottle"
+
+    def message(part: str) -> str:
+        with pytest.raises(UserError) as caught:
+            mvtec_samples(root, part)
+        text = str(caught.value)
+        assert "\n" not in text and f"{root}/train/good/*.png" in text
+        return text.split(": ")[0]
+
+    assert message("train") == f"there is no folder {root}"
+    save(root / "train/notes.png")
+    assert message("train") == f"there is no folder {root}/train/good"
+    assert message("test") == f"there is no folder {root}/test"
+    (root / "train/good").mkdir()
+    assert message("train") == f"there are no images in {root}/train/good"
+    save(root / "test/good/0.png")
+    (root / "test/hole").mkdir()
+    (root / "test/hole/notes.txt").write_text("none")
+    assert message("test") == f"there are no images in {root}/test/hole"
+
+
+def test_image_files_finds_every_kind_and_nothing_else(tmp_path):
+    wanted = ["B.JPEG", "a b.png", "a?.png", "sub/deep/x.Tif", "sub/é漢.webp", "z#1%20.jpe"]
+    for name in [*wanted, ".hidden.png", ".cache/x.png", "notes.txt", "report.pdf", "clip.mpg", "png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == wanted
+    assert image_files(str(tmp_path / "sub/é漢.webp")) == [tmp_path / "sub/é漢.webp"]
+
+
+def test_every_extension_is_one_that_pillow_reads():
+    formats = Image.registered_extensions()
+    # Pillow opens MPO, the phones' variant of JPEG, through its JPEG reader.
+    assert {extension for extension in EXTENSIONS if formats[extension] not in Image.OPEN} == {".mpo"}
+
+
+def test_image_files_errors(tmp_path):
+    with pytest.raises(UserError, match=r"no file or folder .*absent"):
+        image_files(tmp_path / "absent")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="no images in"):
+        image_files(tmp_path)
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    image = save(tmp_path / "a/0.png")
+    (tmp_path / "a/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "a/link.png").symlink_to(image)
+    assert [path.name for path in image_files(tmp_path)] == ["0.png", "link.png"]
+
+
+def test_closed_folder_is_an_error_not_an_empty_one(tmp_path):
+    save(tmp_path / "0.png")
+    close(save(tmp_path / "closed/1.png").parent)
+    with pytest.raises(UserError, match=r"cannot read the folder .*closed: permission denied"):
+        image_files(tmp_path)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "extension", ["bmp", "dib", "gif", "jp2", "pcx", "png", "ppm", "qoi", "sgi", "tga", "tif", "webp"]
+)
+def test_lossless_formats_read_exactly(tmp_path, extension):
+    source = noise().quantize(200).convert("RGB")  # GIF holds no more colours
+    path = save(tmp_path / f"a.{extension}", source, **({"lossless": True} if extension == "webp" else {}))
+    image = read_image(path)
+    assert image.mode == "RGB" and np.array_equal(image, source)
+    assert image_size(path) == (64, 48)
+    assert check_images([path]) == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.jpe", "a.avif", "a b?é.jpg"])
+def test_lossy_formats_read_closely(tmp_path, name):
+    path = save(tmp_path / name, np.full((8, 8, 3), (200, 100, 50), np.uint8))
+    assert np.abs(np.asarray(read_image(path)).astype(int) - (200, 100, 50)).max() < 6
+    assert check_images([path]) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_uses_the_full_fixed_scale(tmp_path, name):
+    values = np.array([[0, 257, 25700], [200, 65534, 65535]], np.uint16)
+    path = save(tmp_path / name, values)
+    image = np.asarray(read_image(path))
+    assert image.shape == (2, 3, 3) and image[..., 0].tolist() == [[0, 1, 100], [1, 255, 255]]
+    assert check_images([path]) == []
+
+
+def test_16_bit_big_endian_and_32_bit_within_range(tmp_path):
+    big = Image.frombytes("I;16B", (2, 1), np.array([257, 65535], ">u2").tobytes())
+    assert np.asarray(read_image(save(tmp_path / "b.tif", big)))[0, :, 0].tolist() == [1, 255]
+    wide = np.array([[0, 2570]], np.int32)
+    assert np.asarray(read_image(save(tmp_path / "i.tif", wide)))[0, :, 0].tolist() == [0, 10]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("f.tif", np.ones((2, 2), np.float32)), ("i.tif", np.full((2, 2), 65536, np.int32)), ("n.tif", np.int32([[-1]]))],
+)
+def test_pixels_without_a_fixed_range_are_refused_by_reading_and_by_checking(tmp_path, name, values):
+    path = save(tmp_path / name, values)
+    with pytest.raises(UserError, match=f"cannot read image .*{name}: .*convert it to 8 or 16 bits"):
+        read_image(path)
+    [(found, problem)] = check_images([path])
+    assert found == path and problem.endswith("convert it to 8 or 16 bits per channel")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("1", "a.png"),
+        ("1", "a.tif"),
+        ("L", "a.jpg"),
+        ("LA", "a.png"),
+        ("RGBA", "a.png"),
+        ("RGBA", "a.tga"),
+        ("P", "a.png"),
+        ("CMYK", "a.jpg"),
+        ("CMYK", "a.tif"),
+        ("YCbCr", "a.tif"),
+        ("LAB", "a.tif"),
+    ],
+)
+def test_modes_become_rgb(tmp_path, mode, name):
+    expected = np.zeros((8, 16, 3), np.uint8)
+    expected[:, :8] = 255
+    if mode == "LAB":  # lightness, then two colours that are 0 for grey
+        source = Image.frombytes("LAB", (16, 8), (expected * np.uint8([1, 0, 0])).tobytes())
+    else:
+        source = Image.fromarray(expected).convert(mode)
+    path = save(tmp_path / name, source)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    pixels = np.asarray(read_image(path))
+    assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() <= 3
+    assert check_images([path]) == []
+
+
+def test_transparent_colours_are_kept_and_nothing_is_warned_of(tmp_path):
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.putdata([0, 1, 2])
+    path = save(tmp_path / "a.png", palette, transparency=bytes([0, 128, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.asarray(read_image(path)).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    path = save(tmp_path / "b.png", Image.new("RGBA", (1, 1), (9, 8, 7, 0)))
+    assert read_image(path).getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_animations_give_their_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    for name in ("a.gif", "a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert read_image(tmp_path / name).getpixel((1, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, name, orientation):
+    source = np.zeros((16, 32, 3), np.uint8)
+    source[:8, :8] = 255  # a mark in the upper left corner
+    path = save(tmp_path / name, source, exif=rotated(orientation))
+    image = np.asarray(read_image(path))
+    assert image.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
+    assert image_size(path) == image.shape[:2]
+    # Where EXIF's table says that the stored image's first row and first column are to be shown.
+    bottom, right = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    if orientation in (6, 8):
+        bottom, right = orientation == 8, orientation == 6
+    corner = image[-4 if bottom else 4, -4 if right else 4]
+    assert corner.min() > 200 and (image > 200).mean() == pytest.approx(64 / 512, abs=0.01)
+
+
+def test_16_bit_images_are_turned_as_well(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 65535]], np.uint16), exif=rotated(3))
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [255, 0]
+
+
+def damaged_files(folder: Path) -> dict[str, str]:
+    """Damaged or odd files and what the message must tell about them."""
+    whole = save(folder / "whole.jpg", noise()).read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    for extension in ("png", "tif", "webp", "bmp", "gif"):
+        data = save(folder / f"whole.{extension}", noise()).read_bytes()
+        (folder / f"cut.{extension}").write_bytes(data[: len(data) // 2])
+    (folder / "text.png").write_text("not an image")
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    return {
+        **{f"cut.{extension}": "" for extension in ("jpg", "png", "tif", "webp", "bmp", "gif")},
+        "text.png": "empty, damaged or not an image",
+        "empty.png": "empty, damaged or not an image",
+        "folder.png": "is a directory",
+        "gone.png": "no such file or directory",
+    }
+
+
+def test_damaged_files_are_refused_and_found_beforehand(tmp_path):
+    expected = damaged_files(tmp_path)
+    paths = [tmp_path / name for name in expected]
+    for path, words in zip(paths, expected.values()):
+        with pytest.raises(UserError) as caught:
+            read_image(path)
+        message = str(caught.value)
+        assert message.startswith(f"cannot read image {path}: ") and words in message and "\n" not in message
+    wholes = sorted(tmp_path.glob("whole.*"))
+    found = check_images([*wholes, *paths])
+    assert [path for path, _ in found] == paths
+    assert all(words in problem and problem for (_, problem), words in zip(found, expected.values()))
+    with pytest.raises(UserError, match=r"cannot read image .*text\.png"):
+        image_size(tmp_path / "text.png")
+
+
+def test_truncated_jpeg_variants_are_found(tmp_path):
+    for name, mode, options in [("p", "RGB", {"progressive": True}), ("g", "L", {}), ("c", "CMYK", {})]:
+        data = save(tmp_path / f"{name}.jpg", noise(200, 300).convert(mode), **options).read_bytes()
+        path = tmp_path / f"{name}_cut.jpg"
+        path.write_bytes(data[: int(0.9 * len(data))])
+        assert [found for found, _ in check_images([path, tmp_path / f"{name}.jpg"])] == [path]
+
+
+def test_broken_orientation_data_is_found_beforehand(tmp_path):
+    path = save(tmp_path / "a.png", noise(), exif=b"Exif\0\0garbage____")
+    with pytest.raises(UserError, match="cannot read image"):
+        read_image(path)
+    assert [found for found, _ in check_images([path])] == [path]
+
+
+def test_closed_file(tmp_path):
+    path = save(tmp_path / "a.png")
+    close(path)
+    with pytest.raises(UserError, match="permission denied"):
+        read_image(path)
+    with pytest.raises(UserError, match="permission denied"):
+        fingerprint([path], tmp_path)
+
+
+@pytest.mark.parametrize("limit", [25, 10])  # Pillow only warns of 30 pixels at the first, and refuses at the second
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    for action in (read_image, image_size):
+        with pytest.raises(UserError, match="30 pixels"):
+            action(path)
+    assert "30 pixels" in check_images([path])[0][1]
+
+
+def test_pillows_warning_of_bombs_is_a_refusal_without_pytests_filters_too(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        fresh = runpy.run_path(images.__file__)
+        with pytest.raises(UserError, match="30 pixels"):
+            fresh["read_image"](path)
+
+
+def test_require_readable_names_all_in_one_line(tmp_path):
+    good = save(tmp_path / "good.png")
+    require_readable([good])
+    broken = [tmp_path / f"{i:02d}.png" for i in range(23)]
+    for path in broken:
+        path.touch()
+    with pytest.raises(UserError) as caught:
+        require_readable([good, *broken[:2]])
+    reason = "(empty, damaged or not an image)"
+    assert str(caught.value) == (
+        f"cannot read 2 of 3 images, mend or remove them: {broken[0]} {reason}; {broken[1]} {reason}"
+    )
+    with pytest.raises(UserError) as caught:
+        require_readable(broken)
+    message = str(caught.value)
+    assert message.endswith("and 3 more") and message.count(".png") == 20 and "\n" not in message
+
+
+# Masks
+
+
+@pytest.mark.parametrize("peak", [1, 2, 255])
+def test_masks_of_any_scale(tmp_path, peak):
+    expected = np.array([[False, True, True], [False, False, True]])
+    path = save(tmp_path / "m.png", expected.astype(np.uint8) * np.uint8(peak))
+    mask = read_mask(path, (2, 3))
+    assert mask.dtype == bool and np.array_equal(mask, expected)
+
+
+def test_masks_in_other_modes(tmp_path):
+    expected = np.array([[False, True], [True, False]])
+    one_bit = Image.fromarray(expected)
+    colours = np.zeros((2, 2, 3), np.uint8)
+    colours[0, 1, 2] = colours[1, 0, 0] = 255  # two kinds of defect, blue and red
+    palette = Image.fromarray(expected.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    for name, values in {
+        "1.png": one_bit,
+        "16.png": expected.astype(np.uint16),
+        "32.tif": expected.astype(np.int32) * 255,
+        "rgb.png": colours,
+        "p.png": palette,
+        "la.png": one_bit.convert("L").convert("LA"),
+    }.items():
+        assert np.array_equal(read_mask(save(tmp_path / name, values), (2, 2)), expected), name
+
+
+def test_jpeg_masks_carry_noise(tmp_path):
+    expected = np.zeros((40, 40), bool)
+    expected[10:30, 13:31] = True
+    path = save(tmp_path / "m.jpg", expected.astype(np.uint8) * np.uint8(255), quality=60)
+    assert np.count_nonzero(np.asarray(Image.open(path)) % 255) > 20  # there is noise
+    assert np.array_equal(read_mask(path, (40, 40)), expected)
+
+
+def test_empty_masks_mean_no_defect(tmp_path):
+    assert not read_mask(save(tmp_path / "m.png", 0), (5, 6)).any()
+    assert not read_mask(save(tmp_path / "m.tif", np.zeros((5, 6), np.uint16)), (5, 6)).any()
+
+
+def test_mask_errors(tmp_path):
+    path = save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"m\.png is 6 x 5 pixels, its image 5 x 6"):
+        read_mask(path, (6, 5))
+    path.write_text("no image")
+    with pytest.raises(UserError, match=r"cannot read image .*m\.png"):
+        read_mask(path, (5, 6))
+
+
+# Fingerprints
+
+
+def test_fingerprint_tells_names_contents_and_order_apart(tmp_path):
+    def take(folder: Path, *names: str) -> str:
+        return fingerprint([folder / name for name in names], folder)
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"aaaa")
+        (folder / "b.png").write_bytes(b"bbbb")
+    first = take(one, "a.png", "b.png")
+    assert len(first) == 16 and int(first, 16) >= 0
+    assert take(two, "a.png", "b.png") == first
+    assert take(one, "b.png", "a.png") != first and take(one, "a.png") != first
+    (two / "c.png").write_bytes(b"bbbb")
+    assert take(two, "a.png", "c.png") != first
+    (two / "b.png").write_bytes(b"bbbc")
+    assert take(two, "a.png", "b.png") != first
+    with (one / "b.png").open("ab") as file:
+        file.write(bytes(100_000))
+    longer = take(one, "a.png", "b.png")
+    with (one / "b.png").open("ab") as file:  # behind the first 64 KiB: only the size tells
+        file.write(b"0")
+    assert len({first, longer, take(one, "a.png", "b.png")}) == 3
+
+
+def test_fingerprint_of_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read image .*gone\.png: no such file"):
+        fingerprint([tmp_path / "gone.png"], tmp_path)
+
+
+# Generated data
+
+
+def test_synthetic_folder_is_recognised_until_real_files_join_it(tmp_path):
+    folder = tmp_path / "data"
+    assert not synthetic(folder)
+    save(folder / "train/good/a b.png")
+    assert not synthetic(folder)
+    mark_synthetic(folder, "make it")
+    assert (folder / "SYNTHETIC").read_text() == "make it\ntrain/good/a b.png\n"
+    (folder / ".cache").touch()
+    assert synthetic(folder)
+    real = save(folder / "train/good/real.png")
+    with pytest.raises(UserError, match=r"real files beside generated ones in .*such as train/good/real\.png"):
+        synthetic(folder)
+    real.unlink()
+    (folder / "train/good/a b.png").unlink()
+    with pytest.raises(UserError, match=r"train/good/a b\.png is missing"):
+        synthetic(folder)
+    (folder / "SYNTHETIC").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"cannot read .*SYNTHETIC"):
+        synthetic(folder)
+
+
+def test_new_synthetic_folder_appears_whole(tmp_path):
+    folder = tmp_path / "deep/data"
+    with new_synthetic_folder(folder, "make it") as made:
+        save(made / "train/good/0.png")
+        assert not folder.exists()
+    assert synthetic(folder) and (folder / "train/good/0.png").is_file()
+    assert [entry.name for entry in folder.parent.iterdir()] == ["data"]
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it
+
+
+def test_new_synthetic_folder_leaves_nothing_after_an_error(tmp_path):
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), new_synthetic_folder(tmp_path / "data", "make it") as made:
+            save(made / "0.png")
+            raise error
+    with (
+        pytest.raises(UserError, match=r"cannot make .*data: no space left"),
+        new_synthetic_folder(tmp_path / "data", "make it"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_synthetic_folder_spares_what_is_there(tmp_path):
+    save(tmp_path / "data/mine.png")
+    with (
+        pytest.raises(UserError, match=r"data already holds files"),
+        new_synthetic_folder(tmp_path / "data", "make it"),
+    ):
+        pytest.fail("nothing is to be made")
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["mine.png"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make"), new_synthetic_folder(tmp_path / "file", "make it"):
+        pytest.fail("nothing is to be made")
