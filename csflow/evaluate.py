@@ -1,0 +1,232 @@
+"""Evaluate a saved model on the test part: python evaluate.py --modelname dummy_test
+
+Writes viz/scores/<modelname>/{score_histogram,all,<defect>}.png, viz/maps/<modelname>/<n>.jpg, and
+results/<modelname>/{results.json,scores.csv}.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.checkpoint import versions
+from common.figures import map_sheet, roc_figure, score_histogram
+from common.files import write_csv, write_json
+from common.images import image_size, read_image, read_mask
+from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
+from common.runtime import pick_device, progress, say, script
+from csflow.config import HERE, Config, parse
+from csflow.dummy_data import ensure_dummy_data
+from csflow.extract_features import extract, features_exist, open_features
+from csflow.model import CSFlow, load_extractor, load_model
+from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, load_dataset, run_flow
+
+Features = StoredFeatures | ComputedFeatures
+
+
+def load_features(config: Config, dataset: Dataset, device: torch.device) -> tuple[Features, Features, str]:
+    """Features of train and test part and the extractor's name: stored ones, extracted first where there are none,
+    or, with pre_extracted False, computed from the images whenever they are needed."""
+    if not config.pre_extracted:
+        extractor, name = load_extractor(config, device)
+        parts = [[sample.path for sample in samples] for samples in (dataset.train, dataset.test)]
+        return *(ComputedFeatures(paths, config, extractor, device) for paths in parts), name
+    if not features_exist(config):
+        say(f"no features of {config.class_name} in {config.feature_path} yet: extracting them")
+        extract(config, dataset, device)
+    return open_features(config, dataset)
+
+
+def thresholds(calibration: dict[str, list[float]] | None, config: Config) -> dict[str, Any] | None:
+    """Thresholds from the held-out good images: an image is defective if its score is above "image"; a pixel is if
+    its map value is above "pixel", which at most a share config.fpr of good images exceed anywhere.
+
+    None without held-out images. "promised_fpr" is the rate that so many images can vouch for.
+    """
+    if calibration is None:
+        return None
+    image, promised = threshold_for_fpr(calibration[config.score], config.fpr)
+    pixel, _ = threshold_for_fpr(calibration["map"], config.fpr)
+    count = len(calibration["map"])
+    if promised > config.fpr:
+        say(
+            f"{count} held-out good images cannot vouch for a false-positive rate of {config.fpr:g}, only for "
+            f"{promised:.2g}: the threshold is their highest score"
+        )
+    return {"image": image, "pixel": pixel, "images": count, "fpr": config.fpr, "promised_fpr": promised}
+
+
+def upsample(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Map (h, w) at the resolution of the features -> (H, W), bilinear."""
+    tensor = torch.from_numpy(anomaly_map)[None, None]
+    return F.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def evaluate(
+    config: Config, dataset: Dataset, model: CSFlow, test_set: Features, about: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Score the test part, write figures, scores.csv and results.json, and return the results.
+
+    about: what is stored beside the model (`train.train`). Pixel metrics are given where masks exist.
+    """
+    labels = np.array([sample.label for sample in dataset.test])
+    scored = run_flow(model, test_set, range(len(labels)), config, device)
+    scores = scored[config.score]
+    threshold = thresholds(about.get("calibration"), config)
+    f1, f1_threshold = best_f1(labels, scores)
+    results = {
+        "method": "CS-Flow",
+        "data": about.get("data", str(dataset.root)),
+        "class_name": config.class_name,
+        "extractor": about["extractor"],
+        "score": config.score,
+        "images": {"good": int((labels == 0).sum()), "defective": int((labels > 0).sum())},
+        "image_auroc": image_auroc(labels, scores),
+        "image_auroc_std": image_auroc(labels, scored["std"]),
+        "image_auroc_mean": image_auroc(labels, scored["mean"]),
+        "image_ap": average_precision(labels, scores),
+        "image_best_f1": f1,
+        "image_best_f1_threshold": f1_threshold,
+        **_pixel_metrics(dataset, scored["map"], config),
+        "threshold": _rates(threshold, labels, scores),
+        "history": about.get("history", []),
+        **_last_and_best(about.get("history", []), config),
+        "training_seconds": about.get("seconds"),
+        "device": str(device),
+        "settings": config.as_dict(),
+        "versions": versions(),
+    }
+    _write_scores(config, dataset, scored, threshold)
+    write_json(config.result_dir / "results.json", results)
+    _draw(config, dataset, scored, threshold)
+    _report(config, results)
+    return results
+
+
+def _pixel_metrics(dataset: Dataset, maps: np.ndarray, config: Config) -> dict[str, Any]:
+    if not any(sample.mask for sample in dataset.test):
+        say(f"no masks in {dataset.root / 'ground_truth'}: no pixel metrics")
+        return {}
+    metrics, without = PixelMetrics(), 0
+    for sample, anomaly_map in zip(progress(dataset.test, "pixel metrics", hide=config.hide_tqdm_bar), maps):
+        if sample.label and sample.mask is None:
+            without += 1  # nobody knows which of its pixels are defective
+            continue
+        size = image_size(sample.path)
+        metrics.update(upsample(anomaly_map, size), read_mask(sample.mask, size) if sample.mask else None)
+    if without:
+        say(f"{without} defective images have no mask: the pixel metrics leave them out")
+    return metrics.compute() | {"defective_images_without_mask": without}
+
+
+def _rates(threshold: dict[str, Any] | None, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any] | None:
+    if threshold is None:
+        return None
+    called = scores > threshold["image"]
+    detected = float(called[labels > 0].mean()) if (labels > 0).any() else float("nan")
+    return threshold | {"fpr_on_test_good": float(called[labels == 0].mean()), "detection_rate": detected}
+
+
+def _last_and_best(history: list[dict[str, Any]], config: Config) -> dict[str, Any]:
+    """The AUROC of the last evaluation in training, which is the saved model's, and the highest of all."""
+    aurocs = [entry[f"auroc_{config.score}"] for entry in history]
+    if not aurocs or np.isnan(aurocs).all():
+        return {}
+    best = int(np.nanargmax(aurocs))
+    return {
+        "last_auroc": aurocs[-1],
+        "best_auroc": aurocs[best],
+        "best_auroc_epoch": history[best]["epoch"],
+        "best_auroc_chosen_on": "test set",
+    }
+
+
+def _write_scores(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: dict[str, Any] | None) -> None:
+    rows = []
+    for i, sample in enumerate(dataset.test):
+        verdict = verdict_of(scored[config.score][i], threshold)
+        rows.append(
+            [dataset.name(sample), sample.class_name, sample.label, scored["std"][i], scored["mean"][i], verdict]
+        )
+    header = ["path", "class", "label", "score_std", "score_mean", "verdict"]
+    write_csv(config.result_dir / "scores.csv", header, rows)
+
+
+def verdict_of(score: float, threshold: dict[str, Any] | None) -> str:
+    """ "good", "defective", or nothing without a threshold."""
+    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
+
+
+def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: dict[str, Any] | None) -> None:
+    labels = np.array([sample.label for sample in dataset.test])
+    scores, folder = scored[config.score], HERE / "viz/scores" / config.modelname
+    limit = threshold["image"] if threshold else None
+    title = f"CS-Flow on {config.class_name}"
+    name = f"{config.score} of z²/2"
+    score_histogram(folder / "score_histogram.png", labels, scores, title, limit, score_name=name)
+    roc_figure(folder / "all.png", {"all defects": (labels, scores)}, title)
+    for label, defect in enumerate(dataset.class_names[1:], start=1):
+        chosen = (labels == 0) | (labels == label)
+        # A defect folder named like one of the other figures must not overwrite it.
+        file = f"{defect}_defect.png" if defect in ("all", "score_histogram") else f"{defect}.png"
+        roc_figure(folder / file, {defect: (labels[chosen], scores[chosen])}, title)
+
+    defective = np.flatnonzero(labels)[:: config.map_every]
+    folder = HERE / "viz/maps" / config.modelname
+    for old in folder.glob("*.jpg"):
+        old.unlink()
+    if not len(defective):
+        return
+    vmax = float(np.quantile(scored["map"], 0.999))
+    sheets = [defective[i : i + config.map_columns] for i in range(0, len(defective), config.map_columns)]
+    for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
+        columns, masks = [], []
+        for i in rows:
+            sample = dataset.test[i]
+            image = np.asarray(read_image(sample.path))
+            masks.append(read_mask(sample.mask, image.shape[:2]) if sample.mask else None)
+            columns.append((image, upsample(scored["map"][i], image.shape[:2]), dataset.name(sample)[len("test/") :]))
+        map_sheet(folder / f"{number}.jpg", columns, title, masks, vmin=0, vmax=vmax)
+
+
+def _report(config: Config, results: dict[str, Any]) -> None:
+    say(f"image AUROC {results['image_auroc']:.4f} ({config.score} score)")
+    if "best_auroc" in results:
+        say(
+            f"  in training: last {results['last_auroc']:.4f}, best {results['best_auroc']:.4f} after epoch "
+            f"{results['best_auroc_epoch']} (best is chosen on the test set; the saved model is the last)"
+        )
+    if "aupro" in results:
+        say(f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}, F1 {results['pixel_f1']:.4f}")
+    if results["threshold"]:
+        rates = results["threshold"]
+        say(
+            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['fpr']:g}: met on test images are "
+            f"{rates['fpr_on_test_good']:.3f} of good ones called defective, {rates['detection_rate']:.3f} of defects found"
+        )
+    else:
+        say("no threshold: no good images were held out (--calibration_share)")
+    say(f"results: {config.result_dir}")
+    say(f"pictures: {HERE / 'viz/scores' / config.modelname} and {HERE / 'viz/maps' / config.modelname}")
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate config.modelname."""
+    config = parse(argv, "Evaluate a saved model on the test images of its class.")
+    device = pick_device(config.device, config.gpu_ids, config.cpu)
+    model, config, about = load_model(config.model_file, config, device)
+    config.extractor = about["extractor"]
+    ensure_dummy_data(config)
+    dataset = load_dataset(config)
+    _, test_set, _ = load_features(config, dataset, device)
+    evaluate(config, dataset, model, test_set, about, device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

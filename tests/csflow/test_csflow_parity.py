@@ -1,0 +1,286 @@
+"""The flow and its extractors against numbers of the authors' own code (tests/parity), and what follows from the paper."""
+
+import json
+import runpy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.runtime import UserError
+from csflow.config import Config
+from csflow.freia_funcs import ParallelPermute
+from csflow.model import (
+    CSFlow,
+    EfficientNetB5,
+    FeatureExtractor,
+    from_authors,
+    from_efficientnet_pytorch,
+    get_cs_flow_model,
+    load_extractor,
+    load_model,
+    save_model,
+)
+from csflow.utils import anomaly_maps, get_loss, image_scores
+
+PARITY = Path(__file__).parents[1] / "parity"
+_rules = runpy.run_path(str(PARITY / "fill.py"))
+fill, draw = _rules["fill"], _rules["draw"]
+CPU = torch.device("cpu")
+CASES = ("csflow_a", "csflow_b")
+
+
+@cache
+def case(name: str):
+    """Settings of a parity case, the authors' arrays, and the state dict under the authors' names."""
+    settings = json.loads((PARITY / f"{name}.json").read_text())
+    arrays = dict(np.load(PARITY / f"{name}.npz"))
+    whole = {k: torch.zeros(shape, dtype=torch.long) for k, shape in settings["keys"].items() if k.endswith("_tracked")}
+    state = fill({key: torch.empty(shape) for key, shape in settings["keys"].items()} | whole)
+    return settings, arrays, state
+
+
+def config_of(settings: dict, **changes) -> Config:
+    names = ("n_coupling_blocks", "fc_internal", "kernel_sizes", "clamp")
+    options = {name: settings[name] for name in names} | {"img_size": (settings["img_size"],)} | changes
+    return Config(**options, given=frozenset(options))
+
+
+def inputs_of(settings: dict) -> list[torch.Tensor]:
+    side = settings["img_size"] // 32
+    return [
+        draw(seed, settings["batch"], settings["n_feat"], side >> s, side >> s)
+        for s, seed in enumerate(settings["input_seeds"])
+    ]
+
+
+def assert_parity(ours, theirs) -> None:
+    np.testing.assert_allclose(torch.as_tensor(ours).detach().numpy(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flow_loss_scores_map_and_gradients(name):
+    settings, arrays, state = case(name)
+    model = get_cs_flow_model(config_of(settings), settings["n_feat"])
+    ours = from_authors(state)
+    model.load_state_dict(ours)
+    z, log_det = model(inputs_of(settings))
+    loss = get_loss(z, log_det)
+    loss.backward()
+    for s in range(3):
+        assert_parity(z[s].flatten()[::7], arrays[f"z{s}"])
+        assert_parity(log_det[s], arrays[f"jac{s}"])
+    assert_parity(loss, arrays["loss"])
+    scores = image_scores(z)
+    assert_parity(scores["std"], arrays["score_std"])
+    assert_parity(scores["mean"], arrays["score_mean"])
+    assert_parity(anomaly_maps(z), arrays["map0"])
+
+    gradients = dict(model.named_parameters())
+    slack = 1e-4 * max(value for key, value in arrays.items() if key.startswith("gradnorm/"))
+    assert {key.removeprefix("gradnorm/") for key in arrays if key.startswith("gradnorm/")} == set(state)
+    for theirs, name in zip(state, ours):  # from_authors keeps the order
+        norm = gradients[name].grad.norm().item()
+        assert norm == pytest.approx(float(arrays[f"gradnorm/{theirs}"]), rel=1e-3, abs=slack), theirs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_load_model_takes_an_authors_state_dict(name, tmp_path):
+    settings, arrays, state = case(name)
+    torch.save(state, tmp_path / "authors.pt")
+    model, _, content = load_model(tmp_path / "authors.pt", config_of(settings, extractor="effnetB5"), CPU)
+    assert content["extractor"] == "effnetB5"
+    assert not model.training
+    with torch.no_grad():
+        z, _ = model(inputs_of(settings))
+    for s in range(3):
+        assert_parity(z[s].flatten()[::7], arrays[f"z{s}"])
+
+
+def test_load_model_refuses_what_does_not_fit(tmp_path):
+    settings, _, state = case("csflow_b")
+    path = tmp_path / "authors.pt"
+
+    def refused(content: dict, match: str, **changes) -> None:
+        torch.save(content, path)
+        with pytest.raises(UserError, match=match):
+            load_model(path, config_of(settings, **changes), CPU)
+
+    refused({**state, "extra.weight": torch.zeros(1)}, "extra.weight")
+    refused(
+        {key: value for key, value in state.items() if "down_conv12.bias" not in key}, "down_conv12.bias is missing"
+    )
+    refused({**state, "module_list.4.s1.gamma3": torch.zeros(1)}, "gamma3 is unknown")
+    refused({**state, "module_list.4.s1.gamma1": torch.zeros(2)}, r"gamma1 has shape \(2,\) instead of \(1,\)")
+    refused(state, "has shape .* and 9 more|has shape", fc_internal=32)
+    refused(state, "blocks.1.* is missing", n_coupling_blocks=2, kernel_sizes=[5, 5])
+    refused(state, "has shape", extractor="lite0")  # 192 channels instead of 304
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_model(tmp_path / "nowhere.pt", config_of(settings), CPU)
+
+
+def test_our_file_brings_its_settings_and_the_same_latents(tmp_path):
+    config = Config(img_size=(128,), fc_internal=4, kernel_sizes=[3], clamp=2.0)
+    model = random_flow(192, hidden=4, kernels=[3], clamp=2.0)
+    save_model(tmp_path / "model", model, config, extractor="lite0", note="kept")
+    loaded, settings, content = load_model(tmp_path / "model", Config(), CPU)
+    assert (settings.fc_internal, settings.kernel_sizes, settings.clamp) == (4, [3], 2.0)
+    assert content["note"] == "kept"
+    x = tiny_inputs(192)
+    for one, two in zip(model(x)[0], loaded(x)[0]):
+        assert torch.equal(one, two)
+
+
+def random_flow(channels, hidden=6, kernels=(3, 5), clamp=3.0, n_scales=3, use_gamma=True) -> CSFlow:
+    model = CSFlow(channels, len(kernels), hidden, list(kernels), clamp, use_gamma, n_scales)
+    model.load_state_dict(fill(model.state_dict()))
+    with torch.no_grad():  # large enough that scales and shifts matter
+        for name, parameter in model.named_parameters():
+            if "gamma" in name:
+                parameter.fill_(0.7)
+    return model
+
+
+def tiny_inputs(channels, n_scales=3, side=8, batch=2, dtype=torch.float32) -> list[torch.Tensor]:
+    return [draw(s, batch, channels, side >> s, side >> s, low=-2, high=2).to(dtype) for s in range(n_scales)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        (8, {}),
+        (7, {}),
+        (3, {"kernels": (3, 3, 5)}),
+        (6, {"n_scales": 2}),
+        (5, {"n_scales": 1}),
+        (7, {"clamp": 0.0}),
+        (6, {"use_gamma": False}),
+    ],
+)
+def test_round_trip_negates_the_log_determinant(channels, options):
+    model = random_flow(channels, **options)
+    x = tiny_inputs(channels, options.get("n_scales", 3))
+    with torch.no_grad():
+        z, log_det = model(x)
+        back, log_det_back = model.reverse(z)
+    for s, x_s in enumerate(x):
+        assert not torch.allclose(z[s], x_s, atol=0.1)
+        assert log_det[s].abs().min() > 1e-3
+        torch.testing.assert_close(back[s], x_s, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_det_back[s], -log_det[s], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_round_trip_of_the_parity_cases(name):
+    settings, _, state = case(name)
+    model = get_cs_flow_model(config_of(settings), settings["n_feat"])
+    model.load_state_dict(from_authors(state))
+    x = inputs_of(settings)
+    with torch.no_grad():
+        z, log_det = model(x)
+        back, log_det_back = model.reverse(z)
+    for s, x_s in enumerate(x):
+        torch.testing.assert_close(back[s], x_s, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_det_back[s], -log_det[s], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "clamp"), [(4, 3.0), (3, 3.0), (3, 0.0)])
+def test_log_determinant_is_that_of_the_jacobian(channels, clamp):
+    model = random_flow(channels, hidden=3, kernels=(3, 5), clamp=clamp).double()
+    x = tiny_inputs(channels, side=4, batch=1, dtype=torch.float64)
+    sizes, shapes = [x_s.numel() for x_s in x], [x_s.shape for x_s in x]
+
+    def flat(v):
+        z, _ = model([part.reshape(shape) for part, shape in zip(v.split(sizes), shapes)])
+        return torch.cat([z_s.flatten() for z_s in z])
+
+    jacobian = torch.autograd.functional.jacobian(flat, torch.cat([x_s.flatten() for x_s in x]))
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    assert expected.abs() > 0.1
+    torch.testing.assert_close(sum(model(x)[1]).squeeze(), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_new_flow_permutes_and_nothing_else():
+    model = CSFlow(9, 3, 4, [3, 3, 5], 3.0)
+    x = tiny_inputs(9)
+    expected = x
+    for k in range(3):
+        np.random.seed(k)
+        expected = [x_s[:, np.random.permutation(9)] for x_s in expected]
+    z, log_det = model(x)
+    for s in range(3):
+        assert torch.equal(z[s], expected[s])
+        assert not log_det[s].any()
+
+
+def test_permutations_follow_numpys_legacy_generator_and_leave_it_alone():
+    for seed in range(3):
+        np.random.seed(seed)
+        expected = [np.random.permutation(304) for _ in range(3)]
+        before = np.random.get_state()[1].copy()
+        permute = ParallelPermute(304, 3, seed)
+        assert (np.random.get_state()[1] == before).all()
+        x = [torch.arange(304.0).reshape(1, 304, 1, 1)] * 3
+        for out, perm in zip(permute(x), expected):
+            assert out.flatten().tolist() == perm.tolist()
+        for out in permute(permute(x), reverse=True):
+            assert torch.equal(out, x[0])
+        assert not permute.state_dict()
+
+
+def test_from_authors_numbers_blocks_and_refuses_other_names():
+    renamed = from_authors({"module_list.4.s1.gamma0": torch.zeros(1), "module_list.6.s2.gamma2": torch.ones(1)})
+    assert list(renamed) == ["blocks.0.s1.gamma0", "blocks.1.s2.gamma2"]
+    with pytest.raises(UserError, match=r"conv1\.weight"):
+        from_authors({"conv1.weight": torch.zeros(1)})
+
+
+def test_efficientnet_b5_is_the_authors():
+    settings, arrays, state = case("csflow_effnet_b5")
+    network = EfficientNetB5()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_weights(state, "the authors' weights")
+    network.eval()
+    x = draw(settings["input_seed"], *settings["shape"])
+    with torch.no_grad():
+        output = network(x)
+    assert list(output.shape) == settings["output_shape"]
+    assert_parity(output, arrays["output"])
+
+    # under torchvision's names, the same weights give the same output; incomplete ones are refused
+    renamed = from_efficientnet_pytorch(state)
+    network.load_state_dict(before)
+    network.load_weights(renamed, "torchvision's names")
+    with torch.no_grad():
+        assert torch.equal(network(x), output)
+    del renamed["features.6.8.block.3.1.running_var"]
+    with pytest.raises(
+        UserError, match=r"weights\.pth does not fit.*features\.6\.8\.block\.3\.1\.running_var is missing"
+    ):
+        network.load_weights(renamed, "weights.pth")
+
+
+def test_lite0_gives_192_channels_at_stride_32_and_three_scales():
+    extractor, name = load_extractor(Config(img_size=(128,), extractor="lite0"), CPU)
+    assert name == "lite0"
+    assert not extractor.network.training
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    images = draw(1, 2, 3, 128, 256)
+    features = extractor(images)
+    assert [tuple(f.shape) for f in features] == [(2, 192, 4, 8), (2, 192, 2, 4), (2, 192, 1, 2)]
+    assert all(f.isfinite().all() and f.std() > 0 and not f.requires_grad for f in features)
+    with torch.no_grad():  # every second, every fourth pixel
+        torch.testing.assert_close(features[1], extractor.network(images[..., ::2, ::2]))
+        torch.testing.assert_close(features[2], extractor.network(images[..., ::4, ::4]))
+
+
+def test_smaller_scales_are_nearest_pixels_of_the_image():
+    images = draw(2, 1, 3, 64, 96)
+    scales = FeatureExtractor(torch.nn.Identity(), n_scales=4)(images)
+    for s, scale in enumerate(scales):
+        step = 2**s
+        assert torch.equal(scale, images[..., ::step, ::step])
+        assert torch.equal(scale, F.interpolate(images, scale_factor=1 / step, mode="nearest"))
