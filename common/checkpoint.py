@@ -54,7 +54,9 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values") from error
+        raise UserError(
+            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):

@@ -74,7 +74,9 @@ class Config:
     resume: bool = _setting(True, "continue an interrupted training of the same name; False: start anew", yes_no)
 
     # scores and verdicts
-    score: str = _setting("std", "image score: std of z^2/2 (the seed) or its mean (the paper)", choices=("std", "mean"))
+    score: str = _setting(
+        "std", "image score: std of z^2/2 (the seed) or its mean (the paper)", choices=("std", "mean")
+    )
     calibration_share: float = _setting(
         0.1, "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts", float
     )
@@ -118,7 +120,9 @@ class Config:
         if self.kernel_sizes is None:
             self.kernel_sizes = [3] * (self.n_coupling_blocks - 1) + [5]
         odd = all(kernel > 0 and kernel % 2 for kernel in self.kernel_sizes)
-        self._require("kernel_sizes", len(self.kernel_sizes) == self.n_coupling_blocks and odd, "one odd size per block")
+        self._require(
+            "kernel_sizes", len(self.kernel_sizes) == self.n_coupling_blocks and odd, "one odd size per block"
+        )
 
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
@@ -131,6 +135,14 @@ class Config:
     @property
     def result_dir(self) -> Path:
         return HERE / "results" / self.modelname
+
+    @property
+    def score_picture_dir(self) -> Path:
+        return HERE / "viz/scores" / self.modelname
+
+    @property
+    def map_picture_dir(self) -> Path:
+        return HERE / "viz/maps" / self.modelname
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -170,7 +182,9 @@ class Config:
     def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
         if ours.get("extractor") == "auto":
             del ours["extractor"]
-        differing = [f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value]
+        differing = [
+            f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value
+        ]
         if differing:
             raise UserError(
                 f"{path} was trained with other settings: {'; '.join(differing)}. "

@@ -20,7 +20,7 @@ from common.files import write_csv, write_json
 from common.images import image_size, read_image, read_mask
 from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
 from common.runtime import pick_device, progress, say, script
-from csflow.config import HERE, Config, parse
+from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import extract, features_exist, open_features
 from csflow.model import CSFlow, load_extractor, load_model
@@ -164,7 +164,7 @@ def verdict_of(score: float, threshold: dict[str, Any] | None) -> str:
 
 def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: dict[str, Any] | None) -> None:
     labels = np.array([sample.label for sample in dataset.test])
-    scores, folder = scored[config.score], HERE / "viz/scores" / config.modelname
+    scores, folder = scored[config.score], config.score_picture_dir
     limit = threshold["image"] if threshold else None
     title = f"CS-Flow on {config.class_name}"
     name = f"{config.score} of z²/2"
@@ -177,7 +177,7 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
         roc_figure(folder / file, {defect: (labels[chosen], scores[chosen])}, title)
 
     defective = np.flatnonzero(labels)[:: config.map_every]
-    folder = HERE / "viz/maps" / config.modelname
+    folder = config.map_picture_dir
     for old in folder.glob("*.jpg"):
         old.unlink()
     if not len(defective):
@@ -206,13 +206,14 @@ def _report(config: Config, results: dict[str, Any]) -> None:
     if results["threshold"]:
         rates = results["threshold"]
         say(
-            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['fpr']:g}: met on test images are "
-            f"{rates['fpr_on_test_good']:.3f} of good ones called defective, {rates['detection_rate']:.3f} of defects found"
+            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['fpr']:g}; on the test images "
+            f"{rates['fpr_on_test_good']:.3f} of the good are called defective, {rates['detection_rate']:.3f} of the "
+            "defective are found"
         )
     else:
         say("no threshold: no good images were held out (--calibration_share)")
     say(f"results: {config.result_dir}")
-    say(f"pictures: {HERE / 'viz/scores' / config.modelname} and {HERE / 'viz/maps' / config.modelname}")
+    say(f"pictures: {config.score_picture_dir} and {config.map_picture_dir}")
 
 
 @script

@@ -1,4 +1,4 @@
-"""The frozen feature extractor, the flow built from csflow/freia_funcs.py, and the file that a trained flow is kept in."""
+"""The frozen feature extractor, the flow built from csflow/freia_funcs.py, and the file that keeps a trained flow."""
 
 import re
 import socket

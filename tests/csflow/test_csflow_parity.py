@@ -1,4 +1,4 @@
-"""The flow and its extractors against numbers of the authors' own code (tests/parity), and what follows from the paper."""
+"""The flow and its extractors against numbers of the authors' own code (tests/parity), and the paper's properties."""
 
 import json
 import runpy
@@ -80,7 +80,7 @@ def test_flow_loss_scores_map_and_gradients(name):
     assert_parity(anomaly_maps(z), arrays["map0"])
 
     gradients = dict(model.named_parameters())
-    slack = 1e-4 * max(value for key, value in arrays.items() if key.startswith("gradnorm/"))
+    slack = 1e-4 * max(float(value) for key, value in arrays.items() if key.startswith("gradnorm/"))
     assert {key.removeprefix("gradnorm/") for key in arrays if key.startswith("gradnorm/")} == set(state)
     for theirs, name in zip(state, ours):  # from_authors keeps the order
         norm = gradients[name].grad.norm().item()
@@ -115,7 +115,7 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
     )
     refused({**state, "module_list.4.s1.gamma3": torch.zeros(1)}, "gamma3 is unknown")
     refused({**state, "module_list.4.s1.gamma1": torch.zeros(2)}, r"gamma1 has shape \(2,\) instead of \(1,\)")
-    refused(state, "has shape .* and 9 more|has shape", fc_internal=32)
+    refused(state, "has shape .* and [0-9]+ more", fc_internal=32)
     refused(state, "blocks.1.* is missing", n_coupling_blocks=2, kernel_sizes=[5, 5])
     refused(state, "has shape", extractor="lite0")  # 192 channels instead of 304
     with pytest.raises(UserError, match="no checkpoint"):
@@ -197,7 +197,7 @@ def test_log_determinant_is_that_of_the_jacobian(channels, clamp):
         z, _ = model([part.reshape(shape) for part, shape in zip(v.split(sizes), shapes)])
         return torch.cat([z_s.flatten() for z_s in z])
 
-    jacobian = torch.autograd.functional.jacobian(flat, torch.cat([x_s.flatten() for x_s in x]))
+    jacobian = torch.autograd.functional.jacobian(flat, torch.cat([x_s.flatten() for x_s in x]), vectorize=True)
     expected = torch.linalg.slogdet(jacobian).logabsdet
     assert expected.abs() > 0.1
     torch.testing.assert_close(sum(model(x)[1]).squeeze(), expected, rtol=1e-8, atol=1e-8)

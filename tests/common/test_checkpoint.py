@@ -1,0 +1,238 @@
+"""Checkpoints: written whole or not at all, refused with a reason, and enough to resume exactly."""
+
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import checkpoint
+from common.files import UserError
+from common.runtime import seed_all
+
+
+def test_content_comes_back_with_kind_format_and_versions(tmp_path):
+    path = tmp_path / "new folder" / "model.pt"
+    checkpoint.save(
+        path, "csflow", model={"w": torch.arange(3.0)}, settings={"a": [1, None, "x"], "b": (1, 2)}, epoch=7
+    )
+    content = checkpoint.load(path, "csflow")
+    assert content["model"]["w"].tolist() == [0, 1, 2]
+    assert content["settings"] == {"a": [1, None, "x"], "b": (1, 2)}
+    assert (content["kind"], content["format"], content["epoch"]) == ("csflow", checkpoint.FORMAT, 7)
+    assert content["versions"]["torch"] == torch.__version__
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_saving_again_replaces_a_file_that_is_mapped(tmp_path):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, "csflow", w=torch.zeros(1000))
+    old = checkpoint.load(path, "csflow")
+    checkpoint.save(path, "csflow", w=torch.ones(1000))
+    assert not old["w"].any()  # the mapped file lives on
+    assert checkpoint.load(path, "csflow")["w"].all()
+
+
+FULL_DISK = """
+import resource, signal, sys
+import torch
+from common import checkpoint
+from common.files import UserError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit is then an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    checkpoint.save(sys.argv[1], "csflow", w=torch.ones(1_000_000))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, "csflow", w=torch.zeros(5))
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"cannot write {path}: ")
+    assert done.stdout.endswith("what was there before is untouched\n")
+    assert done.stdout.count("\n") == 1
+    assert checkpoint.load(path, "csflow")["w"].tolist() == [0] * 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_error_while_saving_keeps_the_old_file(tmp_path):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, "csflow", w=torch.zeros(5))
+    with pytest.raises((pickle.PicklingError, AttributeError)):  # an error of the program, not the user's
+        checkpoint.save(path, "csflow", w=lambda: None)
+    assert checkpoint.load(path, "csflow")["w"].tolist() == [0] * 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Malicious:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("write", ["torch", "legacy", "pickle"])
+def test_code_in_a_file_is_refused_without_running(tmp_path, write):
+    path, trace = tmp_path / "model.pt", tmp_path / "it ran"
+    content = {"kind": "csflow", "format": 1, "model": Malicious(trace)}
+    if write == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(UserError, match=r"model\.pt is refused"):
+        checkpoint.load(path, "csflow")
+    assert not trace.exists()
+
+
+def test_other_kinds_and_newer_formats_are_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, "riad", w=torch.zeros(1))
+    with pytest.raises(UserError, match="is a checkpoint of riad, not of csflow"):
+        checkpoint.load(path, "csflow")
+    assert checkpoint.load_tensors(path)["kind"] == "riad"
+    torch.save({"kind": "csflow", "format": checkpoint.FORMAT + 1}, path)
+    with pytest.raises(UserError, match=r"newer version .*\(format 2\)"):
+        checkpoint.load(path, "csflow")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, 1000, 0.5, -1])
+def test_truncated_files_are_refused(tmp_path, kept):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, "csflow", w=torch.ones(10_000))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(UserError, match=r"model\.pt is (broken|refused)") as caught:
+        checkpoint.load(path, "csflow")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data", ["These are notes.\n", "a", "Ünïcode\n" * 100, "(not a pickle)", "{}", "0123456789" * 1000, "\n", "]", "}."]
+)
+def test_text_files_are_refused(tmp_path, data):
+    path = tmp_path / "notes.txt"
+    path.write_text(data, encoding="utf-8")
+    with pytest.raises(UserError, match=r"notes\.txt") as caught:
+        checkpoint.load(path, "csflow")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.pt"):
+        checkpoint.load(tmp_path / "nowhere.pt", "csflow")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoint.load(tmp_path, "csflow")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_bare_state_dicts(tmp_path, legacy):
+    path = tmp_path / "model.pt"
+    torch.save(nn.Linear(2, 3).state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    assert set(checkpoint.load_tensors(path, "csflow")) == {"weight", "bias"}
+    with pytest.raises(UserError, match="bare parameters, not a csflow checkpoint"):
+        checkpoint.load(path, "csflow")
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"w": torch.zeros(1), "epoch": 3}, [torch.zeros(1)], 3])
+def test_other_content_is_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt holds"):
+        checkpoint.load_tensors(tmp_path / "model.pt")
+
+
+def test_load_parameters_says_what_does_not_fit():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value + 1 for name, value in before.items()}
+
+    def message(state) -> str:
+        with pytest.raises(UserError) as caught:
+            checkpoint.load_parameters(model, state, "weights.pt")
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        return str(caught.value)
+
+    partial = {name: value for name, value in state.items() if name != "1.bias"}
+    assert message(partial) == "weights.pt does not fit the model: 1.bias is missing"
+    assert message({**state, "2.bias": torch.zeros(1)}) == "weights.pt does not fit the model: 2.bias is unknown"
+    reshaped = message({**state, "0.bias": torch.zeros(4)})
+    assert reshaped == "weights.pt does not fit the model: 0.bias has shape (4,) instead of (3,)"
+    assert message({}).endswith("0.weight is missing; 0.bias is missing; 1.weight is missing and 1 more")
+
+    checkpoint.load_parameters(model, state, "weights.pt")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def draws() -> tuple:
+    """Some numbers of each generator; an odd count of normal ones leaves a spare one in NumPy's and Python's state."""
+    normal = [random.gauss(0, 1) for _ in range(3)], np.random.normal(size=3).tolist(), torch.randn(3).tolist()
+    return random.random(), np.random.randint(1000, size=5).tolist(), torch.randperm(20).tolist(), *normal
+
+
+def test_random_state_is_exact_through_a_file(tmp_path):
+    seed_all(4)
+    draws()
+    checkpoint.save(tmp_path / "state", "test", random=checkpoint.random_state())
+    expected = [draws() for _ in range(2)]
+    seed_all(5)
+    assert draws() != expected[0]
+    checkpoint.set_random_state(checkpoint.load(tmp_path / "state", "test")["random"])
+    assert [draws() for _ in range(2)] == expected
+
+
+class Run:
+    """A small training whose batches, noise and dropout are random."""
+
+    def __init__(self):
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01, weight_decay=1e-3)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, gamma=0.5)
+
+    def steps(self, count: int) -> list[float]:
+        losses = []
+        for _ in range(count):
+            x = torch.from_numpy(np.random.normal(size=(6, 4)).astype(np.float32))
+            loss = (self.model(x) - random.random()).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            losses.append(loss.item())
+        return losses
+
+    def parts(self) -> dict:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
+    seed_all(1)
+    whole = Run()
+    expected = whole.steps(4) + whole.steps(6)
+
+    seed_all(1)
+    first = Run()
+    losses = first.steps(4)
+    states = {name: part.state_dict() for name, part in first.parts().items()}
+    checkpoint.save(tmp_path / "run", "test", random=checkpoint.random_state(), **states)
+
+    seed_all(99)
+    second = Run()
+    content = checkpoint.load(tmp_path / "run", "test")
+    for name, part in second.parts().items():
+        part.load_state_dict(content[name])
+    checkpoint.set_random_state(content["random"])
+    assert losses + second.steps(6) == expected
+    for one, two in zip(second.model.state_dict().values(), whole.model.state_dict().values()):
+        assert torch.equal(one, two)
+    assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
