@@ -128,7 +128,7 @@ def split_calibration(count: int, share: float, seed: int) -> tuple[list[int], l
         return list(range(count)), []
     if count < 2:
         raise UserError(
-            "train/good has one image, none can be held out to set the threshold: add images or use --calibration_share 0"
+            "train/good has one image, none can be held out for the threshold: add images or use --calibration_share 0"
         )
     held = min(max(round(share * count), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

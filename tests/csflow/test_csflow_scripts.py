@@ -1,0 +1,342 @@
+"""CS-Flow's scripts as a user runs them: tiny settings, real Lite0 features, every file they promise, bad input."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import csflow.config
+from common.demo_data import make_textures
+from csflow import dummy_data, evaluate, extract_features, main, score
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "--extractor lite0 --img_size 128 --fc_internal 8 --kernel_sizes 3 --batch_size 4 --hide_tqdm_bar True --cpu".split()
+TRAINED = [*TINY, "--meta_epochs", "2", "--sub_epochs", "2", "--lr_init", "1e-3"]
+
+
+@pytest.fixture(scope="session")
+def bricks(tmp_path_factory):
+    """Demo textures with masks: data/brick in MVTec's layout."""
+    root = tmp_path_factory.mktemp("data")
+    make_textures(root, size=64, n_train=8, n_good=4, n_defect=1)
+    return root
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder of its own for models, results and pictures."""
+    monkeypatch.setattr(csflow.config, "HERE", tmp_path)
+    return tmp_path
+
+
+def options(data, place, *more, name="brick"):
+    paths = ["--dataset_path", str(data), "--feature_path", str(place / "features"), "--class_name", name]
+    return [*paths, "--modelname", "m", *more]
+
+
+def results(place):
+    return json.loads((place / "results/m/results.json").read_text())
+
+
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def refused(capsys, call, argv, *words):
+    """The call ends with status 2 and one line on stderr that holds all `words`."""
+    capsys.readouterr()
+    assert call(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    for word in words:
+        assert str(word) in error
+
+
+@pytest.fixture
+def trained(bricks, place):
+    assert main.main(options(bricks, place, *TRAINED)) == 0
+    return place
+
+
+def test_main_writes_everything(bricks, trained, capsys):
+    result = results(trained)
+    assert result["data"] == "synthetic" and result["extractor"] == "lite0" and result["device"] == "cpu"
+    assert 0 <= result["image_auroc"] <= 1 and 0 <= result["aupro"] <= 1 and 0 <= result["pixel_auroc"] <= 1
+    assert result["image_auroc"] == result["image_auroc_std"] == result["last_auroc"]
+    assert result["best_auroc"] >= result["last_auroc"] and result["best_auroc_chosen_on"] == "test set"
+    assert [entry["epoch"] for entry in result["history"]] == [2, 4]
+    assert result["history"][1]["train_loss"] < result["history"][0]["train_loss"]
+    assert result["threshold"]["images"] == 1 and result["threshold"]["promised_fpr"] == 0.5
+
+    scores = rows(trained / "results/m/scores.csv")
+    assert len(scores) == 9
+    above = [float(row["score_std"]) > result["threshold"]["image"] for row in scores]
+    assert [row["verdict"] == "defective" for row in scores] == above
+    assert all(
+        (bricks / "brick" / row["path"]).is_file() and row["path"].split("/")[1] == row["class"] for row in scores
+    )
+
+    pictures = {path.name for path in (trained / "viz/scores/m").iterdir()}
+    assert pictures == {"score_histogram.png", "all.png"} | {
+        f"{d}.png" for d in ("blur", "foreign", "hole", "scratch", "stain")
+    }
+    assert [path.name for path in (trained / "viz/maps/m").iterdir()] == ["0.jpg"]
+
+    # evaluate.py comes to the same numbers from the file alone; the settings are those of the training.
+    (trained / "results/m/results.json").unlink()
+    assert evaluate.main(options(bricks, trained, "--cpu")) == 0
+    again = results(trained)
+    for name in ("image_auroc", "aupro", "threshold", "history"):
+        assert again[name] == result[name]
+    assert evaluate.main(options(bricks, trained, "--cpu", "--score", "mean", "--fpr", "0.6")) == 0
+    assert results(trained)["image_auroc"] == result["image_auroc_mean"]
+    assert results(trained)["threshold"]["promised_fpr"] == 0.5
+
+    # A second main.py does not train again.
+    capsys.readouterr()
+    assert main.main(options(bricks, trained, *TRAINED)) == 0
+    assert "already" in capsys.readouterr().out
+
+
+def test_features_have_the_promised_layout(bricks, place):
+    assert extract_features.main(options(bricks, place, *TINY)) == 0
+    folder = place / "features/brick"
+    for s, size in enumerate((4, 2, 1)):
+        assert np.load(folder / f"brick_scale_{s}_train.npy").shape == (8, 192, size, size)
+        assert np.load(folder / f"brick_scale_{s}_test.npy").shape == (9, 192, size, size)
+    assert np.load(folder / "brick_labels.npy").tolist() == [0] * 4 + [1, 2, 3, 4, 5]
+    paths = np.load(folder / "brick_image_paths.npy")
+    assert paths[0].startswith("test/good/") and paths[-1].startswith("test/stain/")
+
+
+def test_computed_features_train_like_stored_ones(bricks, place):
+    assert main.main(options(bricks, place, *TRAINED)) == 0
+    stored = results(place)
+    assert main.main(options(bricks, place, *TRAINED, "--pre_extracted", "False", "--resume", "False")) == 0
+    assert results(place)["history"][-1]["train_loss"] == pytest.approx(stored["history"][-1]["train_loss"], rel=1e-4)
+
+
+def test_bfloat16_stays_close(bricks, place):
+    assert main.main(options(bricks, place, *TRAINED)) == 0
+    exact = results(place)["history"][-1]["train_loss"]
+    assert main.main(options(bricks, place, *TRAINED, "--precision", "bfloat16", "--resume", "False")) == 0
+    assert results(place)["history"][-1]["train_loss"] == pytest.approx(exact, rel=0.02)
+
+
+def test_calibration_share_zero_gives_no_verdict(bricks, place):
+    assert main.main(options(bricks, place, *TRAINED, "--calibration_share", "0")) == 0
+    assert results(place)["threshold"] is None
+    assert {row["verdict"] for row in rows(place / "results/m/scores.csv")} == {""}
+
+
+def test_score_folder(bricks, trained, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(bricks / "brick/test/good", folder / "a b")
+    (folder / "broken é?.png").write_text("no image")
+    output = tmp_path / "out"
+    argv = ["--images", str(folder), "--output", str(output), "--modelname", "m", "--cpu"]
+    assert score.main(argv) == 1
+    table = {row["path"]: row for row in rows(output / "scores.csv")}
+    assert len(table) == 5 and "cannot" in table["broken é?.png"]["error"]
+    known = {Path(row["path"]).name: row for row in rows(trained / "results/m/scores.csv") if row["class"] == "good"}
+    for name, row in table.items():
+        if row["error"]:
+            continue
+        assert float(row["score_std"]) == pytest.approx(float(known[Path(name).name]["score_std"]), rel=1e-4)
+        assert row["verdict"] == known[Path(name).name]["verdict"]
+        anomaly_map = np.asarray(Image.open(output / "maps" / f"{name}.tiff"))
+        mask = np.asarray(Image.open(output / "masks" / f"{name}.png"))
+        limit = json.loads((output / "results.json").read_text())["threshold"]["pixel"]
+        assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
+        assert Image.open(output / "overlays" / f"{name}.jpg").size == (64, 64)
+    (folder / "broken é?.png").unlink()
+    assert score.main(argv) == 0
+
+
+def test_bad_options(bricks, place, capsys):
+    for more, word in [
+        (["--img_size", "100"], "multiples of 128"),
+        (["--img_size", "big"], "--img_size"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--kernel_sizes", "3", "5"], "one odd size per block"),
+        (["--extractor", "resnet"], "--extractor"),
+        (["--batchsize", "3"], "--batch_size"),
+        (["--fpr", "1"], "--fpr"),
+        (["--modelname", "../x"], "--modelname"),
+        (["--save_model", "maybe"], "--save_model"),
+        (["--gpu_ids", "x"], "--gpu_ids"),
+        (["--device", "toaster"], "toaster"),
+    ]:
+        refused(capsys, main.main, options(bricks, place, *more), word)
+
+
+def test_bad_data(bricks, place, tmp_path, capsys):
+    refused(capsys, main.main, options(tmp_path / "nowhere", place), "nowhere")
+    data = tmp_path / "data"
+    shutil.copytree(bricks / "brick", data / "brick")
+    (data / "brick/SYNTHETIC").unlink()
+    argv = options(data, place, *TRAINED)
+    whole = next((data / "brick/train/good").iterdir())
+    content = whole.read_bytes()
+    text = data / "brick/test/good/text.png"
+    whole.write_bytes(content[: len(content) // 2])
+    text.write_text("hello")
+    refused(capsys, main.main, argv, whole.name, "text.png")  # all of them, before anything is computed
+    assert not (place / "features").exists()
+    whole.write_bytes(content)
+    text.unlink()
+    (data / "brick/test/empty").mkdir()
+    refused(capsys, main.main, argv, "empty")
+    (data / "brick/test/empty").rmdir()
+    shutil.rmtree(data / "brick/test/good")
+    refused(capsys, main.main, argv, "good")
+
+
+def test_features_of_something_else(bricks, place, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(bricks, data)
+    shutil.copyfile(data / "brick/SYNTHETIC", tmp_path / "mark")
+    assert extract_features.main(options(data, place, *TINY)) == 0
+    refused(capsys, main.main, options(data, place, *TRAINED, "--img_size", "256"), "img_size", "extract")
+    refused(capsys, main.main, options(data, place, *TRAINED, "--extractor", "effnetB5"), "lite0", "extract")
+    array = place / "features/brick/brick_scale_1_train.npy"
+    content = array.read_bytes()
+    array.write_bytes(content[:-8])
+    refused(capsys, main.main, options(data, place, *TRAINED), array.name)
+    np.save(array, np.array([{}]), allow_pickle=True)
+    refused(capsys, main.main, options(data, place, *TRAINED), array.name)
+    array.write_bytes(content)
+    shutil.copyfile(data / "brick/test/good/000.png", data / "brick/test/good/more.png") if (
+        data / "brick/test/good/000.png"
+    ).exists() else shutil.copyfile(next((data / "brick/test/good").glob("*.png")), data / "brick/test/good/more.png")
+    refused(capsys, main.main, options(data, place, *TRAINED), "SYNTHETIC")  # real files beside generated ones
+    (data / "brick/SYNTHETIC").unlink()
+    refused(capsys, main.main, options(data, place, *TRAINED), "other images")
+
+
+def test_checkpoint_of_something_else(bricks, trained, capsys):
+    before = (trained / "models/tmp/m").read_bytes()
+    for more in (["--fc_internal", "16"], ["--seed", "1"], ["--clamp", "2"]):
+        refused(capsys, main.main, options(bricks, trained, *TRAINED, *more), more[0][2:], "--resume False")
+    refused(capsys, evaluate.main, options(bricks, trained, "--fc_internal", "16"), "fc_internal")
+    refused(capsys, evaluate.main, ["--modelname", "none"], "no checkpoint")
+    assert (trained / "models/tmp/m").read_bytes() == before
+    (trained / "models/tmp/m").write_bytes(before[: len(before) // 2])
+    refused(capsys, evaluate.main, options(bricks, trained), "broken")
+
+
+def test_extractor_named_but_not_to_be_had(bricks, place, monkeypatch, capsys):
+    import urllib.error
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("csflow.model._b5_weights", offline)
+    argv = options(bricks, place, "--img_size", "128", "--hide_tqdm_bar", "True", "--extractor")
+    refused(capsys, extract_features.main, [*argv, "effnetB5"], "--extractor lite0", "no network")
+    assert extract_features.main([*argv, "auto"]) == 0
+    assert "instead" in capsys.readouterr().out
+    assert json.loads((place / "features/brick/brick_features.json").read_text())["extractor"] == "lite0"
+
+
+def test_non_finite_loss_keeps_the_model(bricks, place, capsys):
+    assert main.main(options(bricks, place, *TRAINED)) == 0
+    before = (place / "models/tmp/m").read_bytes()
+    array = place / "features/brick/brick_scale_0_train.npy"
+    features = np.load(array)
+    np.save(array, np.full_like(features, np.nan))
+    refused(capsys, main.main, options(bricks, place, *TRAINED, "--meta_epochs", "3"), "epoch 5, step 1")
+    assert (place / "models/tmp/m").read_bytes() == before
+
+
+def test_interrupted_training_ends_with_the_same_numbers(bricks, place, tmp_path):
+    """Real processes: SIGINT and SIGKILL at several moments, each followed by the same command."""
+    shutil.copytree(
+        ROOT / "csflow", tmp_path / "repo/csflow", ignore=shutil.ignore_patterns("data", "models", "viz", "results")
+    )
+    shutil.copytree(ROOT / "common", tmp_path / "repo/common")
+    here = tmp_path / "repo/csflow"
+    argv = options(bricks, tmp_path, *TINY, "--meta_epochs", "40", "--sub_epochs", "2", "--save_every", "0")
+    command = [sys.executable, "main.py", *argv]
+
+    def run(*more):
+        return subprocess.run([*command, *more], cwd=here, capture_output=True, text=True, timeout=120)
+
+    whole = run("--modelname", "whole")
+    assert whole.returncode == 0, whole.stderr
+    file = here / "models/tmp/m"
+    for number, stop in enumerate((signal.SIGINT, signal.SIGKILL)):
+        process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        before = file.stat().st_mtime_ns if file.exists() else 0
+        deadline = time.monotonic() + 60
+        while not (file.exists() and file.stat().st_mtime_ns != before):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.03 * (number + 1))
+        process.send_signal(stop)
+        output, error = process.communicate()
+        assert process.returncode in ((130,) if stop == signal.SIGINT else (-9,)), error
+        assert "Traceback" not in error
+        if stop == signal.SIGINT:
+            assert "To continue: python main.py" in output
+    last = run()
+    assert last.returncode == 0 and "continuing" in last.stdout
+
+    one, other = (torch.load(here / "models/tmp" / name, weights_only=True) for name in ("whole", "m"))
+    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    assert one["history"] == other["history"] and one["calibration"] == other["calibration"]
+    read = [(here / "results" / name / "scores.csv").read_text() for name in ("whole", "m")]
+    assert read[0] == read[1]
+
+
+def test_full_disk_keeps_the_old_model(bricks, trained):
+    """A process that may not write files beyond 64 kB stands for a full disk."""
+    before = (trained / "models/tmp/m").read_bytes()
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); "
+        "import csflow.config, pathlib; csflow.config.HERE = pathlib.Path(sys.argv.pop(1)); "
+        "from csflow.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    argv = options(bricks, trained, *TRAINED, "--meta_epochs", "3")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(trained), *argv], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 2 and "untouched" in process.stderr and "Traceback" not in process.stderr
+    assert (trained / "models/tmp/m").read_bytes() == before
+    assert not list((trained / "models/tmp").glob(".writing-*"))
+
+
+def test_dummy_data(tmp_path):
+    dummy_data.make_dummy_data(tmp_path / "one")
+    dummy_data.make_dummy_data(tmp_path / "two")
+    images = sorted((tmp_path / "one").rglob("*.png"))
+    assert [len(list((tmp_path / "one" / part).iterdir())) for part in dummy_data.PARTS] == [4, 8, 8]
+    for path in images:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+        image = Image.open(path)
+        black = (np.asarray(image)[..., 0] == 0).sum()
+        assert image.size == (448, 448) and image.mode == "RGBA"
+        if "anomaly" in path.parts:
+            assert black == pytest.approx(4 * np.pi * 30**2, rel=0.02)
+        else:
+            assert black == 4 * 52**2
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in csflow.config._fields():
+        assert re.search(rf"--{field.name}\b", text) and field.metadata["help"]
