@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code, with all that exact resuming needs."""
 
+import errno
 import pickle
 import platform
 import random
@@ -37,7 +38,7 @@ def save(path: str | Path, kind: str, **content: Any) -> None:
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU, mapped into memory. UserError if it is missing, broken or something else."""
+    """Read what `save` wrote, onto the CPU, mapped into memory. UserError if it is missing, broken or another."""
     content = load_tensors(path, kind)
     if "kind" not in content:
         raise UserError(f"{path} holds bare parameters, not a {kind} checkpoint with its settings")
@@ -51,20 +52,20 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint {path}")
     try:
         content = _read(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
         raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not parameters by name")
     if "kind" in content:
         if kind and content["kind"] != kind:
             raise UserError(f"{path} is a checkpoint of {content['kind']}, not of {kind}")
-        if content["format"] > FORMAT:
+        if content.get("format", FORMAT) > FORMAT:
             raise UserError(f"{path} was written by a newer version of this project (format {content['format']})")
     elif not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")

@@ -34,13 +34,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
         descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with open(descriptor, mode, **text) as file:
+        with os.fdopen(descriptor, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read; results are to be as readable as any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
         temporary = None
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}; what was there before is untouched") from error

@@ -19,7 +19,17 @@ from tqdm import tqdm
 
 from common.files import UserError, reason
 
-__all__ = ["UserError", "ArgumentParser", "add_device_options", "pick_device", "progress", "say", "script", "seed_all"]
+__all__ = [
+    "ArgumentParser",
+    "UserError",
+    "add_device_options",
+    "pick_device",
+    "progress",
+    "say",
+    "script",
+    "seed_all",
+    "stop_on_request",
+]
 
 
 def say(message: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from common.demo_data import make_textures
 from csflow import dummy_data, evaluate, extract_features, main, score
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "--extractor lite0 --img_size 128 --fc_internal 8 --kernel_sizes 3 --batch_size 4 --hide_tqdm_bar True --cpu".split()
+SMALL = ["--img_size", "128", "--fc_internal", "8", "--kernel_sizes", "3", "--batch_size", "4"]
+TINY = [*SMALL, "--extractor", "lite0", "--hide_tqdm_bar", "True", "--cpu"]
 TRAINED = [*TINY, "--meta_epochs", "2", "--sub_epochs", "2", "--lr_init", "1e-3"]
 
 
@@ -206,7 +208,6 @@ def test_bad_data(bricks, place, tmp_path, capsys):
 def test_features_of_something_else(bricks, place, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(bricks, data)
-    shutil.copyfile(data / "brick/SYNTHETIC", tmp_path / "mark")
     assert extract_features.main(options(data, place, *TINY)) == 0
     refused(capsys, main.main, options(data, place, *TRAINED, "--img_size", "256"), "img_size", "extract")
     refused(capsys, main.main, options(data, place, *TRAINED, "--extractor", "effnetB5"), "lite0", "extract")
@@ -217,9 +218,8 @@ def test_features_of_something_else(bricks, place, tmp_path, capsys):
     np.save(array, np.array([{}]), allow_pickle=True)
     refused(capsys, main.main, options(data, place, *TRAINED), array.name)
     array.write_bytes(content)
-    shutil.copyfile(data / "brick/test/good/000.png", data / "brick/test/good/more.png") if (
-        data / "brick/test/good/000.png"
-    ).exists() else shutil.copyfile(next((data / "brick/test/good").glob("*.png")), data / "brick/test/good/more.png")
+    some = next((data / "brick/test/good").glob("*.png"))
+    shutil.copyfile(some, some.with_name("more.png"))
     refused(capsys, main.main, options(data, place, *TRAINED), "SYNTHETIC")  # real files beside generated ones
     (data / "brick/SYNTHETIC").unlink()
     refused(capsys, main.main, options(data, place, *TRAINED), "other images")
@@ -237,8 +237,6 @@ def test_checkpoint_of_something_else(bricks, trained, capsys):
 
 
 def test_extractor_named_but_not_to_be_had(bricks, place, monkeypatch, capsys):
-    import urllib.error
-
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
 

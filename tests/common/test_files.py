@@ -1,0 +1,132 @@
+"""Files are whole or not there, and what cannot be read or written is said in one line."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.files import UserError, atomic_write, read_json, write_csv, write_json
+
+
+def test_atomic_write_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "file.bin"
+    for content in (b"one", b"two"):
+        with atomic_write(path) as file:
+            file.write(content)
+        assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), UserError("no")])
+def test_an_error_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), atomic_write(path, "w") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_system_is_one_line(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(UserError) as caught, atomic_write(path, "w"):
+        raise OSError(28, "No space left on device")
+    assert str(caught.value) == f"cannot write {path}: no space left on device; what was there before is untouched"
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_impossible_places(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot write"), atomic_write(path, "w") as file:
+            file.write("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_longest_names_and_usual_permissions(tmp_path):
+    path = tmp_path / ("ü" * 127)  # 254 of 255 bytes
+    old = os.umask(0o027)
+    try:
+        with atomic_write(path, "w") as file:
+            file.write("Größe\n")
+    finally:
+        os.umask(old)
+    assert path.read_bytes() == "Größe\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    path = tmp_path / "results.json"
+    content = {
+        "nan": float("nan"),
+        "inf": [float("inf"), -np.inf],
+        "numpy": (np.float32(0.5), np.int64(3), np.bool_(True), np.array([1.0, np.nan])),
+        "torch": torch.tensor([1.5, float("nan")]),
+        "path": Path("data/größe"),
+        3: None,
+    }
+    write_json(path, content)
+    text = path.read_text(encoding="utf-8")
+    assert "NaN" not in text
+    assert "größe" in text
+    assert text.endswith("}\n")
+    assert read_json(path) == {
+        "nan": None,
+        "inf": [None, None],
+        "numpy": [0.5, 3, True, [1.0, None]],
+        "torch": [1.5, None],
+        "path": str(Path("data/größe")),
+        "3": None,
+    }
+    assert read_json(path) == json.loads(text)
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, [2, object()])
+    assert read_json(path) == [1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"{'a': 1}", b"notes", b"\xff\xfe\x00"])
+def test_what_is_no_json_is_named(tmp_path, data):
+    path = tmp_path / "broken.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"broken\.json is not a JSON file: ") as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot read .*nowhere\.json: no such file or directory$"):
+        read_json(tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match="is a directory"):
+        read_json(tmp_path)
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_csv(path, ["image", "score"], [["a, b.png", 0.5], ['größe "x".png', np.float64(1)]])
+    expected = 'image,score\r\n"a, b.png",0.5\r\n"größe ""x"".png",1.0\r\n'
+    assert path.read_bytes().decode() == expected
+
+    def rows():
+        yield ["c.png", 1]
+        raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        write_csv(path, ["image", "score"], rows())
+    assert path.read_bytes().decode() == expected
+    assert list(tmp_path.iterdir()) == [path]

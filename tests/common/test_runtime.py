@@ -1,0 +1,255 @@
+"""What users meet at run time: one line instead of a traceback, exit statuses, devices, progress, a clean stop."""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import runtime
+from common.runtime import (
+    ArgumentParser,
+    UserError,
+    add_device_options,
+    pick_device,
+    progress,
+    script,
+    seed_all,
+    stop_on_request,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(description="test")
+    parser.add_argument("--batch_size", type=int, default=4, help="images per step")
+    parser.add_argument("--score", choices=("std", "mean"))
+    add_device_options(parser)
+    return parser
+
+
+def test_parser_reads_options(parser):
+    options = parser.parse_args(["--batch_size", "8", "--cpu", "--gpu_ids", "-1"])
+    assert (options.batch_size, options.cpu, options.gpu_ids) == (8, True, "-1")
+    assert "(default: 4)" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batchsize", "8"], "unknown option --batchsize: did you mean --batch_size? --help lists them all"),
+        (["--batch-size=8"], "unknown option --batch-size=8: did you mean --batch_size? --help lists them all"),
+        (["--batch", "8"], "unknown option --batch: did you mean --batch_size?"),  # abbreviations are no options
+        (["--zzz"], "unknown option --zzz: --help lists them all"),
+        (["stray"], "unknown option stray: --help lists them all"),
+        (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many' (--help explains every option)"),
+        (["--batch_size"], "argument --batch_size: expected one argument (--help explains every option)"),
+        (["--score", "max"], "argument --score: invalid choice: 'max'"),
+    ],
+)
+def test_wrong_options_are_one_line(parser, capsys, argv, message):
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(argv)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def raising(error: BaseException | None):
+    @script
+    def main(argv=None):
+        if error is not None:
+            raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (None, 0, ""),
+        (UserError("no images in data"), 2, "error: no images in data\n"),
+        (PermissionError(13, "Permission denied", "/secret"), 2, "error: /secret: permission denied\n"),
+        (OSError("disk gone"), 2, "error: disk gone\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_exit_status_and_one_line(capsys, error, status, message):
+    assert raising(error)([]) == status
+    assert capsys.readouterr() == ("", message)
+
+
+def test_script_passes_arguments_and_status_and_keeps_the_programs_own_errors():
+    assert script(lambda argv: len(argv))(["a", "b", "c"]) == 3
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())([])
+
+
+def test_a_process_ends_without_traceback_when_its_reader_has_gone():
+    code = (
+        "import sys, warnings\n"
+        "from common.runtime import say, script\n"
+        "@script\n"
+        "def main(argv=None):\n"
+        "    warnings.warn('old file')\n"
+        "    while True: say('line')\n"
+        "sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read() == "note: old file\n"
+    process.stderr.close()
+    assert process.wait(timeout=30) == 2
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what the machine has: machine(gpus=2, mps=False)."""
+
+    def pretend(gpus: int = 0, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "device", "said"),
+    [
+        ({}, {}, "cpu", ""),
+        ({"gpus": 1}, {}, "cuda", ""),
+        ({"mps": True}, {}, "mps", ""),
+        ({"gpus": 1, "mps": True}, {"cpu": True, "gpu_ids": "0"}, "cpu", ""),
+        ({"gpus": 2}, {"gpu_ids": "1"}, "cuda:1", ""),
+        ({"gpus": 2}, {"gpu_ids": "-1"}, "cpu", ""),
+        ({"gpus": 2}, {"gpu_ids": "1,0"}, "cuda:1", "GPU 1 of the 2 asked for computes"),
+        ({"gpus": 2}, {"name": "cpu", "gpu_ids": "0"}, "cuda:0", ""),
+        ({}, {"gpu_ids": "0"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
+        ({}, {"gpu_ids": "0,1"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
+        ({"mps": True}, {"gpu_ids": "0"}, "mps", "no CUDA GPU here: running on Apple MPS instead of cuda:0"),
+        ({}, {"name": "cuda"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda"),
+        ({}, {"name": "mps"}, "cpu", "no Apple MPS here: running on the CPU"),
+        ({"mps": True}, {"name": "mps"}, "mps", ""),
+        ({"gpus": 1}, {"name": "cpu"}, "cpu", ""),
+    ],
+)
+def test_device_and_what_is_said_of_it(machine, capsys, has, asked, device, said):
+    machine(**has)
+    assert pick_device(**asked) == torch.device(device)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(said)
+    assert out.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpu_ids": "first"}, "--gpu_ids first: expected numbers"),
+        ({"gpu_ids": ""}, "--gpu_ids : expected numbers"),
+        ({"gpu_ids": "-2"}, "--gpu_ids -2: GPUs are numbered from 0"),
+        ({"gpu_ids": "5"}, "there is no GPU 5: this machine has 2"),
+        ({"name": "gpu"}, "device 'gpu' is unknown"),
+        ({"name": "xla"}, "device 'xla' is not supported"),
+    ],
+)
+def test_no_such_device(machine, asked, message):
+    machine(gpus=2)
+    with pytest.raises(UserError) as caught:
+        pick_device(**asked)
+    assert str(caught.value).startswith(message)
+
+
+def test_seed_all_repeats_every_generator():
+    def draws():
+        return random.random(), np.random.random(3).tolist(), torch.rand(3).tolist()
+
+    seed_all(3)
+    first = draws()
+    seed_all(4)
+    assert all(one != two for one, two in zip(draws(), first))
+    seed_all(3)
+    assert draws() == first
+    seed_all(2**32 + 1)  # more than NumPy takes
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves on when told to."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, clock):
+    seen = []
+    for item in progress("abcdef", "reading", every=10):
+        seen.append(item)
+        clock[0] += 5
+    assert seen == list("abcdef")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "reading: 2/6, 0:20 left, 5.0 s each\nreading: 4/6, 0:10 left, 5.0 s each\n"
+
+
+def test_progress_of_an_iterator(capsys, clock):
+    def step(items):
+        for _ in items:
+            clock[0] += 0.25
+
+    step(progress(iter(range(60)), "steps", every=10))
+    assert capsys.readouterr().err == "steps: 40, 4.0 per second\n"
+    step(progress(iter(range(60)), "steps", total=60, every=10))
+    assert capsys.readouterr().err == "steps: 40/60, 0:05 left, 4.0 per second\n"
+    step(progress(range(60), "steps", hide=True, every=10))
+    step(progress([], "nothing", every=0))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_durations():
+    assert [runtime._duration(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_on_request(capsys, number):
+    before = signal.getsignal(number)
+    done = 0
+    with stop_on_request() as stop:
+        for step in range(10):
+            if step == 3:
+                os.kill(os.getpid(), number)
+            done += 1  # the step is finished
+            if stop():
+                break
+    assert done == 4
+    assert capsys.readouterr().err == "\nstopping after this step (again: at once)\n"
+    assert signal.getsignal(number) is before
+
+
+def test_second_ctrl_c_interrupts_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_on_request() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_device_options_have_defaults():
+    parser = argparse.ArgumentParser()
+    add_device_options(parser)
+    assert vars(parser.parse_args([])) == {"gpu_ids": None, "cpu": False}
