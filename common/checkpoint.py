@@ -38,7 +38,7 @@ def save(path: str | Path, kind: str, **content: Any) -> None:
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU, mapped into memory. UserError if it is missing, broken or another."""
+    """Read what `save` wrote, mapped into memory, onto the CPU. UserError if missing, broken or something else."""
     content = load_tensors(path, kind)
     if "kind" not in content:
         raise UserError(f"{path} holds bare parameters, not a {kind} checkpoint with its settings")

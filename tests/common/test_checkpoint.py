@@ -119,6 +119,7 @@ def test_truncated_files_are_refused(tmp_path, kept):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_bytes_are_refused_in_one_line(tmp_path):
     path, chance = tmp_path / "model.pt", random.Random(0)
     torch.save({"w": torch.ones(3), "k": 1}, path, _use_new_zipfile_serialization=False)
@@ -134,7 +135,6 @@ def test_damaged_bytes_are_refused_in_one_line(tmp_path):
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     "data", ["These are notes.\n", "a", "Ünïcode\n" * 100, "(not a pickle)", "{}", "0123456789" * 1000, "\n", "]", "}."]
 )

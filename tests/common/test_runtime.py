@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,12 @@ def test_wrong_options_are_one_line(parser, capsys, argv, message):
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture(autouse=True)
+def warnings_as_before(monkeypatch):
+    """script() shortens warnings for the rest of the process; here, for one test only."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
 
 def raising(error: BaseException | None):
