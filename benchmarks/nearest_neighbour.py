@@ -1,8 +1,8 @@
 """A plain baseline for CS-Flow, without training: distance of each patch to its nearest neighbour among good ones.
 
 Uses the features that csflow/extract_features.py stored: python benchmarks/nearest_neighbour.py --dataset_path DIR
---class_name mtd --img_size 256. A patch is one position of the finest scale; an image's score is that of its most
-distant patch. The same split and metrics as in csflow/.
+--class_name mtd --img_size 256. A patch is one position of the finest scale; both usual image scores are reported, the
+mean distance over the image's patches and the largest one. The same split and metrics as in csflow/.
 """
 
 import sys
@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from common.files import write_json
 from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc
+from common.metrics import PixelMetrics, image_auroc
 from common.runtime import pick_device, progress, say, script
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> None:
     start = time.monotonic()
     maps = distance_maps(train.maps[0], test.maps[0])
     seconds = time.monotonic() - start
-    labels, scores = [sample.label for sample in dataset.test], maps.max(axis=(1, 2))
+    labels = [sample.label for sample in dataset.test]
     results = {
         "method": "nearest neighbour",
         "data": "synthetic" if dataset.synthetic else str(dataset.root),
         "extractor": extractor,
         "img_size": config.img_size,
-        "image_auroc": image_auroc(labels, scores),
-        "image_ap": average_precision(labels, scores),
+        "image_auroc_mean": image_auroc(labels, maps.mean(axis=(1, 2))),
+        "image_auroc_max": image_auroc(labels, maps.max(axis=(1, 2))),
         "seconds": seconds,
     }
     if any(sample.mask for sample in dataset.test):
@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> None:
                 mask = read_mask(sample.mask, size) if sample.mask else None
                 pixels.update(upsample(distances.astype(np.float32), size), mask)
         results |= pixels.compute()
-    for name in ("image_auroc", "pixel_auroc", "aupro", "seconds"):
+    for name in ("image_auroc_mean", "image_auroc_max", "pixel_auroc", "aupro", "seconds"):
         if name in results:
             say(f"{name} {results[name]:.4f}")
-    folder = Path(__file__).resolve().parent / "results"
-    write_json(folder / f"nearest_neighbour_{config.class_name}_{config.img_size[0]}.json", results)
+    file = Path(__file__).resolve().parent / f"results/nearest_neighbour_{config.class_name}_{config.img_size[0]}.json"
+    write_json(file, results)
+    say(f"results: {file}")
 
 
 if __name__ == "__main__":

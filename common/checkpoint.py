@@ -20,8 +20,12 @@ FORMAT = 1  # raised when older programs could no longer read the files
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    packages = ("torch", "torchvision", "numpy", "scikit-learn", "scikit-image", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = ("torchvision", "numpy", "scikit-learn", "scikit-image", "pillow")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, such as +cpu
+        **{name: metadata.version(name) for name in packages},
+    }
 
 
 def save(path: str | Path, kind: str, **content: Any) -> None:
@@ -30,9 +34,14 @@ def save(path: str | Path, kind: str, **content: Any) -> None:
     kind: whose checkpoint it is, such as "csflow". The old file survives every failure. Raises UserError where the
     file cannot be written.
     """
+    write(path, {"kind": kind, "format": FORMAT, "versions": versions(), **content})
+
+
+def write(path: str | Path, content: Any) -> None:
+    """Write bare `content` (tensors and plain values, nested) to `path`; otherwise like `save`."""
     with atomic_write(path) as file:
         try:
-            torch.save({"kind": kind, "format": FORMAT, "versions": versions(), **content}, file)
+            torch.save(content, file)
         except RuntimeError as error:  # torch's zip writer reports a full disk in its own way
             raise UserError(f"cannot write {path}: {_first_line(error)}; what was there before is untouched") from error
 
@@ -47,19 +56,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
 
 def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     """Like `load`, but also accepts a bare state dict of somebody else's (tensors by name, no "kind")."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    try:
-        content = _read(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
-        ) from error
-    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise UserError(f"cannot read {path}: {reason(error)}") from error
-        raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
+    content = read(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not parameters by name")
     if "kind" in content:
@@ -70,6 +67,24 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     elif not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")
     return dict(content)
+
+
+def read(path: str | Path) -> Any:
+    """Whatever tensors and plain values `path` holds, mapped into memory, onto the CPU; UserError if missing, broken
+    or more than that."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        return _read(path)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
+        ) from error
+    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+        raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
 
 
 def _read(path: Path) -> Any:

@@ -46,6 +46,7 @@ def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        formatwarning = warnings.formatwarning
         warnings.formatwarning = lambda message, *_: f"note: {message}\n"
         try:
             return main(argv) or 0
@@ -59,6 +60,8 @@ def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
             return 130
+        finally:
+            warnings.formatwarning = formatwarning
         return 2
 
     return wrapped

@@ -206,7 +206,8 @@ def _report(config: Config, results: dict[str, Any]) -> None:
     if results["threshold"]:
         rates = results["threshold"]
         say(
-            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['fpr']:g}; on the test images "
+            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['promised_fpr']:.2g}, from "
+            f"{rates['images']} held-out good images; on the test images "
             f"{rates['fpr_on_test_good']:.3f} of the good are called defective, {rates['detection_rate']:.3f} of the "
             "defective are found"
         )

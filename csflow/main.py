@@ -22,10 +22,6 @@ def main(argv: list[str] | None = None) -> None:
     ensure_dummy_data(config)
     dataset = load_dataset(config)
     train_set, test_set, extractor = load_features(config, dataset, device)
-    say(
-        f"training on {len(train_set)} good images of {config.class_name} "
-        f"({extractor} features, {config.img_size[0]} x {config.img_size[1]}, {device})"
-    )
     try:
         model, about = train(config, dataset, train_set, test_set, extractor, device)
     except KeyboardInterrupt:
