@@ -65,7 +65,7 @@ def score_histogram(
     axes.set_xlabel(_short(score_name, 60), parse_math=False)
     axes.set_ylabel("share of the class (%)")
     _legend(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]], title: str) -> None:
@@ -93,7 +93,7 @@ def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]],
     axes.set_xlabel("false-positive rate")
     axes.set_ylabel("true-positive rate")
     _legend(axes, title="AUROC")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def map_sheet(
@@ -150,7 +150,7 @@ def map_sheet(
     bar = place(sheet[0] - right + 0.1, bottom, 0.15, 2 * height + gap)
     figure.colorbar(ScalarMappable(scale, _HEAT), cax=bar).set_label("anomaly score")
     figure.suptitle(_two_lines(title, int(sheet[0] * 9)), y=1 - 0.1 / sheet[1], va="top", parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float, alpha: float = 0.5) -> np.ndarray:
@@ -185,7 +185,8 @@ def _legend(axes: Axes, title: str | None = None) -> None:
         text.set_parse_math(False)  # names may hold $
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Draw `figure` into the file `path`, whole or not at all; UserError where the file cannot be written."""
     kind = Path(path).suffix[1:].lower()
     known = FigureCanvasAgg(figure).get_supported_filetypes()
     if kind not in known:

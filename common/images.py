@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -256,9 +257,10 @@ def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def synthetic(folder: str | Path) -> bool:
+def synthetic(folder: str | Path, inputs: Sequence[str] = ("*",)) -> bool:
     """Whether `folder` holds generated stand-in data, which its file SYNTHETIC tells.
 
+    inputs: patterns (as of fnmatch) of the relative paths that are data, where results are written beside them.
     Raises UserError where it holds more or less than that file lists: results on a mixture would mean nothing.
     """
     folder = Path(folder)
@@ -271,7 +273,7 @@ def synthetic(folder: str | Path) -> bool:
         raise UserError(
             f"cannot read {mark}: {error}; if the data in {folder} is generated, remove {folder}"
         ) from error
-    present = _names_below(folder)
+    present = {name for name in _names_below(folder) if any(fnmatch(name, pattern) for pattern in inputs)}
     if extra := sorted(present - listed):
         raise UserError(
             f"real files beside generated ones in {folder}, such as {extra[0]}: put yours elsewhere, or remove "

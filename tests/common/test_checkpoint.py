@@ -253,3 +253,15 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
     for one, two in zip(second.model.state_dict().values(), whole.model.state_dict().values()):
         assert torch.equal(one, two)
     assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+
+
+def test_bare_content_is_written_and_read(tmp_path):
+    path = tmp_path / "bare.pt"
+    checkpoint.write(path, {"mean": [1.0, 2.0], "x": torch.ones(2)})
+    content = checkpoint.read(path)
+    assert content["mean"] == [1.0, 2.0] and content["x"].tolist() == [1, 1]
+    checkpoint.write(path, torch.arange(3))
+    assert checkpoint.read(path).tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="broken"):
+        checkpoint.read(path)

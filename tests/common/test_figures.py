@@ -16,13 +16,13 @@ SCORES = np.random.default_rng(0).normal(1, 0.3, 80) + LABELS
 @pytest.fixture
 def drawn(monkeypatch):
     """The matplotlib figures that were drawn, in order; they are saved all the same."""
-    kept, save = [], figures._save
+    kept, save = [], figures.save_figure
 
     def keep(figure, path):
         save(figure, path)
         kept.append(figure)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(figures, "save_figure", keep)
     return kept
 
 

@@ -532,3 +532,17 @@ def test_new_synthetic_folder_spares_what_is_there(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make"), new_synthetic_folder(tmp_path / "file", "make it"):
         pytest.fail("nothing is to be made")
+
+
+def test_results_may_lie_beside_the_inputs_of_a_synthetic_folder(tmp_path):
+    folder = tmp_path / "made"
+    with new_synthetic_folder(folder, "python make.py") as new:
+        (new / "boards").mkdir()
+        (new / "boards/1.json").write_text("{}")
+    (folder / "result.csv").write_text("a")
+    with pytest.raises(UserError, match=r"such as result\.csv"):
+        synthetic(folder)
+    assert synthetic(folder, ("boards/*", "job.json"))
+    (folder / "job.json").write_text("{}")
+    with pytest.raises(UserError, match=r"such as job\.json"):
+        synthetic(folder, ("boards/*", "job.json"))

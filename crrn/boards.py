@@ -1,0 +1,211 @@
+"""Solder-paste-inspection (SPI) data: where it lies, how it is read and checked, where its pads are on the grid.
+
+<data>/job.json                          PCBInfo.PCBLenth[0] (sic), PCBInfo.PCBWidth[0] in mm; Pad.ID[], Pad.ShapeID[]
+<data>/spi_measurement/spi_000.json ...  one file per printed board, in print order: PADINFO[] of PosX, PosY (mm),
+                                         Volume, PadID (from 1)
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import read_json
+from common.images import synthetic
+from common.runtime import ArgumentParser, UserError, progress
+
+HERE = Path(__file__).resolve().parent
+CYCLES = {"ekra": 20, "jabil": 10}  # boards between two stencil cleanings, of the authors' two data sets
+DEFAULT = "ekra"
+INPUTS = ("job.json", "spi_measurement/*")  # what is data in a data folder; results lie beside it
+FIELDS = ("PosX", "PosY", "Volume", "PadID")
+
+
+def add_data_options(parser: ArgumentParser) -> None:
+    """Add --data and --cycle, which `data_folder` and `cycle_of` understand."""
+    parser.add_argument("--data", default=DEFAULT, help="name of a folder in crrn/, or path of one elsewhere")
+    help = "boards between two stencil cleanings; unset: 10 for jabil, else 20"
+    parser.add_argument("--cycle", type=int, help=help)
+
+
+def data_folder(name: str) -> Path:
+    """The folder that --data names: crrn/<name> for a bare name, else a path relative to where the user stands."""
+    bare = Path(name).name == name and name not in (".", "..")
+    if bare and (name in CYCLES or (HERE / name).is_dir()):
+        return HERE / name
+    if Path(name).is_dir():
+        return Path(name)
+    places = f"neither {HERE / name} nor {Path.cwd() / name} is a folder" if bare else f"{name} is no folder"
+    raise UserError(f"--data {name}: {places}; it has to hold job.json and spi_measurement/spi_000.json ...")
+
+
+def cycle_of(name: str, given: int | None) -> int:
+    """Boards per cycle: the one given, else the published one of that data set."""
+    cycle = CYCLES.get(Path(name).name, CYCLES[DEFAULT]) if given is None else given
+    if cycle < 2:
+        raise UserError(f"--cycle {cycle}: expected 2 or more boards between two cleanings")
+    return cycle
+
+
+def grid_side(millimetres: float) -> int:
+    """Pixels for a board's side: rounded half up, then raised to the strictly next number that is 1 modulo 4."""
+    rounded = math.floor(millimetres + 0.5)
+    return rounded + 4 - (rounded - 1) % 4
+
+
+@dataclass
+class Layout:
+    """What job.json tells: the grid, and the shape of each pad by its ID."""
+
+    height: int  # pixels, 1 modulo 4
+    width: int
+    shapes: dict[int, Any]
+
+
+@dataclass
+class Boards:
+    """N measured boards with P pads each, in the pads' order of the first board."""
+
+    layout: Layout
+    pad_ids: np.ndarray  # (P,) int64, from 1
+    groups: list[Any]  # ShapeID of each pad
+    x: np.ndarray  # (N, P) float64, mm
+    y: np.ndarray
+    volume: np.ndarray  # (N, P) float64
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.volume)
+
+    def first(self, count: int) -> "Boards":
+        """The first `count` boards."""
+        parts = (array[:count] for array in (self.x, self.y, self.volume, self.files))
+        return Boards(self.layout, self.pad_ids, self.groups, *parts)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row of each pad's pixel, (N, P) int64."""
+        return self.y.astype(np.int64)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Column of each pad's pixel, (N, P) int64."""
+        return self.x.astype(np.int64)
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Whether the boards in `folder` are generated stand-ins; UserError where real files lie among them."""
+    return synthetic(folder, INPUTS)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read job.json. UserError names the field that is missing or makes no sense."""
+    job = read_json(path)
+    width = _side(job, "PCBLenth", path)
+    height = _side(job, "PCBWidth", path)
+    ids, shapes = (_field(job, ("Pad", name), list, path) for name in ("ID", "ShapeID"))
+    if len(ids) != len(shapes):
+        raise UserError(f"{path}: Pad.ID has {len(ids)} entries, Pad.ShapeID {len(shapes)}; each pad needs both")
+    for number, pad in enumerate(ids):
+        if type(pad) is not int:
+            raise UserError(f"{path}: Pad.ID[{number}] is {pad!r}, expected a whole number")
+        if not isinstance(shapes[number], (int, str)):
+            raise UserError(f"{path}: Pad.ShapeID[{number}] is {shapes[number]!r}, expected a number or a name")
+    if len(set(ids)) < len(ids):
+        twice = next(pad for pad in ids if ids.count(pad) > 1)
+        raise UserError(f"{path}: pad {twice} stands more than once in Pad.ID")
+    return Layout(grid_side(height), grid_side(width), dict(zip(ids, shapes)))
+
+
+def _side(job: Any, name: str, path: Path) -> float:
+    values = _field(job, ("PCBInfo", name), list, path)
+    value = values[0] if values else None
+    if not _is_number(value) or not 1 <= value <= 2000:
+        raise UserError(f"{path}: PCBInfo.{name}[0] is {value!r}, expected the board's side in mm, from 1 to 2000")
+    return value
+
+
+def _field(content: Any, names: tuple[str, ...], kind: type, path: Path) -> Any:
+    for depth, name in enumerate(names):
+        if not isinstance(content, dict) or name not in content:
+            raise UserError(f"{path}: {'.'.join(names[: depth + 1])} is missing")
+        content = content[name]
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: {'.'.join(names)} is a {type(content).__name__}, expected a {kind.__name__}")
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def read_boards(folder: Path, layout: Layout, hide_progress: bool = False) -> Boards:
+    """Read all boards spi_000.json, spi_001.json, ... of `folder` and check them.
+
+    UserError names file and field where a file is missing or broken, a number is none, a pad is unknown, lies off the
+    board or comes twice, or the boards do not have the same pads.
+    """
+    paths = _board_files(folder)
+    tables = [_read_board(path, layout) for path in progress(paths, "reading boards", hide=hide_progress)]
+    first = tables[0]["PadID"]
+    ids = first.astype(np.int64)
+    order = np.argsort(ids)
+    for path, table in zip(paths, tables):
+        if len(table["PadID"]) != len(first):
+            raise UserError(f"{path} has {len(table['PadID'])} pads, {paths[0].name} has {len(first)}: "
+                            "all boards need the same pads")  # fmt: skip
+        if not np.array_equal(table["PadID"], first):
+            own = np.argsort(table["PadID"])
+            if not np.array_equal(table["PadID"][own], first[order]):
+                odd = sorted(set(table["PadID"].astype(int)) ^ set(ids.tolist()))[0]
+                raise UserError(f"{path}: pad {odd} is not on this board and on {paths[0].name} alike: "
+                                "all boards need the same pads")  # fmt: skip
+            back = np.empty_like(order)
+            back[order] = own
+            for name in FIELDS:
+                table[name] = table[name][back]
+    stacked = {name: np.stack([table[name] for table in tables]) for name in FIELDS}
+    groups = [layout.shapes[pad] for pad in ids.tolist()]
+    names = [path.name for path in paths]
+    return Boards(layout, ids, groups, stacked["PosX"], stacked["PosY"], stacked["Volume"], names)
+
+
+def _board_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: it has to hold the boards spi_000.json, spi_001.json, ...")
+    numbers = {int(m[1]): path for path in folder.iterdir() if (m := re.fullmatch(r"spi_(\d{3,})\.json", path.name))}
+    if not numbers:
+        raise UserError(f"{folder} holds no boards: expected spi_000.json, spi_001.json, ...")
+    for number in range(len(numbers)):
+        if number not in numbers:
+            raise UserError(f"{folder}/spi_{number:03d}.json is missing: boards are numbered from 000 without gaps")
+    return [numbers[number] for number in range(len(numbers))]
+
+
+def _read_board(path: Path, layout: Layout) -> dict[str, np.ndarray]:
+    pads = _field(read_json(path), ("PADINFO",), list, path)
+    if not pads:
+        raise UserError(f"{path}: PADINFO is empty, there are no pads")
+    for number, pad in enumerate(pads):
+        where = f"{path}: PADINFO[{number}]"
+        if not isinstance(pad, dict):
+            raise UserError(f"{where} is {pad!r}, expected PosX, PosY, Volume and PadID")
+        for name in FIELDS:
+            if name not in pad:
+                raise UserError(f"{where}.{name} is missing")
+            if not _is_number(pad[name]):
+                raise UserError(f"{where}.{name} is {pad[name]!r}, expected a finite number")
+        if pad["PadID"] not in layout.shapes:
+            raise UserError(f"{where}.PadID is {pad['PadID']}: Pad.ID in job.json has no such pad")
+        if not (0 <= pad["PosX"] < layout.width and 0 <= pad["PosY"] < layout.height):
+            place = f"({pad['PosX']:g}, {pad['PosY']:g})"
+            size = f"{layout.width} x {layout.height} mm"
+            raise UserError(f"{where}: pad {pad['PadID']} at {place} lies off the board ({size} from 0, 0)")
+    table = {name: np.array([pad[name] for pad in pads], np.float64) for name in FIELDS}
+    ids, counts = np.unique(table["PadID"], return_counts=True)
+    if counts.max() > 1:
+        raise UserError(f"{path}: pad {int(ids[counts.argmax()])} stands more than once in PADINFO")
+    return table

@@ -1,0 +1,145 @@
+"""Boards that nobody printed, in exactly the format of an inspection machine; the authors' were never published.
+
+    python crrn/demo_boards.py --output DIR   makes DIR/{job.json,spi_measurement/spi_*.json,SYNTHETIC}
+
+What a pad's volume is made of, as shares of the pad's own mean (standard deviations):
+
+    drift with the boards since cleaning  small apertures clog (down to -9 %), large ones smear (up to +5 %)
+    direction of the squeegee stroke      every other board, +-1.5 % from one end of the board to the other
+    paste and pressure of the board       3 %, the same for neighbouring pads (8 mm) and slowly changing (0.8 per board)
+    the pad's own noise                   1.5 %, independent
+
+The shares are assumptions, not measurements: how much neighbours and history tell about a pad decides which method
+wins, so results on these boards say that a program works, not how well it does on a line.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from scipy.linalg import cholesky
+from scipy.spatial.distance import cdist
+
+from common.files import UserError, write_json
+from common.images import new_synthetic_folder
+from common.runtime import ArgumentParser, say, script
+from crrn.boards import DEFAULT, data_folder, is_synthetic
+
+LENGTH, WIDTH = 40.0, 32.0  # mm; on a grid of 41 x 33 pixels
+CYCLE = 20  # boards between two cleanings of the stencil
+# Components: outline as (rows, columns) of pads, whether only the rim has pads, how many, shape, mean volume.
+COMPONENTS = [
+    ((8, 8), True, 2, "QFP", 60.0),
+    ((5, 5), False, 2, "BGA", 35.0),
+    ((5, 7), True, 3, "SOIC", 80.0),
+    ((1, 8), False, 2, "connector", 150.0),
+    ((1, 3), True, 22, "0603", 110.0),
+    ((3, 1), True, 14, "0402", 50.0),
+]
+SMALL = 55.0  # apertures with less volume clog, others smear
+DRIFT, SMEAR, STROKE, FIELD, NOISE = 0.09, 0.05, 0.015, 0.03, 0.015
+REACH, MEMORY = 8.0, 0.8  # mm over which neighbours are alike; correlation of one board's field with the next one's
+
+
+def make_boards(folder: str | Path, seed: int = 0, boards: int = 200) -> None:
+    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet; the same for the same seed.
+
+    Pads have pixels of their own. Raises UserError where the folder cannot be made or the numbers make no sense.
+    """
+    if seed < 0 or not 1 <= boards <= 9999:
+        raise UserError(f"seed {seed}, {boards} boards: use a seed from 0 on and 1 to 9999 boards")
+    rng = np.random.default_rng(seed)
+    x, y, shape, mean = _layout(rng)
+    volumes = _volumes(x, y, mean, boards, rng)
+    ids = np.arange(1, len(x) + 1)
+    mixed = rng.permutation(len(x))  # job.json need not list the pads in their order
+    job = {
+        "PCBInfo": {"PCBLenth": [LENGTH], "PCBWidth": [WIDTH]},
+        "Pad": {"ID": ids[mixed], "ShapeID": shape[mixed]},
+    }
+    with new_synthetic_folder(folder, f"python crrn/demo_boards.py --seed {seed} --boards {boards}") as new:
+        write_json(new / "job.json", job)
+        for number, volume in enumerate(volumes):
+            shift = rng.normal(0, 0.03, 2)  # mm, how the board lay in the machine
+            columns = np.round(x + shift[0], 4), np.round(y + shift[1], 4), np.round(volume, 4), ids
+            pads = [
+                dict(zip(("PosX", "PosY", "Volume", "PadID"), pad)) for pad in zip(*map(np.ndarray.tolist, columns))
+            ]
+            write_json(new / f"spi_measurement/spi_{number:03d}.json", {"PADINFO": pads})
+    say(f"made {boards} boards with {len(x)} pads: {folder}")
+
+
+def _layout(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Positions of the pads in mm (the middle of their pixels), ShapeID and mean volume, each (P,)."""
+    free = np.ones((int(WIDTH), int(LENGTH)), bool)
+    free[[0, -1]] = free[:, [0, -1]] = False
+    pads = []
+    for shape, ((rows, columns), rim, count, _, volume) in enumerate(COMPONENTS, start=1):
+        inside = np.zeros((rows, columns), bool)
+        if rim and min(rows, columns) > 2:
+            inside[1:-1, 1:-1] = True  # pads around a body
+            inside[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+            if rows != columns:
+                inside[1:-1, [0, -1]] = True  # on two sides only
+        elif rim:
+            inside.flat[1] = True  # two pads with a gap
+        for _ in range(count):
+            places = [
+                (top, left)
+                for top in range(1, free.shape[0] - rows)
+                for left in range(1, free.shape[1] - columns)
+                if free[top - 1 : top + rows + 1, left - 1 : left + columns + 1].all()
+            ]
+            if not places:
+                continue
+            top, left = places[rng.integers(len(places))]
+            free[top : top + rows, left : left + columns] = False
+            pads += [(top + r + 0.5, left + c + 0.5, shape, volume) for r, c in np.argwhere(~inside)]
+    y, x, shape, volume = np.array(pads).T
+    mean = volume * rng.normal(1, 0.08, len(pads)).clip(0.7, 1.3)  # no two apertures are alike
+    return x, y, shape.astype(int), mean
+
+
+def _volumes(x: np.ndarray, y: np.ndarray, mean: np.ndarray, boards: int, rng: np.random.Generator) -> np.ndarray:
+    """Volumes, (N, P); the terms are those listed at the top of this file."""
+    age = (np.arange(boards) % CYCLE)[:, None] / (CYCLE - 1)  # 0..1 since cleaning
+    drift = np.where(mean < SMALL, -DRIFT * age**1.5, SMEAR * age**0.7)
+    stroke = STROKE * (-1.0) ** np.arange(boards)[:, None] * (2 * y / WIDTH - 1)
+
+    places = np.stack([x, y], axis=1)
+    alike = np.exp(-((cdist(places, places) / REACH) ** 2) / 2) + 1e-6 * np.eye(len(x))
+    shocks = rng.normal(size=(boards, len(x))) @ cholesky(alike)
+    field = np.empty_like(shocks)
+    for n in range(boards):
+        field[n] = shocks[n] if n == 0 else MEMORY * field[n - 1] + np.sqrt(1 - MEMORY**2) * shocks[n]
+    return mean * (1 + drift + stroke + FIELD * field + NOISE * rng.normal(size=shocks.shape))
+
+
+def ensure_boards(name: str) -> Path:
+    """The folder that --data names; the boards of the default one are made where it does not exist."""
+    folder = data_folder(name)
+    if name == DEFAULT and not folder.exists():
+        say(f"there is no {folder} yet: making boards to try things on")
+        make_boards(folder)
+    if not folder.is_dir():
+        raise UserError(f"--data {name}: there is no folder {folder}; it has to hold job.json and spi_measurement/")
+    if is_synthetic(folder):
+        say(f"the boards in {folder} are generated stand-ins, not real data")
+    return folder
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Make demonstration boards."""
+    parser = ArgumentParser(description="Make boards in the inspection machine's format; they are marked as synthetic.")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for job.json and spi_measurement/")
+    parser.add_argument("--seed", type=int, default=0, help="of layout and volumes")
+    parser.add_argument("--boards", type=int, default=200, help=f"how many, in cycles of {CYCLE}")
+    options = parser.parse_args(argv)
+    make_boards(options.output, options.seed, options.boards)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

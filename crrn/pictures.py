@@ -1,0 +1,168 @@
+"""Pictures of CRRN: volumes over time, the pads' layout, precision-recall curves, error histograms, board maps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from common.figures import save_figure
+from crrn.boards import Boards
+from crrn.utils import make_colormaps
+
+# Okabe & Ito's colours, which people with any kind of colour blindness can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
+
+
+def draw_preprocessing(folder: Path, boards: Boards, cycle: int) -> None:
+    """The six pictures of the measured volumes, into `folder`."""
+    raw = boards.volume  # (N, P)
+    std = raw.std(axis=0)
+    normalised = (raw - raw.mean(axis=0)) / np.where(np.ptp(raw, axis=0) > 0, std, 1)
+    shown = np.unique(np.linspace(0, raw.shape[1] - 1, 3).astype(int))  # three pads, or as many as there are
+    names = [f"pad {boards.pad_ids[p]}" for p in shown]
+    _volumes(folder / "vol.pdf", raw[:, shown], names, "volume", cycle)
+    _volumes(folder / "norm_vol.pdf", normalised[:, shown], names, "normalised volume", cycle)
+    _mean_and_spread(
+        folder / "norm_all_vol.pdf", normalised.mean(axis=1), normalised.std(axis=1), "board, in print order", cycle
+    )
+    by_age = normalised.reshape(-1, cycle, raw.shape[1]).transpose(1, 0, 2).reshape(cycle, -1)
+    _mean_and_spread(
+        folder / "norm_norm_vol.pdf", by_age.mean(axis=1), by_age.std(axis=1), "age: boards since the last cleaning"
+    )
+    _autocorrelation(folder / "auto.png", normalised, cycle)
+    _layout(folder / "group.png", boards)
+
+
+def _volumes(path: Path, volume: np.ndarray, names: list[str], label: str, cycle: int) -> None:
+    figure = Figure((9, 2.2 * len(names) + 0.6), layout="constrained")
+    axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(4, 1), sharey="row")
+    for (left, right), values, name, colour in zip(axes, volume.T, names, COLOURS):
+        _cleanings(left, len(values), cycle)
+        left.plot(values, color=colour, linewidth=1)
+        left.set_title(name, loc="left", fontsize=10)
+        left.set_ylabel(label)
+        right.hist(values, bins=20, orientation="horizontal", color=colour)
+    axes[-1, 0].set_xlabel("board, in print order (dotted: the stencil was cleaned)")
+    axes[-1, 1].set_xlabel("boards")
+    save_figure(figure, path)
+
+
+def _mean_and_spread(path: Path, mean: np.ndarray, std: np.ndarray, label: str, cycle: int | None = None) -> None:
+    figure = Figure((8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    if cycle:
+        _cleanings(axes, len(mean), cycle)
+    number = np.arange(len(mean))
+    axes.fill_between(number, mean - std, mean + std, color=BLUE, alpha=0.25, linewidth=0, label="± standard deviation")
+    axes.plot(number, mean, color=BLUE, marker="." if len(mean) < 60 else None, label="mean of all pads")
+    axes.set(xlabel=label, ylabel="normalised volume")
+    axes.legend(loc="upper right", ncols=2, fontsize=9)
+    axes.set_ylim(top=axes.get_ylim()[1] + 0.6)  # room for the legend
+    save_figure(figure, path)
+
+
+def _cleanings(axes: Any, boards: int, cycle: int) -> None:
+    for start in range(0, boards, cycle):
+        axes.axvline(start, color=GREY, linestyle=":", linewidth=0.8)
+
+
+def _autocorrelation(path: Path, normalised: np.ndarray, cycle: int) -> None:
+    lags = np.arange(min(3 * cycle, len(normalised) - 1) + 1)
+    board = normalised.mean(axis=1, keepdims=True)
+    figure = Figure((8, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for start in range(0, len(lags), cycle):
+        axes.axvline(start, color=GREY, linestyle=":", linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    for name, values, colour in (("mean of all pads", board, RED), ("each pad, averaged", normalised, BLUE)):
+        centred = values - values.mean(axis=0)
+        power = (centred**2).sum(axis=0)
+        power[power == 0] = 1  # constant pads
+        sums = [(centred[lag:] * centred[: len(centred) - lag]).sum(axis=0) / power for lag in lags]
+        axes.plot(lags, np.mean(sums, axis=1), color=colour, marker=".", label=name)
+    axes.set(xlabel="lag in boards (dotted: whole cycles)", ylabel="autocorrelation")
+    axes.legend(fontsize=9)
+    save_figure(figure, path)
+
+
+def _layout(path: Path, boards: Boards) -> None:
+    height, width = boards.layout.height, boards.layout.width
+    kinds = sorted(set(boards.groups), key=str)
+    figure = Figure((1.8 + 7 * min(1, width / height), 0.8 + 7 * min(1, height / width)), layout="constrained")
+    axes = figure.subplots()
+    for number, kind in enumerate(kinds):
+        chosen = np.array([group == kind for group in boards.groups])
+        colour = COLOURS[number] if len(kinds) <= len(COLOURS) else colormaps["turbo"](number / (len(kinds) - 1))
+        # Of very many shapes, the legend names the first ones.
+        label = f"{kind} ({chosen.sum()})" if number < 20 else None
+        axes.scatter(boards.x[0, chosen], boards.y[0, chosen], s=14, marker="s", color=colour, label=label)
+    axes.set(xlim=(0, width), ylim=(height, 0), xlabel="X in mm", ylabel="Y in mm", aspect="equal")
+    axes.legend(title="shape (pads)", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_curves(
+    path: Path, curves: dict[str, dict[str, list[float]]], baseline: dict[str, dict[str, list[float]]], title: str
+) -> None:
+    """Precision over recall, one solid line for each entry of `curves`, dashed for the entry of `baseline` of the same
+    name; each entry: {"Precision": [...], "Recall": [...]}."""
+    figure = Figure((6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), colour in zip(curves.items(), COLOURS):
+        axes.plot(curve["Recall"], curve["Precision"], color=colour, label=name)
+        other = baseline[name]
+        axes.plot(other["Recall"], other["Precision"], color=colour, linestyle="--", linewidth=1)
+    axes.plot([], [], color="black", linestyle="--", linewidth=1, label="z-score alone")
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(title="anomaly rate", fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    save_figure(figure, path)
+
+
+def draw_errors(path: Path, errors: dict[str, np.ndarray], title: str) -> None:
+    """Histograms of signed errors, as shares; errors: {"fine": (n,), "excessive": (n,), "insufficient": (n,)}."""
+    figure = Figure((6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(-6, 6, 97)
+    for (name, values), colour in zip(errors.items(), ("#000000", RED, BLUE)):
+        if len(values):
+            share = 100 * np.histogram(values.clip(-6, 6), edges)[0] / len(values)
+            axes.stairs(share, edges, fill=True, alpha=0.35, color=colour)
+            axes.stairs(share, edges, color=colour, label=f"{name} ({len(values)})")
+    axes.set(xlabel="signed error (beyond ±6: in the last bin)", ylabel="share of the pads (%)", title=title)
+    axes.legend(fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_boards(
+    path: Path, rows: dict[str, np.ndarray], titles: Sequence[str], mask: np.ndarray, title: str, limit: float
+) -> None:
+    """Signed maps of boards from blue (-limit) to red (limit), pads without error white, ground grey.
+
+    rows: name -> (n, H, W), one column of the sheet for each of the n boards; mask: (H, W) bool, the pads.
+    """
+    count, (height, width) = len(titles), mask.shape
+    cell = 2.4
+    figure = Figure(
+        (cell * count + 1.6, (cell * height / width + 0.3) * len(rows) + 0.7), layout="constrained", dpi=110
+    )
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, maps) in zip(axes, rows.items()):
+        colours = np.where(mask[..., None], make_colormaps(maps, limit).transpose(0, 2, 3, 1), 0.75)
+        for column, (ax, image) in enumerate(zip(line, colours)):
+            ax.imshow(image)
+            ax.set(xticks=[], yticks=[])
+            if line is axes[0]:
+                ax.set_title(titles[column], fontsize=9)
+            if column == 0:
+                ax.set_ylabel(name, fontsize=9)
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "bwr"), ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    bar.set_label("standard deviations of the pad")
+    figure.suptitle(title)
+    save_figure(figure, path)
