@@ -26,6 +26,7 @@ from common.files import UserError, write_json
 from common.images import new_synthetic_folder
 from common.runtime import ArgumentParser, say, script
 from crrn.boards import DEFAULT, data_folder, is_synthetic
+from crrn.preprocess import Prepared, is_prepared, load_prepared, preprocess
 
 LENGTH, WIDTH = 40.0, 32.0  # mm; on a grid of 41 x 33 pixels
 CYCLE = 20  # boards between two cleanings of the stencil
@@ -128,6 +129,15 @@ def ensure_boards(name: str) -> Path:
     if is_synthetic(folder):
         say(f"the boards in {folder} are generated stand-ins, not real data")
     return folder
+
+
+def ensure_prepared(name: str, cycle: int) -> Prepared:
+    """The preprocessed boards of --data, made first where they do not exist; both in cycles of `cycle` boards."""
+    folder = ensure_boards(name)
+    if not is_prepared(folder):
+        say(f"the boards in {folder} are not preprocessed yet: doing it")
+        preprocess(folder, cycle)
+    return load_prepared(folder, cycle)
 
 
 @script

@@ -1,6 +1,7 @@
 """From measured volumes to what training and testing read: normalised volumes, their statistics, test sequences."""
 
 import csv
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ class Prepared:
     x: Tensor  # (P,) mm, on the first board
     y: Tensor
     test_pcbs: Tensor  # (N // cycle, cycle, 1, H, W)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these boards and test sequences from others."""
+        digest = hashlib.sha256(str((self.pad_ids, self.height, self.width)).encode())
+        for values in (self.volume, self.x, self.y, self.test_pcbs):
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def cycle(self) -> int:

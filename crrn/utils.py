@@ -20,6 +20,11 @@ def place(values: Tensor, rows: Tensor, columns: Tensor, height: int, width: int
     return images.scatter_(-1, where, values).unflatten(-1, (1, height, width))
 
 
+def at_pads(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The values of pixels (rows, columns), (P,) each: images (..., 1, H, W) -> (..., P)."""
+    return images[..., 0, rows, columns]
+
+
 def draw_sequences(
     count: int, pads: int, mean: list[float], std: list[float], generator: torch.Generator | None = None
 ) -> Tensor:

@@ -1,0 +1,250 @@
+"""Train CRRN to reconstruct clean sequences of boards from corrupted ones: python 1_train.py --mode ConvConjLSTM
+
+Writes <data>/result/<mode>/model_dictionary.pt after every epoch, and training.json with the losses. The same command
+continues an interrupted training and ends with the same numbers.
+"""
+
+import shlex
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from common import checkpoint
+from common.files import write_json
+from common.runtime import ArgumentParser, UserError, progress, say, script, seed_all, stop_on_request
+from crrn.boards import cycle_of, is_synthetic
+from crrn.checkpoints import (
+    MODEL_SETTINGS,
+    TRAINING_SETTINGS,
+    add_model_options,
+    autocast,
+    build_model,
+    check_options,
+    load_checkpoint,
+    reconstruct,
+    result_folder,
+)
+from crrn.demo_boards import ensure_prepared
+from crrn.preprocess import Prepared
+from crrn.utils import corrupt, device_of, draw_sequences, place
+
+TEST_BATCH = 5  # sequences; the test loss is the mean of the batches' losses, as published
+
+
+def train(options: Namespace, prepared: Prepared, path: Path, device: torch.device) -> None:
+    """Train, or continue, the model of `path`; leaves checkpoint and training.json there.
+
+    Raises UserError where the checkpoint belongs to other settings or boards, or the loss is not finite.
+    """
+    mask = prepared.mask.to(device)
+    measured, test_set = None, prepared.test_pcbs
+    if options.protocol == "measured":
+        measured, test_set, _, _ = prepared.measured_cycles(options.held_out)
+        say(f"{len(measured)} measured cycles to train on, {len(test_set)} held out for testing")
+    steps = options.num_instance // options.batch_size
+
+    seed_all(options.seed)
+    model = build_model(options).to(device)
+    # fused: the same update in one pass over the parameters, faster on every device
+    optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    first_epoch, first_step, loss_sum, train_loss, test_loss = 0, 0, 0.0, [], []
+    if path.exists():
+        stored = load_checkpoint(path, options, prepared.height, prepared.width, train=True)
+        if stored.get("fingerprint", prepared.fingerprint) != prepared.fingerprint:
+            raise UserError(
+                f"{path} was trained on other boards than {prepared.folder} holds now: use another --result folder"
+            )
+        checkpoint.load_parameters(model, stored["state_dict"], path)
+        _load_optimizer(optimizer, stored["optimizer"], path)
+        first_epoch, first_step, loss_sum = stored["epoch"] + 1, stored.get("step", 0), stored.get("loss_sum", 0.0)
+        test_loss = list(stored["test_loss"])
+        train_loss = stored.get("train_loss", [float("nan")] * len(test_loss))  # the authors' files have none
+        scaler.load_state_dict(stored.get("scaler", {}))
+        if first_epoch >= options.num_epochs:
+            say(f"{path} is trained for {first_epoch} epochs already (--num_epochs asks for {options.num_epochs})")
+        else:
+            say(f"continuing {path} after epoch {first_epoch}" + (f", step {first_step}" if first_step else ""))
+
+    def save(epoch: int, step: int) -> None:
+        checkpoint.save(
+            path,
+            "crrn",
+            epoch=epoch,  # the last finished one
+            test_loss=test_loss,
+            state_dict=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+            train_loss=train_loss,
+            step=step,  # of the next epoch: those done
+            loss_sum=loss_sum,
+            random=checkpoint.random_state(),
+            scaler=scaler.state_dict(),
+            settings={name: getattr(options, name) for name in MODEL_SETTINGS + TRAINING_SETTINGS},
+            height=prepared.height,
+            width=prepared.width,
+            fingerprint=prepared.fingerprint,
+            data=_data_name(prepared),
+        )
+
+    with stop_on_request() as stop:
+        for epoch in range(first_epoch, options.num_epochs):
+            started = time.monotonic()
+            if first_step:
+                checkpoint.set_random_state(stored["random"])
+            else:
+                # All that is random in an epoch depends on seed and epoch alone: it can be repeated.
+                seed_all(options.seed * 1_000_003 + epoch)
+                loss_sum = 0.0
+            ratio = teacher_ratio(options, epoch)
+            title = f"epoch {epoch + 1}/{options.num_epochs}" + (f" (loss {train_loss[-1]:.4f})" if train_loss else "")
+            model.train()
+            for step in progress(range(first_step, steps), title):
+                if measured is None:
+                    values = draw_sequences(
+                        options.batch_size, len(prepared.pad_ids), prepared.mean, prepared.std
+                    )  # (B, T, P)
+                    clean = place(values, *prepared.pixels, prepared.height, prepared.width)  # (B, T, 1, H, W)
+                else:
+                    clean = measured[torch.randint(len(measured), (options.batch_size,))]
+                clean = clean.to(device)
+                with autocast(device, options.precision):
+                    output = model(corrupt(clean, mask), ratio)
+                loss = F.mse_loss(output.float(), clean)
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops; what is "
+                        f"saved in {path.parent} stays. Try a lower --lr"
+                    )
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                scaler.step(optimizer)
+                scaler.update()
+                loss_sum += loss.item()
+                if stop():
+                    save(epoch - 1, step + 1)
+                    raise KeyboardInterrupt
+            first_step = 0
+            train_loss.append(loss_sum / steps)
+            test_loss.append(evaluate(model, test_set, device, options.precision))
+            save(epoch, 0)
+            seconds = time.monotonic() - started
+            left = (options.num_epochs - epoch - 1) * seconds
+            say(
+                f"epoch {epoch + 1}/{options.num_epochs}: loss {train_loss[-1]:.4f}, on test sequences "
+                f"{test_loss[-1]:.4f} (zeros: {_power(test_set):.4f}); teacher ratio {ratio:.3f}, {seconds:.0f} s, "
+                f"about {left / 60:.0f} min left"
+            )
+            if stop():
+                raise KeyboardInterrupt
+    _write_summary(options, prepared, path, train_loss, test_loss, device)
+
+
+def teacher_ratio(options: Namespace, epoch: int) -> float:
+    """Linear over the epochs, from init_tr in the first to final_tr in the last; a single epoch has init_tr."""
+    return options.init_tr + (options.final_tr - options.init_tr) * epoch / max(options.num_epochs - 1, 1)
+
+
+def evaluate(model: torch.nn.Module, test_set: torch.Tensor, device: torch.device, precision: str) -> float:
+    """Mean over batches of the mean squared error of reconstructing clean test sequences, in eval mode."""
+    output = reconstruct(model, test_set, TEST_BATCH, device, precision)
+    pairs = zip(output.split(TEST_BATCH), test_set.split(TEST_BATCH))
+    return sum(F.mse_loss(one, other).item() for one, other in pairs) / -(-len(test_set) // TEST_BATCH)
+
+
+def _power(test_set: torch.Tensor) -> float:
+    """The error of a network that gives nothing but zeros."""
+    return (test_set**2).mean().item()
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+    try:
+        fused = optimizer.param_groups[0]["fused"]
+        optimizer.load_state_dict(state)
+        optimizer.param_groups[0]["fused"] = fused  # the authors' files come from the plain one
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its optimizer does not fit the model ({error})") from error
+
+
+def _data_name(prepared: Prepared) -> str:
+    return "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder)
+
+
+def _write_summary(
+    options: Namespace,
+    prepared: Prepared,
+    path: Path,
+    train_loss: list[float],
+    test_loss: list[float],
+    device: torch.device,
+) -> None:
+    """training.json: the last and the best test loss, all losses, settings; and a line about them."""
+    if not test_loss:
+        return
+    best = min(range(len(test_loss)), key=test_loss.__getitem__)
+    write_json(
+        path.with_name("training.json"),
+        {
+            "method": "CRRN",
+            "data": _data_name(prepared),
+            "last_test_loss": test_loss[-1],
+            "best_test_loss": test_loss[best],
+            "best_test_loss_epoch": best + 1,
+            "best_test_loss_chosen_on": "test sequences; the saved model is the last",
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            "device": str(device),
+            "settings": {name: getattr(options, name) for name in MODEL_SETTINGS + TRAINING_SETTINGS},
+            "versions": checkpoint.versions(),
+        },
+    )
+    say(
+        f"test loss: last {test_loss[-1]:.4f}, best {test_loss[best]:.4f} after epoch {best + 1} (chosen on the test "
+        f"sequences; the saved model is the last): {path}"
+    )
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Train one model; where no preprocessed boards exist, make them first."""
+    parser = ArgumentParser(description="Train CRRN on the boards of a data set.")
+    add_model_options(parser, [0, 1, 2, 3])
+    parser.add_argument("--batch_size", type=int, default=5, help="sequences per step")
+    parser.add_argument("--num_instance", type=int, default=500, help="sequences per epoch")
+    parser.add_argument("--num_epochs", type=int, default=100, help="epochs in all")
+    parser.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate")
+    parser.add_argument("--init_tr", type=float, default=0.25, help="teacher ratio of the first epoch")
+    parser.add_argument("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
+    options = parser.parse_args(argv)
+    check_options(
+        options,
+        batch_size=(1, 1e9),
+        num_instance=(options.batch_size, 1e9),
+        num_epochs=(1, 1e9),
+        lr=(1e-12, 1e3),
+        init_tr=(0, 1),
+        final_tr=(0, 1),
+        seed=(0, 2**32 - 1),
+    )
+    cycle = cycle_of(options.data, options.cycle)
+    device = device_of(options.gpu_ids, options.cpu)
+    prepared = ensure_prepared(options.data, cycle)
+    path = result_folder(options, prepared.folder) / "model_dictionary.pt"
+    try:
+        train(options, prepared, path, device)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+        say(f"stopped; {path} is saved. To continue: {command}" if path.exists() else f"to start again: {command}")
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

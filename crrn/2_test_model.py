@@ -1,0 +1,171 @@
+"""Inject anomalies into clean sequences and count which ones a trained CRRN finds: python 2_test_model.py
+
+Writes, beside the checkpoint: pr_info_e_<k>.pt and pr_info_i_<k>.pt (precision, recall and F1 at thresholds 0 to 5, for
+excessive and insufficient paste at an anomaly rate of k / 10), results.json, and the pictures precision_recall_*.png,
+errors.png and boards.png.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from common import checkpoint
+from common.files import write_json
+from common.metrics import average_precision
+from common.runtime import ArgumentParser, progress, say, script
+from crrn.boards import cycle_of, is_synthetic
+from crrn.checkpoints import (
+    MODEL_SETTINGS,
+    add_model_options,
+    check_options,
+    load_trained,
+    reconstruct,
+    result_folder,
+)
+from crrn.demo_boards import ensure_prepared
+from crrn.pictures import draw_boards, draw_curves, draw_errors
+from crrn.preprocess import Prepared
+from crrn.utils import RATES, SHIFTS, Counts, at_pads, device_of, inject, place
+
+KINDS = {"excessive": ("e", 1), "insufficient": ("i", -1)}
+SHOWN = 4  # boards on a picture
+
+
+def test(
+    options: Namespace, prepared: Prepared, model: torch.nn.Module, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Count at every rate and shift, write the curves and pictures to `folder`, and return the results."""
+    sequences = prepared.test_pcbs
+    if options.test_set == "measured":
+        _, sequences, _, _ = prepared.measured_cycles(options.held_out)
+    rows, columns = torch.nonzero(prepared.mask, as_tuple=True)  # pads that share a pixel count once
+    clean = at_pads(sequences, rows, columns)  # (N, T, P)
+    generator = torch.Generator().manual_seed(options.seed)
+    results: dict[str, Any] = {}
+    curves: dict[str, dict] = {kind: {} for kind in KINDS}
+    baseline_curves: dict[str, dict] = {kind: {} for kind in KINDS}
+    jobs = [(rate, shift) for rate in RATES for shift in SHIFTS]
+    errors: list[Tensor] = []
+    for rate, shift in progress(jobs, "testing"):
+        if shift == SHIFTS[0]:
+            counts = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
+            baseline = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
+            errors, inputs, shifts = [], [], []
+        added = inject(clean, rate, shift, generator)
+        values = clean + added
+        images = place(values, rows, columns, prepared.height, prepared.width)
+        output = reconstruct(model, images, options.batch_size, device, options.precision)
+        error = values - at_pads(output, rows, columns)
+        for kind in KINDS:
+            counts[kind].update(error, added)
+            baseline[kind].update(values, added)  # as if all volumes should be normal
+        errors.append(error.flatten())
+        inputs.append(values.flatten())
+        shifts.append(added.flatten())
+        if shift == SHIFTS[-1]:
+            name = f"{rate:.1f}"
+            for kind, (letter, sign) in KINDS.items():
+                curve, other = counts[kind].curve(), baseline[kind].curve()
+                curves[kind][name], baseline_curves[kind][name] = curve, other
+                saved = {key: curve[key] for key in ("Precision", "Recall", "F1")}
+                checkpoint.write(folder / f"pr_info_{letter}_{round(10 * rate)}.pt", saved)
+                labels = sign * torch.cat(shifts) > 0
+                results.setdefault(kind, {})[name] = {
+                    **_best(curve),
+                    "average_precision": average_precision(labels, sign * torch.cat(errors)),
+                    "z_score": {
+                        **_best(other),
+                        "average_precision": average_precision(labels, sign * torch.cat(inputs)),
+                    },
+                }
+            if rate == RATES[-1]:
+                shown = place(torch.stack([added[0], values[0], error[0]]), rows, columns, *prepared.mask.shape)
+
+    all_errors, all_shifts = torch.cat(errors), torch.cat(shifts)
+    about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}"
+    for kind in KINDS:
+        title = f"{kind} paste: {about}"
+        draw_curves(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)
+    groups = {"fine": all_shifts == 0, "excessive": all_shifts > 0, "insufficient": all_shifts < 0}
+    draw_errors(
+        folder / "errors.png",
+        {name: all_errors[chosen].numpy() for name, chosen in groups.items()},
+        f"anomaly rate {RATES[-1]}: {about}",
+    )
+    _draw_boards(folder / "boards.png", shown, prepared, about)
+    return results
+
+
+def _best(curve: dict[str, list[float]]) -> dict[str, float]:
+    """The best F1 of a curve and its threshold; 0 where nothing is ever found."""
+    if not curve["F1"]:
+        return {"best_f1": 0.0, "best_f1_threshold": float("nan")}
+    best = max(range(len(curve["F1"])), key=curve["F1"].__getitem__)
+    return {"best_f1": curve["F1"][best], "best_f1_threshold": curve["Threshold"][best]}
+
+
+def _draw_boards(path: Path, shown: Tensor, prepared: Prepared, about: str) -> None:
+    """Some boards of a sequence, evenly spread: injected shift, input and error, (3, T, 1, H, W)."""
+    ages = torch.linspace(0, shown.size(1) - 1, min(SHOWN, shown.size(1))).long()
+    maps = shown[:, ages, 0].numpy()
+    rows = {"injected shift": maps[0], "input": maps[1], "error": maps[2]}
+    titles = [f"board {age} of a cycle" for age in ages.tolist()]
+    # A limit of 5 standard deviations, the largest shift: colours tell by how much.
+    draw_boards(path, rows, titles, prepared.mask.numpy(), about, limit=5.0)
+
+
+def _data_name(prepared: Prepared) -> str:
+    return "synthetic boards" if is_synthetic(prepared.folder) else prepared.folder.name
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Test one trained model."""
+    parser = ArgumentParser(description="Count which injected anomalies a trained CRRN finds.")
+    add_model_options(parser, [1, 2, 3])
+    parser.add_argument("--batch_size", type=int, default=20, help="sequences at once")
+    parser.add_argument(
+        "--test_set",
+        choices=("drawn", "measured"),
+        help="sequences to inject anomalies into: drawn ones or measured cycles held out; unset: as --protocol",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the injected anomalies")
+    options = parser.parse_args(argv)
+    check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
+    options.test_set = options.test_set or options.protocol
+    cycle = cycle_of(options.data, options.cycle)
+    device = device_of(options.gpu_ids, options.cpu)
+    prepared = ensure_prepared(options.data, cycle)
+    folder = result_folder(options, prepared.folder)
+    model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
+    results = test(options, prepared, model, folder, device)
+    write_json(
+        folder / "results.json",
+        {
+            "method": "CRRN",
+            "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
+            "test_set": options.test_set,
+            "epochs": content["epoch"] + 1,
+            **results,
+            "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
+            "device": str(device),
+            "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "seed", "precision")},
+            "versions": checkpoint.versions(),
+        },
+    )
+    for kind in KINDS:
+        pairs = [
+            f"{rate}: {one['best_f1']:.3f} ({one['z_score']['best_f1']:.3f})" for rate, one in results[kind].items()
+        ]
+        say(f"best F1, {kind} (in brackets: z-score alone) at anomaly rate {', '.join(pairs)}")
+    say(f"results, curves and pictures: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
