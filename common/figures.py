@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,36 @@ def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]],
     axes.set_xlabel("false-positive rate")
     axes.set_ylabel("true-positive rate")
     _legend(axes, title="AUROC")
+    save_figure(figure, path)
+
+
+def curve_figure(
+    path: str | Path,
+    curves: dict[str, tuple[ArrayLike, ArrayLike]],
+    title: str,
+    x_name: str,
+    y_name: str,
+    spans: Sequence[tuple[float, float]] = (),
+    span_name: str = "",
+) -> None:
+    """Draw values over time or epochs: one line for each entry {name: (x, y)}, x and y of N finite numbers each.
+
+    spans: stretches (first, last) of x to shade, such as abnormal frames, listed as `span_name`.
+    Raises ValueError where x and y are of unlike lengths, UserError where the file cannot be written.
+    """
+    figure, axes = _figure(title, (7.5, 3.2), right=2.3, bottom=0.6)
+    for number, (first, last) in enumerate(spans):
+        axes.axvspan(
+            first - 0.5, last + 0.5, color=_DEFECTIVE, alpha=0.2, linewidth=0, label=None if number else span_name
+        )
+    colours = [colour for colour in _COLOURS if colour != _DEFECTIVE]  # that of the spans
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        marker = "o" if len(x) == 1 else None  # a line through one point shows nothing
+        axes.plot(x, y, marker=marker, linewidth=1.5, color=colours[number % len(colours)], label=_short(name, 28))
+    axes.set_xlabel(_short(x_name, 60), parse_math=False)
+    axes.set_ylabel(_short(y_name, 40), parse_math=False)
+    _legend(axes)
     save_figure(figure, path)
 
 

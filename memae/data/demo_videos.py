@@ -1,0 +1,155 @@
+"""Generated stand-in videos, as of a surveillance camera: people walk in two lanes on textured ground.
+
+In the upper lane all walk to the left, in the lower lane to the right. Abnormal, in some test videos: a fast vehicle, a
+runner against the flow of the lane, a thrown object; with frame labels and pixel masks, in UCSD's layout.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data as textures
+
+from common.images import new_synthetic_folder, synthetic
+from common.runtime import say
+from memae.options.base_options import HERE
+
+DATASET = "Walkers_64"  # the data set that stands in for one that is missing
+RAW = "Walkers_raw"
+HEIGHT, WIDTH = 96, 128  # px
+LANES = ((40, -1), (68, 1))  # y of the feet, px, and direction
+EVENTS = ("vehicle", "runner", "thrown")
+TRAIN_VIDEOS, TEST_VIDEOS = 3, 4
+EPOCHS = 20  # enough for the stand-in data
+
+
+def ensure_data(opt: Namespace) -> None:
+    """Where the default data set is asked for and missing, take the stand-in, made if need be, and say so."""
+    if "Dataset" in opt.given or "DataRoot" in opt.given or (HERE / "dataset" / opt.Dataset).exists():
+        return
+    wanted, opt.Dataset = opt.Dataset, DATASET
+    folder = HERE / "dataset" / DATASET
+    if not folder.exists():
+        make_prepared(HERE / "dataset")
+    say(f"{wanted} is not in {HERE / 'dataset'}: using generated videos instead, {folder} (not real data)")
+
+
+def make_prepared(data_root: Path, frames: int = 80, size: int = 64, seed: int = 0) -> Path:
+    """Make <data_root>/Walkers_raw in UCSD's layout with masks, and <data_root>/Walkers_64 by script_img_prep."""
+    from memae import script_img_prep  # a script that prepares is part of the way from videos to clips
+
+    raw = data_root / RAW
+    if not synthetic(raw):
+        make_videos(raw, frames, seed)
+    folder = data_root / DATASET
+    if not synthetic(folder):
+        with new_synthetic_folder(folder, "python memae/script_training.py") as new:
+            argv = ["--Input", str(raw), "--DataRoot", str(new.parent), "--Dataset", new.name, "--Size", str(size)]
+            script_img_prep.prepare(script_img_prep.build_parser().parse_args(argv))
+    return folder
+
+
+def make_videos(folder: Path, frames: int = 80, seed: int = 0) -> None:
+    """Write {Train,Test}/{Train,Test}NNN/NNN.tif and Test/TestNNN_gt/NNN.bmp, 8-bit grey, 128 x 96 pixels.
+
+    Byte for byte the same for the same arguments. The first test videos have one event each, in this order: vehicle,
+    runner, thrown; the last one has none. UserError where `folder` holds files.
+    """
+    with new_synthetic_folder(folder, "python memae/script_training.py") as new:
+        for part, videos in (("Train", TRAIN_VIDEOS), ("Test", TEST_VIDEOS)):
+            for number in range(1, videos + 1):
+                random = np.random.default_rng([seed, part == "Test", number])
+                event = EVENTS[number - 1] if part == "Test" and number <= len(EVENTS) else None
+                place = new / part / f"{part}{number:03d}"
+                masks = place.with_name(f"{place.name}_gt")
+                place.mkdir(parents=True)
+                if part == "Test":
+                    masks.mkdir()
+                for i, (frame, mask) in enumerate(draw_video(frames, event, random), start=1):
+                    Image.fromarray(frame).save(place / f"{i:03d}.tif")
+                    if part == "Test":
+                        Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{i:03d}.bmp")
+
+
+def draw_video(frames: int, event: str | None, random: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Frames (96, 128) uint8, each with the mask of what is abnormal in it, bool (96, 128)."""
+    ground = textures.gravel()[: HEIGHT * 2, : WIDTH * 2].reshape(HEIGHT, 2, WIDTH, 2).mean(axis=(1, 3))
+    ground = 150 + 0.35 * (ground - ground.mean())
+    walkers = []
+    for y, direction in LANES:
+        for slot in range(4):
+            walkers.append(
+                {
+                    "x": slot * WIDTH / 4 + random.uniform(-8, 8),
+                    "y": y + random.uniform(-5, 5),
+                    "speed": direction * random.uniform(0.6, 1.0),  # px per frame
+                    "height": random.uniform(14, 18),
+                    "grey": random.uniform(30, 80),
+                    "phase": random.uniform(0, 2 * np.pi),
+                }
+            )
+    first, last = round(0.4 * frames), round(0.8 * frames)  # of the event
+    lane = int(random.integers(2))
+    video = []
+    for t in range(frames):
+        image, mask = ground.copy(), np.zeros((HEIGHT, WIDTH), bool)
+        for walker in sorted(walkers, key=lambda w: w["y"]):
+            x = (walker["x"] + walker["speed"] * t + 10) % (WIDTH + 20) - 10
+            _person(image, x, walker["y"], walker["height"], walker["grey"], walker["phase"] + 0.45 * t)
+        if event and first <= t < last:
+            done = (t - first) / (last - first)  # 0..1
+            y, direction = LANES[lane]
+            if event == "vehicle":
+                x = (-24 + done * (WIDTH + 48)) if direction > 0 else (WIDTH + 24 - done * (WIDTH + 48))
+                _vehicle(image, x, y + 4, mask)
+            elif event == "runner":
+                x = (-8 + done * (WIDTH + 16)) if direction < 0 else (WIDTH + 8 - done * (WIDTH + 16))
+                _person(image, x, y, 18, 20, 1.3 * t, mask, stride=2.0)
+            else:
+                _disc(image, 8 + done * (WIDTH - 16), 70 - 220 * done * (1 - done), 4, 245, mask)
+        noisy = image + random.normal(0, 2, image.shape)
+        video.append((np.clip(np.rint(noisy), 0, 255).astype(np.uint8), mask))
+    return video
+
+
+def _paint(image: np.ndarray, covered: np.ndarray, grey: float, mask: np.ndarray | None) -> None:
+    image[covered] = grey
+    if mask is not None:
+        mask |= covered
+
+
+def _disc(
+    image: np.ndarray, x: float, y: float, radius: float, grey: float, mask: np.ndarray | None = None, tall: float = 1.0
+) -> None:
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    _paint(image, (columns - x) ** 2 + ((rows - y) / tall) ** 2 <= radius**2, grey, mask)
+
+
+def _person(
+    image: np.ndarray,
+    x: float,
+    feet: float,
+    height: float,
+    grey: float,
+    phase: float,
+    mask: np.ndarray | None = None,
+    stride: float = 1.0,
+) -> None:
+    """Head, body and two legs that swing with `phase`."""
+    _disc(image, x, feet - 0.88 * height, 0.12 * height, grey + 25, mask)
+    _disc(image, x, feet - 0.57 * height, 0.14 * height, grey, mask, tall=1.6)
+    for side in (-1, 1):
+        swing = side * stride * 0.16 * height * np.sin(phase)
+        for part in np.linspace(0, 1, 8):
+            _disc(image, x + part * swing, feet - (1 - part) * 0.38 * height, 1.2, grey, mask)
+
+
+def _vehicle(image: np.ndarray, x: float, ground: float, mask: np.ndarray) -> None:
+    """A van with two wheels, 40 px long."""
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    body = (abs(columns - x) <= 20) & (rows <= ground - 2) & (rows >= ground - 18)
+    _paint(image, body, 215, mask)
+    _paint(image, (abs(columns - x - 2) <= 11) & (rows <= ground - 11) & (rows >= ground - 16), 60, mask)
+    for wheel in (-12, 12):
+        _disc(image, x + wheel, ground - 1, 4, 25, mask)

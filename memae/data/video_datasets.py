@@ -1,0 +1,280 @@
+"""Clips of consecutive frames, in the original's layout. `root` is <DataRoot>/<Dataset>:
+
+    root/Train/<video>/001.jpg ...               frames, numbered from 1 without gaps
+    root/Train_idx/<video>/<video>_i001.mat ...  one per clip: v_name, and idx, its frame numbers; not needed
+    root/Test, root/Test_idx                     the same, to be scored
+    root/Test_gt/<video>.mat                     l: 1 x frames, 1 = abnormal; not needed
+
+Clips overlap by all frames but one. Each frame is decoded once in a run, into one array of bytes; a clip is a slice.
+"""
+
+import os
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.io import loadmat
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common.files import UserError, reason
+from common.images import EXTENSIONS, fingerprint, image_size, read_image
+from common.runtime import progress, say
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders in `folder`, sorted. UserError where it is missing or holds none."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
+    if not names:
+        raise UserError(f"there are no folders of videos in {folder}")
+    return names
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a prepared video, ordered by number: the k-th has number k.
+
+    UserError where there is none, a number is missing or there twice, or a name is not a number.
+    """
+    numbered: dict[int, Path] = {}
+    try:
+        entries = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if not (path.stem.isascii() and path.stem.isdigit()):
+            raise UserError(f"{path} is not named by its number, as 001.jpg is: script_img_prep.py numbers frames")
+        number = int(path.stem)
+        if number in numbered:
+            raise UserError(f"{numbered[number]} and {path} have the same number")
+        numbered[number] = path
+    if not numbered:
+        raise UserError(f"there are no frames in {folder}")
+    if missing := sorted(set(range(1, max(numbered) + 1)) - numbered.keys()):
+        raise UserError(
+            f"frame {missing[0]:03d} is missing in {folder}: frames are numbered from 001 without gaps "
+            f"(up to {max(numbered):03d} here)"
+        )
+    if 0 in numbered:
+        raise UserError(f"{numbered[0]}: frames are numbered from 001")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def read_mat(path: Path, name: str) -> np.ndarray:
+    """Variable `name` of a MATLAB file, flattened. UserError where file or variable is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        content = loadmat(path)
+    except Exception as error:  # on damaged files, SciPy's reader raises nearly anything
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is broken or not a MATLAB file: {words}") from error
+    if name not in content:
+        raise UserError(f"{path} has no variable {name!r}")
+    return np.asarray(content[name]).ravel()
+
+
+def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]:
+    """Frame numbers of one clip from its index file. UserError where they do not fit the video."""
+    name = "".join(str(part) for part in read_mat(path, "v_name"))
+    if name != video:
+        raise UserError(f"{path} belongs to the video {name!r}, not to {video!r}")
+    values = read_mat(path, "idx")
+    if values.dtype.kind not in "iuf" or not np.equal(np.mod(values, 1), 0).all():
+        raise UserError(f"{path}: idx holds no frame numbers")
+    numbers = [int(value) for value in values]
+    if len(numbers) != frame_num:
+        raise UserError(f"{path} lists {len(numbers)} frames, not --FrameNum {frame_num}: run script_index_gen.py")
+    if outside := [number for number in numbers if not 1 <= number <= frames]:
+        raise UserError(f"{path} asks for frame {outside[0]:03d}, which {video} does not have (it has {frames})")
+    return numbers
+
+
+def index_root(root: Path, part: str) -> Path | None:
+    """The folder of index files of `part` (Train or Test) of a data set, None where there is none."""
+    folder = root / f"{part}_idx"
+    return folder if folder.is_dir() else None
+
+
+def windows(frames: int, frame_num: int, stride: int = 1) -> list[list[int]]:
+    """Frame numbers, from 1, of all clips of `frame_num` consecutive frames; none where the video is too short."""
+    return [list(range(start, start + frame_num)) for start in range(1, frames - frame_num + 2, stride)]
+
+
+def clips_of(idx_root: Path | None, video: str, frames: int, frame_num: int) -> list[list[int]]:
+    """Frame numbers of a video's clips: from its index files, ordered by number, or all windows without `idx_root`.
+
+    None, in one line, for a video shorter than a clip. UserError where index files are missing or unsound.
+    """
+    if frames < frame_num:
+        say(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
+        return []
+    if idx_root is None:
+        return windows(frames, frame_num)
+    files = [path for path in (idx_root / video).glob("*.mat") if not path.name.startswith(".")]
+    if not files:
+        raise UserError(f"there is no index of {video} in {idx_root}: run script_index_gen.py")
+
+    def number(path: Path) -> int:
+        digits = path.stem.removeprefix(f"{video}_i")
+        if not (digits.isascii() and digits.isdigit()):
+            raise UserError(f"{path}: expected a name such as {video}_i001.mat")
+        return int(digits)
+
+    return [read_index(path, video, frames, frame_num) for path in sorted(files, key=number)]
+
+
+class FrameStore:
+    """Decoded frames, (N, H, W, C) uint8: in memory up to a limit, else in a temporary file that ends with the run."""
+
+    def __init__(self, paths: Sequence[Path], channels: int, limit_gib: float = 4.0, spill: Path | None = None):
+        """Decode `paths`, frames of one size. Beyond `limit_gib`, the temporary file lies in the folder `spill`.
+
+        UserError names frames that cannot be read, have another size, or colour where channels is 1.
+        """
+        self.size = image_size(paths[0])
+        shape = (len(paths), *self.size, channels)
+        total = int(np.prod(shape))
+        if total <= limit_gib * 2**30:
+            self.frames = np.empty(shape, np.uint8)
+        else:
+            # Without a name from the start: it vanishes with the process, however that ends.
+            with tempfile.TemporaryFile(dir=spill) as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, total)
+                except OSError as error:
+                    raise UserError(
+                        f"no room for {total / 2**30:.1f} GiB of frames in {spill}: {reason(error)}"
+                    ) from error
+                self.frames = np.memmap(file, np.uint8, "r+", shape=shape)
+        first = paths[0]
+
+        def decode(number: int) -> None:
+            self.frames[number] = read_frame(paths[number], channels, self.size, first)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in progress(pool.map(decode, range(len(paths))), "decoding frames", total=len(paths)):
+                pass
+
+
+def read_frame(path: Path, channels: int, size: tuple[int, int] | None = None, like: Path | None = None) -> np.ndarray:
+    """One frame as (H, W, channels) uint8. UserError unless it has `size`, that of `like`, and no unwanted colour."""
+    pixels = np.asarray(read_image(path))
+    if size is not None and pixels.shape[:2] != size:
+        raise UserError(
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, {like} {size[1]} x {size[0]}: all frames of a "
+            "data set have one size (script_img_prep.py)"
+        )
+    if channels == 3:
+        return pixels
+    if not ((pixels[..., 0] == pixels[..., 1]) & (pixels[..., 0] == pixels[..., 2])).all():
+        raise UserError(f"{path} is in colour: use --ImgChnNum 3, or prepare it in grey with script_img_prep.py")
+    return pixels[..., :1]
+
+
+class VideoDataset(Dataset):
+    """All clips of all videos in `frame_root`."""
+
+    def __init__(
+        self,
+        idx_root: str | Path | None,
+        frame_root: str | Path,
+        frame_num: int = 16,
+        channels: int = 1,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        limit_gib: float = 4.0,
+        videos: Sequence[str] | None = None,
+    ):
+        """idx_root: folder of index files, None for all windows of `frame_num` consecutive frames; transform: from
+        (C, T, H, W) uint8 to the clip, default to float32 in [-1, 1]; videos: names, default all in `frame_root`.
+
+        Raises UserError for missing or unsound frames and index files. Videos shorter than a clip are named, skipped.
+        """
+        frame_root = Path(frame_root)
+        self.transform = transform or (lambda clip: clip.float().div(255).sub(0.5).div(0.5))
+        self.videos = list(videos) if videos is not None else subfolders(frame_root)
+        self.frame_counts: dict[str, int] = {}
+        self.clips: list[tuple[str, list[int]]] = []  # video and frame numbers of each
+        self.first: dict[str, int] = {}  # row of each video's frame 1
+        paths: list[Path] = []
+        for video in self.videos:
+            files = frame_files(frame_root / video)
+            numbers = clips_of(Path(idx_root) if idx_root else None, video, len(files), frame_num)
+            self.frame_counts[video] = len(files)
+            self.first[video] = len(paths)
+            self.clips += [(video, clip) for clip in numbers]
+            if numbers:
+                paths += files
+        self.root, self.paths = frame_root, paths
+        if self.clips:
+            self.store = FrameStore(paths, channels, limit_gib, spill=frame_root.parent)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return self.store.size
+
+    def fingerprint(self) -> str:
+        """Tells whether two data sets have the same clips of the same frames, wherever they lie."""
+        clips = zlib.crc32(repr(self.clips).encode())
+        return f"{fingerprint(self.paths, self.root)}-{clips:08x}"
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def frames(self, index: int) -> Tensor:
+        """The frames of one clip, (C, T, H, W) uint8."""
+        video, numbers = self.clips[index]
+        rows = self.first[video] + np.asarray(numbers) - 1
+        return torch.from_numpy(self.store.frames[rows]).permute(3, 0, 1, 2)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """The frames of several clips, (B, C, T, H, W) uint8."""
+        return torch.stack([self.frames(index) for index in indices])
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return index, self.transform(self.frames(index))
+
+
+class VideoDatasetOneDir(VideoDataset):
+    """The clips of one video: the folder `frame_root`, with its index files in `idx_dir`."""
+
+    def __init__(self, idx_dir: str | Path | None, frame_root: str | Path, **options):
+        """As `VideoDataset`, for one video."""
+        frame_root = Path(frame_root)
+        idx_root = Path(idx_dir).parent if idx_dir else None
+        super().__init__(idx_root, frame_root.parent, videos=[frame_root.name], **options)
+
+
+def load_batches(
+    dataset: VideoDataset, batches: Iterable[Sequence[int]], threads: int, pin: bool = False
+) -> Iterator[Tensor]:
+    """`dataset.batch` of each of `batches`, in order, assembled ahead by `threads` threads; 0: when asked for.
+
+    pin: in page-locked memory, from which copies to the GPU overlap with computing.
+    """
+
+    def load(indices: Sequence[int]) -> Tensor:
+        batch = dataset.batch(indices)
+        return batch.pin_memory() if pin else batch
+
+    if threads == 0:
+        yield from map(load, batches)
+        return
+    ahead: deque = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for indices in batches:
+            ahead.append(pool.submit(load, indices))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -1,0 +1,79 @@
+"""Options that training and testing share."""
+
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from common.runtime import ArgumentParser, UserError
+from memae.models.backbones import PLANS
+
+HERE = Path(__file__).resolve().parents[1]  # memae/: default paths lie here wherever a script is started
+
+
+def yes_no(text: str) -> bool:
+    """True for yes, true, t, y and 1, False for no, false, f, n and 0, in any case; ValueError otherwise."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise ValueError(text)
+
+
+def add_yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> None:
+    """Add a boolean option; alone, without a value, it means true."""
+    parser.add_argument(name, type=yes_no, nargs="?", const=True, default=default, help=help)
+
+
+class BaseOptions:
+    """The common part; `parse` returns the settings and `given`, the names of those on the command line."""
+
+    description = ""
+
+    def __init__(self):
+        self.parser = ArgumentParser(description=self.description)
+        add = self.parser.add_argument
+        add_yes_no(self.parser, "--UseCUDA", True, "compute on the GPU; without one, on the CPU, saying so")
+        add("--NumWorker", type=int, default=1, help="threads that assemble batches ahead; 0: none")
+        add("--ModelName", choices=("MemAE", "AE"), default="MemAE", help="with or without memory")
+        add("--ModelSetting", default="Conv3DSpar", help="part of the setting's name (Conv3D for the original's AE)")
+        add("--Backbone", choices=("conv3d", *PLANS), default="conv3d", help="the encoder")
+        add("--BackboneDepth", type=int, default=0, help="0: 18 for slowonly and resnet3d, 152 for csn")
+        add("--Seed", type=int, default=1, help="of the initial weights and the order of the clips")
+        add_yes_no(self.parser, "--IsDeter", True, "only deterministic algorithms on the GPU")
+        add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
+        add("--ImgChnNum", type=int, choices=(1, 3), default=1, help="channels of the frames")
+        add("--FrameNum", type=int, default=16, help="frames of a clip, a multiple of 8")
+        add("--MemDim", type=int, default=2000, help="items of the memory")
+        add("--EntropyLossWeight", type=float, default=0.0002, help="weight of the sparsity loss (alpha)")
+        add("--ShrinkThres", type=float, default=0.0025, help="shrinkage threshold (lambda); 0: none")
+        add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
+        add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
+        add("--Suffix", default="Non", help="end of the setting's name")
+        add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the convolutions")
+        add("--compile", action="store_true", help="compile the network first (needs a C++ compiler)")
+        add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")
+
+    def parse(self, argv: list[str] | None = None) -> Namespace:
+        """Settings from the command line (`sys.argv` unless given). UserError for what makes no sense."""
+        opt = self.parser.parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        opt.given = sorted({word[2:].split("=")[0] for word in words if word.startswith("--")})
+        for name in ("FrameNum", "MemDim", "BatchSize"):
+            self._require(opt, name, getattr(opt, name) >= 1, "at least 1")
+        for name in ("NumWorker", "BackboneDepth"):
+            self._require(opt, name, getattr(opt, name) >= 0, "at least 0")
+        for name in ("EntropyLossWeight", "ShrinkThres", "CacheGiB"):
+            self._require(opt, name, 0 <= getattr(opt, name) < math.inf, "a number from 0 up")
+        self._require(opt, "Seed", 0 <= opt.Seed < 2**32, "from 0 to 2^32 - 1")
+        self._require(opt, "FrameNum", opt.FrameNum % 8 == 0, "a multiple of 8, as the network halves time three times")
+        for name in ("ModelSetting", "Dataset", "Suffix"):
+            value = getattr(opt, name)
+            plain = value and not value.startswith(".") and not set(value) & set("/\\\0")
+            self._require(opt, name, plain, "a plain name without slashes")
+        return opt
+
+    @staticmethod
+    def _require(opt: Namespace, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserError(f"--{name} {getattr(opt, name)}: expected {expected}")

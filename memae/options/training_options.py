@@ -1,0 +1,39 @@
+"""Options of script_training.py."""
+
+import math
+from argparse import Namespace
+from pathlib import Path
+
+from memae.options.base_options import BaseOptions, add_yes_no
+
+
+class TrainOptions(BaseOptions):
+    """The original's training options, and Backbone, BackboneDepth, BackboneWeights, precision, compile, CacheGiB,
+    Resume."""
+
+    description = "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train."
+
+    def __init__(self):
+        super().__init__()
+        add = self.parser.add_argument
+        add("--Mode", choices=("train",), default="train", help="always train")
+        add("--BatchSize", type=int, default=14, help="clips per step")
+        add("--LR", type=float, default=1e-4, help="Adam's learning rate")
+        add("--EpochNum", type=int, default=100, help="passes over the clips")
+        add("--BackboneWeights", type=Path, help="checkpoint of mmaction2 to start the backbone from")
+        add_yes_no(self.parser, "--IsTbLog", True, "TensorBoard logs, where tensorboard is installed")
+        add("--TextLogInterval", type=int, default=1, help="iterations between lines of the text log")
+        add("--SnapInterval", type=int, default=100, help="iterations between snapshots")
+        add("--TBImgLogInterval", type=int, default=200, help="iterations between pictures of x and x_rec")
+        add("--SaveCheckInterval", type=int, default=1, help="epochs between checkpoints")
+        add_yes_no(
+            self.parser, "--Resume", True, "continue an interrupted training of the same setting; no: start anew"
+        )
+
+    def parse(self, argv: list[str] | None = None) -> Namespace:
+        """As `BaseOptions.parse`."""
+        opt = super().parse(argv)
+        for name in ("EpochNum", "TextLogInterval", "SnapInterval", "TBImgLogInterval", "SaveCheckInterval"):
+            self._require(opt, name, getattr(opt, name) >= 1, "at least 1")
+        self._require(opt, "LR", 0 < opt.LR < math.inf, "a number above 0")
+        return opt

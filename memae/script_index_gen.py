@@ -1,0 +1,71 @@
+"""Write the index of all clips: {Train,Test}_idx/<video>/<video>_i%03d.mat with v_name and idx, the frame numbers.
+
+Training and testing also work without these files, with all windows of --FrameNum frames; they are the original's
+format, and the way to choose other clips.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scipy.io import savemat
+
+from common.files import UserError
+from common.images import MARK, mark_synthetic
+from common.runtime import ArgumentParser, progress, say, script
+from memae.data.video_datasets import frame_files, subfolders, windows
+from memae.options.base_options import HERE
+
+
+def index_part(root: Path, part: str, frame_num: int, stride: int) -> int:
+    """Index the videos of `part` (Train or Test) and return the number of clips; short videos are named and skipped.
+
+    Replaces an index that is there. Raises UserError for missing or unsound frames.
+    """
+    total = 0
+    for video in progress(subfolders(root / part), f"{part} index"):
+        frames = len(frame_files(root / part / video))
+        folder = root / f"{part}_idx" / video
+        making = folder.parent / f".making-{video}"
+        for old in (making, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        clips = windows(frames, frame_num, stride)
+        if not clips:
+            say(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
+            continue
+        making.mkdir(parents=True)
+        for number, idx in enumerate(clips, start=1):
+            savemat(making / f"{video}_i{number:03d}.mat", {"v_name": video, "idx": [float(i) for i in idx]})
+        making.rename(folder)
+        total += len(clips)
+    return total
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Index both parts of a data set."""
+    parser = ArgumentParser(description="Write the index files of all clips of a prepared data set.")
+    parser.add_argument("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
+    parser.add_argument("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
+    parser.add_argument("--FrameNum", type=int, default=16, help="frames of a clip")
+    parser.add_argument("--Stride", type=int, default=1, help="frames between the starts of clips")
+    opt = parser.parse_args(argv)
+    for name in ("FrameNum", "Stride"):
+        if getattr(opt, name) < 1:
+            raise UserError(f"--{name} {getattr(opt, name)}: expected at least 1")
+    root = opt.DataRoot / opt.Dataset
+    parts = [part for part in ("Train", "Test") if (root / part).is_dir()]
+    if not parts:
+        raise UserError(
+            f"there is neither {root / 'Train'} nor {root / 'Test'}: prepare videos with script_img_prep.py"
+        )
+    counts = {part: index_part(root, part, opt.FrameNum, opt.Stride) for part in parts}
+    if (root / MARK).is_file():  # the index of generated videos is generated, too
+        mark_synthetic(root, (root / MARK).read_text(encoding="utf-8").splitlines()[0])
+    say(f"{root}: " + ", ".join(f"{count} clips in {part}_idx" for part, count in counts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What MemAE's scripts share: names, paths, models, losses and scores."""
+
+import hashlib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.files import UserError
+from common.runtime import pick_device
+from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem
+from memae.models.backbones import PLANS
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def setting_name(opt: Namespace) -> str:
+    """Name of checkpoints, logs and results, the original's; a backbone other than conv3d is part of it."""
+    setting = opt.ModelSetting
+    if opt.Backbone != "conv3d":
+        setting += f"_{opt.Backbone}{opt.BackboneDepth or PLANS[opt.Backbone].default_depth}"
+    if opt.ModelName == "AE":
+        return f"AE_{setting}_{opt.Dataset}_{opt.Suffix}"
+    return (
+        f"MemAE_{setting}_{opt.Dataset}_MemDim{opt.MemDim}_EntW{opt.EntropyLossWeight}_ShrThres{opt.ShrinkThres}"
+        f"_Seed{opt.Seed}_{opt.Suffix}"
+    )
+
+
+def make_model(opt: Namespace) -> nn.Module:
+    """The network that the options describe, with new weights. UserError for unknown depths."""
+    depth = opt.BackboneDepth or None
+    if opt.ModelName == "AE":
+        return AutoEncoderCov3D(opt.ImgChnNum, opt.Backbone, depth)
+    return AutoEncoderCov3DMem(opt.ImgChnNum, opt.MemDim, opt.ShrinkThres, opt.Backbone, depth)
+
+
+def pick(opt: Namespace) -> torch.device:
+    """The device that UseCUDA asks for; where there is no GPU, the CPU, in so many words."""
+    if opt.IsDeter:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return pick_device("cuda" if opt.UseCUDA else "cpu")
+
+
+def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
+    """Copy the state dict in `path` into `model`. UserError, with the option that is off, where it does not fit."""
+    state = checkpoint.load_tensors(path)
+    if "kind" in state:
+        raise UserError(f"{path} is for continuing a training; score with {setting_name(opt)}.pt or an epoch's file")
+    memory = state.get("mem_rep.memory.weight")
+    if opt.ModelName == "AE" and memory is not None:
+        raise UserError(f"{path} has a memory: it is a checkpoint of --ModelName MemAE, not AE")
+    if opt.ModelName == "MemAE" and memory is None:
+        raise UserError(f"{path} has no memory: it is no checkpoint of --ModelName MemAE (of AE?)")
+    own = model.state_dict()
+    if not {name for name in own if name.startswith("encoder.")} <= state.keys():
+        raise UserError(
+            f"{path} has another encoder than --Backbone {opt.Backbone} --BackboneDepth {opt.BackboneDepth}"
+        )
+    if memory is not None and memory.shape[:1] != (opt.MemDim,):
+        raise UserError(f"{path} has a memory of {len(memory)} items, not of --MemDim {opt.MemDim}")
+    checkpoint.load_parameters(model, state, path)
+
+
+def normalise(frames: Tensor, device: torch.device) -> Tensor:
+    """uint8 0..255 -> float32 [-1, 1] on `device`: ToTensor, then mean 0.5 and standard deviation 0.5."""
+    return frames.to(device, non_blocking=True).float().div_(255).sub_(0.5).div_(0.5)
+
+
+def autocast(opt: Namespace, device: torch.device) -> torch.autocast:
+    """The context in which the network computes in --precision. UserError for fp16 on a CPU."""
+    if opt.precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    return torch.autocast(device.type, PRECISIONS[opt.precision], enabled=opt.precision != "fp32")
+
+
+def error_maps(output: Tensor, x: Tensor, model_name: str) -> Tensor:
+    """Reconstruction errors of clips (B, C, T, H, W) in [-1, 1] -> (B, T, H, W), >= 0 (paper, section 4.2).
+
+    MemAE: sqrt(sum over channels of r^2), r = output - x. AE: mean over channels of the squared error of grey levels
+    in 0..1 (v * 0.5 + 0.5).
+    """
+    r = output.float() - x
+    if model_name == "MemAE":
+        return r.square().sum(dim=1).sqrt()
+    return (0.5 * r).square().mean(dim=1)
+
+
+def clip_errors(output: Tensor, x: Tensor, model_name: str) -> Tensor:
+    """Score of each clip, (B,): the mean of `error_maps` over frames and pixels."""
+    return error_maps(output, x, model_name).flatten(1).mean(dim=1)
+
+
+def require_fitting(size: tuple[int, int], opt: Namespace) -> None:
+    """Raise UserError unless frames of `size` (height, width) survive the network's strides."""
+    step = 16 if opt.Backbone == "conv3d" else 32
+    if size[0] % step or size[1] % step:
+        raise UserError(
+            f"frames of {size[1]} x {size[0]} pixels: width and height must be multiples of {step} for "
+            f"--Backbone {opt.Backbone} (script_img_prep.py --Size)"
+        )
+
+
+def plain_settings(opt: Namespace) -> dict[str, Any]:
+    """All options as plain values, for results and checkpoints."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(opt).items()}
+
+
+def digest(path: Path) -> str:
+    """16 hexadecimal digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
