@@ -84,8 +84,6 @@ def test(
                         "average_precision": average_precision(labels, sign * torch.cat(inputs)),
                     },
                 }
-            if rate == RATES[-1]:
-                shown = place(torch.stack([added[0], values[0], error[0]]), rows, columns, *prepared.mask.shape)
 
     all_errors, all_shifts = torch.cat(errors), torch.cat(shifts)
     about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}"
@@ -98,6 +96,11 @@ def test(
         {name: all_errors[chosen].numpy() for name, chosen in groups.items()},
         f"anomaly rate {RATES[-1]}: {about}",
     )
+    one = clean[:1]
+    added = sum(inject(one, 0.05, shift, generator) for shift in (-4, 4))
+    images = place(one + added, rows, columns, prepared.height, prepared.width)
+    output = reconstruct(model, images, 1, device, options.precision)
+    shown = torch.cat([place(added, rows, columns, *prepared.mask.shape), images, images - output])
     _draw_boards(folder / "boards.png", shown, prepared, about)
     return results
 

@@ -44,15 +44,15 @@ DRIFT, SMEAR, STROKE, FIELD, NOISE = 0.09, 0.05, 0.015, 0.03, 0.015
 REACH, MEMORY = 8.0, 0.8  # mm over which neighbours are alike; correlation of one board's field with the next one's
 
 
-def make_boards(folder: str | Path, seed: int = 0, boards: int = 200) -> None:
-    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet; the same for the same seed.
+def make_boards(folder: str | Path, seed: int = 0, boards: int = 200, run: int = 0) -> None:
+    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet; the same for the same arguments.
 
-    Pads have pixels of their own. Raises UserError where the folder cannot be made or the numbers make no sense.
+    seed: of pads and volumes; run: another number gives other volumes of the same pads, a new print run. Pads have pixels of their own. Raises UserError where the folder cannot be made or the numbers make no sense.
     """
-    if seed < 0 or not 1 <= boards <= 9999:
-        raise UserError(f"seed {seed}, {boards} boards: use a seed from 0 on and 1 to 9999 boards")
-    rng = np.random.default_rng(seed)
-    x, y, shape, mean = _layout(rng)
+    if seed < 0 or run < 0 or not 1 <= boards <= 9999:
+        raise UserError(f"seed {seed}, run {run}, {boards} boards: use 0 or more, 0 or more, and 1 to 9999 boards")
+    x, y, shape, mean = _layout(np.random.default_rng(seed))
+    rng = np.random.default_rng([seed, run, 1])
     volumes = _volumes(x, y, mean, boards, rng)
     ids = np.arange(1, len(x) + 1)
     mixed = rng.permutation(len(x))  # job.json need not list the pads in their order
@@ -60,7 +60,7 @@ def make_boards(folder: str | Path, seed: int = 0, boards: int = 200) -> None:
         "PCBInfo": {"PCBLenth": [LENGTH], "PCBWidth": [WIDTH]},
         "Pad": {"ID": ids[mixed], "ShapeID": shape[mixed]},
     }
-    with new_synthetic_folder(folder, f"python crrn/demo_boards.py --seed {seed} --boards {boards}") as new:
+    with new_synthetic_folder(folder, f"python crrn/demo_boards.py --seed {seed} --boards {boards} --run {run}") as new:
         write_json(new / "job.json", job)
         for number, volume in enumerate(volumes):
             shift = rng.normal(0, 0.03, 2)  # mm, how the board lay in the machine
@@ -147,8 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="new folder for job.json and spi_measurement/")
     parser.add_argument("--seed", type=int, default=0, help="of layout and volumes")
     parser.add_argument("--boards", type=int, default=200, help=f"how many, in cycles of {CYCLE}")
+    parser.add_argument("--run", type=int, default=0, help="another number: the same pads, other volumes")
     options = parser.parse_args(argv)
-    make_boards(options.output, options.seed, options.boards)
+    make_boards(options.output, options.seed, options.boards, options.run)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures of CRRN: volumes over time, the pads' layout, precision-recall curves, error histograms, board maps."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def _autocorrelation(path: Path, normalised: np.ndarray, cycle: int) -> None:
 def _layout(path: Path, boards: Boards) -> None:
     height, width = boards.layout.height, boards.layout.width
     kinds = sorted(set(boards.groups), key=str)
-    figure = Figure((1.8 + 7 * min(1, width / height), 0.8 + 7 * min(1, height / width)), layout="constrained")
+    scale = 7 / max(width, height)  # inches per mm
+    figure = Figure((width * scale + 2.6, height * scale + 0.9), layout="constrained")
     axes = figure.subplots()
     for number, kind in enumerate(kinds):
         chosen = np.array([group == kind for group in boards.groups])
@@ -141,28 +143,38 @@ def draw_errors(path: Path, errors: dict[str, np.ndarray], title: str) -> None:
 
 
 def draw_boards(
-    path: Path, rows: dict[str, np.ndarray], titles: Sequence[str], mask: np.ndarray, title: str, limit: float
+    path: Path,
+    rows: dict[str, np.ndarray],
+    titles: Sequence[str],
+    mask: np.ndarray,
+    title: str,
+    limit: float,
+    columns: int | None = None,
 ) -> None:
-    """Signed maps of boards from blue (-limit) to red (limit), pads without error white, ground grey.
+    """Signed maps of boards from blue (-limit) to red (limit), pads without error white, the ground grey.
 
-    rows: name -> (n, H, W), one column of the sheet for each of the n boards; mask: (H, W) bool, the pads.
+    rows: name -> (n, H, W), a line of maps for each entry, broken after `columns` of them; titles: of the n boards;
+    mask: (H, W) bool, the pads.
     """
-    count, (height, width) = len(titles), mask.shape
-    cell = 2.4
-    figure = Figure(
-        (cell * count + 1.6, (cell * height / width + 0.3) * len(rows) + 0.7), layout="constrained", dpi=110
-    )
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (name, maps) in zip(axes, rows.items()):
-        colours = np.where(mask[..., None], make_colormaps(maps, limit).transpose(0, 2, 3, 1), 0.75)
-        for column, (ax, image) in enumerate(zip(line, colours)):
-            ax.imshow(image)
-            ax.set(xticks=[], yticks=[])
-            if line is axes[0]:
-                ax.set_title(titles[column], fontsize=9)
-            if column == 0:
-                ax.set_ylabel(name, fontsize=9)
+    height, width = mask.shape
+    columns = min(columns or len(titles), len(titles))
+    cells = [
+        (name if n % columns == 0 else "", titles[n], board)
+        for name, maps in rows.items()
+        for n, board in enumerate(np.where(mask[..., None], make_colormaps(maps, limit).transpose(0, 2, 3, 1), 0.75))
+    ]
+    lines = len(rows) * -(-len(titles) // columns)
+    size = 2.4 * columns + 1.4, (2.4 * height / width + 0.35) * lines + 0.6
+    figure = Figure(size, layout="constrained", dpi=110)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, caption, board) in zip(axes.flat, cells):
+        ax.set_axis_on()
+        ax.imshow(board)
+        ax.set(xticks=[], yticks=[], ylabel=name)
+        ax.set_title(caption, fontsize=9)
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "bwr"), ax=axes, shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("standard deviations of the pad")
-    figure.suptitle(title)
+    figure.suptitle("\n".join(textwrap.wrap(title, int(9 * size[0]))), fontsize=10)
     save_figure(figure, path)
