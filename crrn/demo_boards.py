@@ -45,9 +45,11 @@ REACH, MEMORY = 8.0, 0.8  # mm over which neighbours are alike; correlation of o
 
 
 def make_boards(folder: str | Path, seed: int = 0, boards: int = 200, run: int = 0) -> None:
-    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet; the same for the same arguments.
+    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet.
 
-    seed: of pads and volumes; run: another number gives other volumes of the same pads, a new print run. Pads have pixels of their own. Raises UserError where the folder cannot be made or the numbers make no sense.
+    seed: of pads and volumes; run: another number gives other volumes of the same pads, a new print run. Same arguments
+    give same files. Each pad has a pixel of its own. UserError where the folder cannot be made or a number makes no
+    sense.
     """
     if seed < 0 or run < 0 or not 1 <= boards <= 9999:
         raise UserError(f"seed {seed}, run {run}, {boards} boards: use 0 or more, 0 or more, and 1 to 9999 boards")

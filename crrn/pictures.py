@@ -63,6 +63,7 @@ def _mean_and_spread(path: Path, mean: np.ndarray, std: np.ndarray, label: str, 
     axes.fill_between(number, mean - std, mean + std, color=BLUE, alpha=0.25, linewidth=0, label="± standard deviation")
     axes.plot(number, mean, color=BLUE, marker="." if len(mean) < 60 else None, label="mean of all pads")
     axes.set(xlabel=label, ylabel="normalised volume")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper right", ncols=2, fontsize=9)
     axes.set_ylim(top=axes.get_ylim()[1] + 0.6)  # room for the legend
     save_figure(figure, path)

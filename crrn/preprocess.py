@@ -17,6 +17,7 @@ from crrn.boards import INPUTS, Boards, read_boards, read_layout
 from crrn.utils import draw_sequences, place
 
 COLUMNS = ("Timestep", "PadID", "X", "Y", "Vol", "Group", "Vol_norm", "Age")
+SMALLEST = 13  # pixels: halved twice by convolutions of 5 x 5, one pixel is left
 AGAIN = "python crrn/0_preprocessing.py makes it anew"
 
 
@@ -157,6 +158,9 @@ def load_prepared(folder: Path, cycle: int | None = None) -> Prepared:
             f"{folder} was preprocessed for cycles of {len(info['mean'])} boards, not {cycle}: "
             f"give that --cycle, or run python crrn/0_preprocessing.py --cycle {cycle}"
         )
+    if min(info["height"], info["width"]) < SMALLEST:
+        size = f"{info['height']} x {info['width']}"
+        raise UserError(f"{folder}: boards of {size} pixels are too small for the network, which needs {SMALLEST}")
     table = _read_table(folder / "df_info.csv")
     pads = int((table["Timestep"] == 0).sum())
     if not pads or len(table["Timestep"]) % (pads * len(info["mean"])) or len(info["pcb_mean"]) != pads:

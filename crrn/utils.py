@@ -39,8 +39,8 @@ def corrupt(clean: Tensor, mask: Tensor) -> Tensor:
     n ~ N(0, 1) and b ~ Bernoulli(0.1) for each pad and frame, d ~ Bernoulli(0.9) / 0.9 for each pixel of a sample, the
     same in all its frames.
     """
-    noise = torch.randn_like(clean) * torch.full_like(clean, P_NOISE).bernoulli_() * mask
-    dropped = torch.full_like(clean[:, :1], P_KEEP).bernoulli_() / P_KEEP
+    noise = torch.randn_like(clean) * torch.empty_like(clean).bernoulli_(P_NOISE) * mask
+    dropped = torch.empty_like(clean[:, :1]).bernoulli_(P_KEEP) / P_KEEP
     return (clean + noise) * dropped
 
 

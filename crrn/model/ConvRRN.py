@@ -72,7 +72,7 @@ class StackedConvLSTM(nn.Module):
                     h, a = self.s_attn[layer](h)
                     maps.append(a)
                 if self.training and t == 0:
-                    h = h * torch.full_like(h, KEEP).bernoulli_().div_(KEEP)
+                    h = h * torch.empty_like(h).bernoulli_(KEEP).div_(KEEP)
                 hidden = [h, c]
             final.append(hidden)
             if attns is not None:

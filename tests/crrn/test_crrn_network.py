@@ -1,0 +1,326 @@
+"""The network's parts on tiny tensors: gates, dropout, teacher forcing, attention, gradients gathered over time."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crrn.model.ConvRRN as ConvRRN
+from crrn.model.ConvRRN import S_EncDec, ST_EncDec, StackedConvLSTM, cell_class
+from crrn.model.core_module.step_conv import StepConv2d, StepConvTranspose2d, one_sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+MODES = ("ConvLSTM", "ConvConjLSTM", "ConvSTLSTM")
+s = torch.sigmoid
+
+
+def tiny(mode="ConvConjLSTM", **options) -> ST_EncDec:
+    torch.manual_seed(0)
+    return ST_EncDec(mode, [1, 4, 4], [5, 5], options.pop("n_layers", 2), **options)
+
+
+def frames(batch=2, steps=3) -> torch.Tensor:
+    return torch.randn(batch, steps, 1, 21, 25, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("textbook", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_cells_follow_their_equations(mode, textbook):
+    torch.manual_seed(0)
+    cell = cell_class(mode)(3, 3, textbook_gates=textbook)
+    x, m, h, c = torch.randn(4, 2, 3, 5, 6)
+    z_i, z_g, z_o, z_f = (F.conv2d(x, cell.i2h.weight, cell.i2h.bias, padding=1) + cell.h2h(h)).chunk(4, 1)
+    if mode == "ConvLSTM":
+        c_new = s(z_f) * c + s(z_i) * z_g.tanh()
+        h_new = s(z_o) * c_new.tanh()
+    elif mode == "ConvConjLSTM":
+        i = s(z_i) if textbook else s(s(z_i))
+        c_new = s(z_f) * cell.btneck(torch.cat([c, m], 1)) + i * z_g.tanh()
+        h_new = s(z_o) * c_new.tanh()
+    else:
+        c_new = s(z_f) * c + s(z_i) * z_g.tanh()
+        y_i, y_g, y_f = (cell.i2m(x) + cell.h2m(m)).chunk(3, 1)
+        m_new = s(y_f) * m + s(y_i) * y_g.tanh()
+        h_new = (s(z_o) if textbook else z_o) * cell.btneck(torch.cat([c_new, m_new], 1)).tanh()
+    h_ours, c_ours = cell([x, m], [h, c])
+    if mode == "ConvSTLSTM":
+        c_ours, m_ours = c_ours
+        torch.testing.assert_close(m_ours, m_new)
+    torch.testing.assert_close(h_ours, h_new)
+    torch.testing.assert_close(c_ours, c_new)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_state_is_a_state_of_zeros(mode, stride):
+    torch.manual_seed(0)
+    cell = cell_class(mode)(3, 5, stride)
+    x = torch.randn(2, 3, 9, 11)
+    side = (9, 11) if stride == 1 else (3, 4)
+    zeros = torch.zeros(2, 3, *side)
+    m = torch.randn(2, 3, *side) if stride == 1 else None
+    for one, other in zip(cell([x, m], None), cell([x, m], [zeros, zeros])):
+        for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (one, other))):
+            assert a.shape[-2:] == side
+            torch.testing.assert_close(a, b)
+
+
+def test_forget_gates_start_open():
+    cell = cell_class("ConvSTLSTM")(3, 3)
+    assert (cell.i2h.bias[9:] == 1).all() and (cell.i2m.bias[6:] == 1).all()
+    assert (cell.i2h.bias[:9] != 1).all() and (cell.i2m.bias[:6] != 1).all()
+
+
+def test_a_strided_conjoining_cell_takes_no_memory_from_below():
+    cell = cell_class("ConvConjLSTM")(3, 3, 2)
+    with pytest.raises(ValueError, match="stride 2"):
+        cell([torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 4, 4)], None)
+
+
+def test_unknown_cells_are_refused_by_name():
+    with pytest.raises(ValueError, match="ConvGridLSTM was never published"):
+        ST_EncDec("ConvGridLSTM", [1, 4, 4], [5, 5], 2)
+    with pytest.raises(ValueError, match="'LSTM' is unknown"):
+        ST_EncDec("LSTM", [1, 4, 4], [5, 5], 2)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_shapes_of_every_mode(mode, attention, layers):
+    model = tiny(mode, n_layers=layers, is_attn=attention)
+    for steps in (1, 3):
+        assert model(frames(2, steps)).shape == (2, steps, 1, 21, 25)
+
+
+def test_lists_given_to_the_network_stay_as_they_are():
+    channels, kernels = [1, 4, 8], [5, 3]
+    ST_EncDec("ConvLSTM", channels, kernels, 1)
+    assert (channels, kernels) == ([1, 4, 8], [5, 3])
+    decoder = S_EncDec(channels, kernels, is_decoder=True)
+    assert [type(layer).__name__ for layer in decoder.layer] == [
+        "StepConvTranspose2d", "ReLU", "BatchNorm2d", "StepConvTranspose2d",
+    ]  # fmt: skip
+    assert decoder(torch.zeros(1, 1, 8, 6, 7))[0, 0].shape == (1, 29, 33)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gathered_gradients_are_those_of_plain_convolutions(mode, monkeypatch):
+    model, x = tiny(mode, is_attn=True).double().eval(), frames().double().requires_grad_()
+    gradients = []
+    for context in (ConvRRN.one_sequence, lambda _: contextlib.nullcontext()):
+        monkeypatch.setattr(ConvRRN, "one_sequence", context)
+        model.zero_grad()
+        x.grad = None
+        (model(x) ** 2).mean().backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*gradients):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_step_convolutions_gather_and_forget():
+    conv, deconv = StepConv2d(2, 3, 3, stride=2), StepConvTranspose2d(3, 2, 3, stride=2)
+    model = torch.nn.Sequential(conv, deconv)
+    x = torch.randn(2, 2, 7, 7)
+    with pytest.raises(RuntimeError, match="on purpose"), one_sequence(model):
+        assert conv.sequence is not None
+        raise RuntimeError("on purpose")
+    assert conv.sequence is None and deconv.sequence is None
+    with torch.no_grad(), one_sequence(model):
+        assert conv.sequence is None
+    for part in range(2):  # a second sequence knows nothing of the first
+        with one_sequence(model):
+            loss = (model(x) ** 2).sum() + model(2 * x).sum()
+        model.zero_grad()
+        loss.backward()
+        gradient = conv.weight.grad.clone()
+        model.zero_grad()
+        ((model(x) ** 2).sum() + model(2 * x).sum()).backward()
+        torch.testing.assert_close(gradient, conv.weight.grad, rtol=1e-4, atol=1e-4)
+        assert part in (0, 1)
+
+
+def test_dropout_touches_the_first_step_of_a_call_only():
+    stack = StackedConvLSTM("ConvLSTM", 4, 3, 1)
+    x = torch.randn(1, 1, 4, 17, 17)
+    torch.manual_seed(0)
+    (dropped, _), (kept, _) = stack(x)[0][0], stack.eval()(x)[0][0]
+    share = (dropped == 0).float().mean()
+    assert 0.05 < share < 0.4  # 0.2 expected
+    torch.testing.assert_close(dropped[dropped != 0], kept[dropped != 0] / 0.8)
+
+    # Two steps: the mask acts on the state between them, not on the last one.
+    stack.train()
+    twice = x.repeat(1, 2, 1, 1, 1)
+    assert (stack(twice)[0][0][0] != 0).all()
+    one, other = stack(twice)[0][0][0], stack(twice)[0][0][0]
+    assert not torch.equal(one, other)
+
+
+def test_what_goes_up_has_seen_neither_attention_nor_dropout():
+    torch.manual_seed(0)
+    stack = StackedConvLSTM("ConvLSTM", 4, 3, 2, is_attn=True)
+    x = torch.randn(1, 1, 4, 17, 17)
+    first, second = stack.conv_lstm
+    h, c = first([x[:, 0], None], None)
+    up, _ = second([h, c], None)
+    final, attns = stack.eval()(x)
+    a = torch.tanh(stack.s_attn[1].attn(up))
+    torch.testing.assert_close(attns[1][0], a)
+    torch.testing.assert_close(final[1][0], up + a)
+
+
+def test_teacher_forcing():
+    model, x = tiny(), frames()
+    other = x.clone()
+    other[:, 1:] += 1  # frames 1 and 2 are what the decoder may be shown
+    hidden = [[torch.randn(2, 4, 3, 4), torch.randn(2, 4, 3, 4)] for _ in range(2)]
+
+    def decoded(inputs, ratio):
+        torch.manual_seed(3)
+        return model.st_decoder(inputs, [list(pair) for pair in hidden], None, ratio)
+
+    assert torch.equal(decoded(x, 0.0), decoded(other, 0.0))
+    forced = decoded(x, 1.0), decoded(other, 1.0)
+    assert torch.equal(forced[0][:, 2], forced[1][:, 2])  # the first one decoded
+    assert not torch.allclose(forced[0][:, 1], forced[1][:, 1])
+    model.eval()
+    assert torch.equal(decoded(x, 1.0), decoded(other, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reduced_precision_stays_close(dtype):
+    model, x = tiny(is_attn=True).eval(), frames()
+    exact = model(x)
+    with torch.autocast("cpu", dtype):
+        output = model(x)
+    assert (output.float() - exact).abs().max() < 0.1
+    output.float().pow(2).mean().backward()
+    reduced = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    exact.pow(2).mean().backward()
+    scale = max(p.grad.norm().item() for p in model.parameters())
+    for one, p in zip(reduced, model.parameters()):
+        assert one.dtype == torch.float32
+        assert (one - p.grad).norm() < 0.05 * scale
+
+
+SEEDS_EXAMPLE = """
+import torch
+from torch import nn
+from model.core_module.ConvConjLSTM import ConvConjLSTM as ConvLSTM
+from model.SpatialAttention import SpatialAttention
+
+
+class StackedConvLSTM(nn.Module):
+    def __init__(self, mode, channel, kernel, n_layers, is_attn=False):
+        super().__init__()
+        self.channel = channel
+        self.kernel = kernel
+        self.n_layers = n_layers
+        self.is_attn = is_attn
+
+        conv_lstm = [ConvLSTM(channel, kernel, 2)]
+        for _ in range(1, n_layers):
+            conv_lstm.append(ConvLSTM(channel, kernel))
+        self.conv_lstm = nn.Sequential(*conv_lstm)
+        if is_attn:
+            self.s_attn = nn.ModuleList(SpatialAttention(channel, kernel) for _ in range(n_layers))
+
+    def forward(self, inputs, hiddens=None):
+        steps = inputs.size(1)
+        if hiddens is None:
+            hiddens = [None for i in range(self.n_layers)]
+
+        xm = [[inputs[:, j], None] for j in range(steps)]
+
+        attns = None
+        if self.is_attn:
+            attns = []
+
+        for i in range(self.n_layers):
+            ym = []
+            if self.is_attn:
+                attn = []
+            h_mask = None
+            for j in range(steps):
+                h, c = self.conv_lstm[i](xm[j], hiddens[i])
+
+                if type(h) is tuple:
+                    h_up, h = h
+                else:
+                    h_up = h
+
+                if type(c) is tuple:
+                    c, m = c
+                else:
+                    m = c
+
+                if self.is_attn:
+                    h, a = self.s_attn[i](h)
+                    attn.append(a)
+
+                if self.training:
+                    if h_mask is None:
+                        h_mask = h.new(*h.size()).bernoulli_(0.8).div(0.8)
+                        h = h * h_mask
+
+                ym.append([h_up, m])
+                hiddens[i] = [h, c]
+
+            if self.is_attn:
+                attns.append(attn)
+
+            xm = ym
+
+        return hiddens, attns
+
+
+class wrapper_class(nn.Module):
+    def __init__(self, mode, channels, kernels, n_layers, is_attn):
+        super(wrapper_class, self).__init__()
+
+        self.channels = channels
+        self.kernels = kernels
+        self.conv_lstm = StackedConvLSTM(mode, channels[-1], kernels[-1], n_layers, is_attn)
+
+    def forward(self, inputs):
+        hidden, attns = self.conv_lstm(inputs)
+
+        return hidden, attns
+
+
+if __name__ == "__main__":
+    from model.ConvRRN import StackedConvLSTM as Ours
+
+    for attention in (False, True):
+        torch.manual_seed(0)
+        wrapper = wrapper_class("ConvConjLSTM", [1, 6, 6], [5, 5], 2, attention)
+        inputs = torch.randn(2, 3, 6, 13, 17)
+        hidden, attns = wrapper(inputs)
+        hidden[-1][0].sum().backward()
+        assert hidden[-1][0].shape == (2, 6, 5, 7)
+        ours = Ours("ConvConjLSTM", 6, 5, 2, attention).eval()
+        ours.load_state_dict(wrapper.conv_lstm.state_dict())
+        wrapper.eval()
+        for one, other in zip(wrapper(inputs)[0], ours(inputs)[0]):
+            for a, b in zip(one, other):
+                torch.testing.assert_close(a, b)
+    print("the seed's example runs")
+"""
+
+
+def test_the_seeds_example_runs_from_inside_crrn(tmp_path):
+    """Indentation and missing lines repaired; its own stack gives the numbers of ours."""
+    (tmp_path / "example.py").write_text("import sys; sys.path.insert(0, '')\n" + SEEDS_EXAMPLE)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "example.py")], cwd=ROOT / "crrn", capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "the seed's example runs" in ended.stdout

@@ -1,0 +1,663 @@
+"""CRRN's scripts as a user runs them: tiny boards, every file they promise, kill and resume, bad input."""
+
+import csv
+import importlib
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint
+from common.runtime import UserError
+from crrn import compare, demo_boards
+from crrn.boards import cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
+from crrn.checkpoints import CHANNELS, KERNELS
+from crrn.model.ConvRRN import ST_EncDec
+from crrn.preprocess import load_prepared
+from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
+
+ROOT = Path(__file__).resolve().parents[2]
+preprocessing, training, testing, scoring = (
+    importlib.import_module(f"crrn.{name}") for name in ("0_preprocessing", "1_train", "2_test_model", "3_score_boards")
+)
+CYCLE, PADS = 3, 6
+TRAINED = ["--num_epochs", "2", "--num_instance", "4", "--batch_size", "2", "--lr", "1e-3"]
+
+
+def write_boards(folder: Path, boards: int = 9, seed: int = 0) -> Path:
+    """Boards of 14 x 10 mm, a grid of 17 x 13, with 6 pads; job.json lists them backwards."""
+    rng = np.random.default_rng(seed)
+    (folder / "spi_measurement").mkdir(parents=True)
+    job = {
+        "PCBInfo": {"PCBLenth": [14.2], "PCBWidth": [10]},
+        "Pad": {"ID": list(range(PADS, 0, -1)), "ShapeID": [f"shape{k % 2}" for k in range(PADS, 0, -1)]},
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    for n in range(boards):
+        pads = [
+            {"PosX": 2.5 + 2 * k, "PosY": 3.4 + k % 3, "Volume": 50 + 5 * k + rng.normal(), "PadID": k + 1}
+            for k in range(PADS)
+        ]
+        (folder / f"spi_measurement/spi_{n:03d}.json").write_text(json.dumps({"PADINFO": pads}))
+    return folder
+
+
+def change(path: Path, edit) -> None:
+    """Rewrite a JSON file after `edit` has changed its content in place."""
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def args(data: Path, *more: str) -> list[str]:
+    return ["--data", str(data), "--cycle", str(CYCLE), *more]
+
+
+def refused(capsys, call, argv, *words):
+    """The call ends with status 2 and one line on stderr that holds all `words`."""
+    capsys.readouterr()
+    assert call(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    for word in words:
+        assert str(word) in error, error
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_boards(tmp_path / "mine")
+
+
+@pytest.fixture
+def trained(data, capsys):
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
+    return data
+
+
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_grid_is_the_strictly_next_number_that_is_1_modulo_4():
+    assert [grid_side(v) for v in (33, 34, 35, 36, 36.4, 32.5, 32.49, 36.5, 12)] == [37, 37, 37, 37, 37, 37, 33, 41, 13]
+
+
+def test_preprocessing_writes_everything(data):
+    assert preprocessing.main(args(data)) == 0
+    volume = np.array(
+        [
+            [pad["Volume"] for pad in json.loads(path.read_text())["PADINFO"]]
+            for path in sorted((data / "spi_measurement").iterdir())
+        ]
+    )
+    normalised = (volume - volume.mean(0)) / volume.std(0)
+    info = torch.load(data / "pcb_info.pt", weights_only=True)
+    assert set(info) == {"mean", "std", "height", "width", "pcb_mean", "pcb_std"}
+    assert (info["height"], info["width"]) == (13, 17)
+    for age in range(CYCLE):
+        assert info["mean"][age] == pytest.approx(normalised[age::CYCLE].mean())
+        assert info["std"][age] == pytest.approx(normalised[age::CYCLE].std(ddof=1))
+    np.testing.assert_allclose(info["pcb_mean"], volume.mean(0))
+    np.testing.assert_allclose(info["pcb_std"], volume.std(0))
+
+    table = rows(data / "df_info.csv")
+    assert list(table[0]) == ["Timestep", "PadID", "X", "Y", "Vol", "Group", "Vol_norm", "Age"]
+    assert len(table) == 9 * PADS
+    row = table[4 * PADS + 2]
+    assert (row["Timestep"], row["PadID"], row["Age"], row["Group"]) == ("4", "2", "1", "shape1")
+    assert float(row["Vol"]) == volume[4, 2] and float(row["Vol_norm"]) == pytest.approx(normalised[4, 2])
+
+    tests = torch.load(data / "test_pcbs.pt", weights_only=True)
+    assert tests.shape == (3, CYCLE, 1, 13, 17) and tests.dtype == torch.float32
+    on = torch.zeros(13, 17, dtype=torch.bool)
+    on[[3, 4, 5, 3, 4, 5], [2, 4, 6, 8, 10, 12]] = True
+    assert (tests[..., on] != 0).all() and not tests[..., ~on].any()
+    for name in ("vol.pdf", "norm_vol.pdf", "norm_all_vol.pdf", "norm_norm_vol.pdf"):
+        assert (data / name).read_bytes().startswith(b"%PDF")
+    for name in ("auto.png", "group.png"):
+        assert (data / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_sequences_follow_each_boards_own_positions(data):
+    change(data / "spi_measurement/spi_004.json", lambda board: board["PADINFO"][0].update(PosX=0.2, PosY=12.9))
+    assert preprocessing.main(args(data)) == 0
+    tests = torch.load(data / "test_pcbs.pt", weights_only=True)
+    assert tests[1, 1, 0, 12, 0] != 0 and tests[1, 1, 0, 3, 2] == 0
+    assert tests[1, 0, 0, 12, 0] == 0 and tests[1, 0, 0, 3, 2] != 0
+    assert load_prepared(data).mask[3, 2] and not load_prepared(data).mask[12, 0]
+
+
+def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys):
+    for n in range(9):
+        change(data / f"spi_measurement/spi_{n:03d}.json", lambda board: board["PADINFO"][3].update(Volume=7.1))
+    plain = args(data, "--cycle", "4")
+    assert preprocessing.main(plain) == 0
+    output = capsys.readouterr().out
+    assert "2 cycles of 4 and 1 more, which are left out" in output and "1 pads have the same volume" in output
+    table = rows(data / "df_info.csv")
+    assert len(table) == 8 * PADS and {row["Vol_norm"] for row in table if row["PadID"] == "3"} == {"0.0"}
+    before = (data / "df_info.csv").read_text()
+    change(data / "spi_measurement/spi_002.json", lambda board: board["PADINFO"].reverse())
+    assert preprocessing.main(plain) == 0
+    assert (data / "df_info.csv").read_text() == before
+
+
+def test_training_and_testing_write_everything(trained, capsys):
+    folder = trained / "result/ConvConjLSTM"
+    content = torch.load(folder / "model_dictionary.pt", weights_only=True)
+    assert content["epoch"] == 1 and len(content["test_loss"]) == 2 and "optimizer" in content
+    summary = json.loads((folder / "training.json").read_text())
+    assert summary["data"] == str(trained) and summary["last_test_loss"] == content["test_loss"][-1]
+    assert summary["best_test_loss"] == min(content["test_loss"])
+
+    argv = args(trained, "--cpu", "--batch_size", "5")
+    assert testing.main(argv) == 0
+    results = json.loads((folder / "results.json").read_text())
+    for kind, letter in (("excessive", "e"), ("insufficient", "i")):
+        for k in range(1, 6):
+            curve = torch.load(folder / f"pr_info_{letter}_{k}.pt", weights_only=True)
+            assert set(curve) == {"Precision", "Recall", "F1"} and 0 < len(curve["F1"]) <= 51
+            for p, r, f1 in zip(*curve.values()):
+                assert f1 == pytest.approx(2 / (1 / p + 1 / r))
+            one = results[kind][f"0.{k}"]
+            assert one["best_f1"] == max(curve["F1"]) and 0 < one["average_precision"] <= 1
+            assert 0.5 < one["z_score"]["best_f1"] <= 1  # shifts of 2 to 5 standard deviations
+    for name in ("precision_recall_excessive.png", "precision_recall_insufficient.png", "errors.png", "boards.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert testing.main(argv) == 0
+    again = json.loads((folder / "results.json").read_text())
+    assert again["excessive"] == results["excessive"]
+
+    capsys.readouterr()
+    before = (folder / "model_dictionary.pt").read_bytes()
+    assert training.main(args(trained, "--cpu", *TRAINED)) == 0
+    assert "trained for 2 epochs already" in capsys.readouterr().out
+    assert (folder / "model_dictionary.pt").read_bytes() == before
+
+
+def test_measured_protocol_attention_and_textbook_gates(data):
+    more = ["--mode", "ConvSTLSTM", "--is_attn", "--gates", "textbook", "--protocol", "measured", "--cpu"]
+    assert training.main(args(data, *more, *TRAINED)) == 0
+    folder = data / "result/ConvSTLSTM_a_textbook_measured"
+    assert testing.main(args(data, *more)) == 0
+    assert json.loads((folder / "results.json").read_text())["test_set"] == "measured"
+
+
+def test_measured_cycles_hold_the_last_ones_out(data):
+    assert preprocessing.main(args(data)) == 0
+    prepared = load_prepared(data)
+    train, held, mean, std = prepared.measured_cycles(0.3)
+    assert train.shape == (2, CYCLE, 1, 13, 17) and held.shape == (1, CYCLE, 1, 13, 17)
+    torch.testing.assert_close(mean, prepared.volume[:6].mean(0))
+    expected = (prepared.volume[7, 4] - mean[4]) / prepared.volume[:6, 4].std(correction=0)
+    assert held[0, 1, 0, 4, 10].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert std.shape == (PADS,)
+
+
+def test_scoring_new_boards(trained, tmp_path):
+    new = write_boards(tmp_path / "new", boards=5, seed=1) / "spi_measurement"
+    change(new / "spi_004.json", lambda board: board["PADINFO"][2].update(Volume=500.0))
+    change(new / "spi_001.json", lambda board: board["PADINFO"][5].update(Volume=-400.0))
+    change(new / "spi_000.json", lambda board: board["PADINFO"].reverse())
+    argv = args(trained, "--cpu", "--boards", str(new), "--fpr", "0.2")
+    assert scoring.main(argv) == 0
+    folder = trained / "result/ConvConjLSTM/spi_measurement"
+    table = rows(folder / "pads.csv")
+    assert len(table) == 5 * PADS
+    found = {(row["file"], row["pad_id"]): row for row in table}
+    assert found["spi_004.json", "3"]["verdict"] == "excessive" and float(found["spi_004.json", "3"]["volume"]) == 500
+    assert found["spi_001.json", "6"]["verdict"] == "insufficient"
+    assert found["spi_000.json", "1"]["x"] == "2.5" and found["spi_003.json", "1"]["age"] == "0"
+    for row in table:
+        assert float(row["error"]) == pytest.approx(float(row["normalised"]) - float(row["expected"]), abs=1e-3)
+    results = json.loads((folder / "results.json").read_text())
+    limits = results["thresholds_by_cycle"]
+    assert [one["pads"] for one in limits] == [CYCLE * PADS, 2 * PADS]
+    for row in table:
+        limit, error = limits[int(row["board"]) // CYCLE], float(row["error"])
+        expected = "excessive" if error > limit["excessive"] else "fine"
+        assert row["verdict"] == ("insufficient" if error < limit["insufficient"] else expected)
+    assert results["pads"]["fine"] == sum(row["verdict"] == "fine" for row in table)
+    assert sorted(path.name for path in folder.glob("*.png")) == ["boards_000.png", "boards_001.png"]
+
+
+def test_an_authors_checkpoint_is_continued_and_tested(data, capsys):
+    """{epoch, test_loss, state_dict, optimizer} alone, parameters named module.<name>, as their training writes it."""
+    torch.manual_seed(0)
+    model = ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, weight_decay=1e-5)
+    model(torch.zeros(1, 2, 1, 13, 17)).mean().backward()
+    optimizer.step()
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    path = data / "result/ConvConjLSTM/model_dictionary.pt"
+    path.parent.mkdir(parents=True)
+    theirs = {"epoch": 0, "test_loss": [1.5], "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(theirs, path)
+    assert testing.main(args(data, "--cpu")) == 0
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
+    assert "after epoch 1" in capsys.readouterr().out
+    content = torch.load(path, weights_only=True)
+    assert content["epoch"] == 1 and content["test_loss"][0] == 1.5 and len(content["test_loss"]) == 2
+    steps = {int(value["step"]) for value in content["optimizer"]["state"].values()}
+    assert max(steps) == 3  # theirs and two of ours
+    del state["module.st_decoder.s_dec.layer.3.bias"]
+    torch.save(theirs, path)
+    refused(capsys, testing.main, args(data, "--cpu"), path, "s_dec.layer.3.bias is missing")
+
+
+def test_interrupted_training_ends_with_the_same_numbers(data):
+    """Real processes: SIGINT and SIGKILL, each followed by the same command; the comparison is one undisturbed run."""
+    long = ["--num_epochs", "6", "--num_instance", "20", "--batch_size", "2", "--cpu"]
+    assert training.main(args(data, *long, "--result", str(data / "whole"))) == 0
+    command = [sys.executable, str(ROOT / "crrn/1_train.py"), *args(data, *long)]
+    path = data / "result/ConvConjLSTM/model_dictionary.pt"
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        deadline = time.monotonic() + 60
+        while not (path.exists() and path.stat().st_mtime_ns != before):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.05)
+        process.send_signal(stop)
+        output, error = process.communicate(timeout=60)
+        assert process.returncode == (130 if stop == signal.SIGINT else -9), error
+        assert "Traceback" not in error
+        if stop == signal.SIGINT:
+            assert "To continue: python" in output and "--num_epochs 6" in output
+    last = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert last.returncode == 0 and "continuing" in last.stdout
+
+    one, other = (
+        torch.load(folder / "ConvConjLSTM/model_dictionary.pt", weights_only=True)
+        for folder in (data / "whole", data / "result")
+    )
+    assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in one["state_dict"])
+    for a, b in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values()):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert one["test_loss"] == other["test_loss"] and one["train_loss"] == other["train_loss"]
+    files = [data / name / "ConvConjLSTM/training.json" for name in ("whole", "result")]
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_a_fresh_clone_makes_its_boards(tmp_path):
+    """Nothing but code: training from the root makes boards and preprocesses them; the next script, from inside."""
+    repo = tmp_path / "repo"
+    shutil.copytree(ROOT / "common", repo / "common")
+    shutil.copytree(ROOT / "crrn", repo / "crrn", ignore=shutil.ignore_patterns("ekra", "jabil", "__pycache__"))
+    more = ["--num_epochs", "1", "--num_instance", "2", "--batch_size", "2", "--mode", "ConvLSTM", "--gpu_ids", "99"]
+    first = subprocess.run(
+        [sys.executable, "crrn/1_train.py", *more], cwd=repo, capture_output=True, text=True, timeout=100
+    )
+    assert first.returncode == 0, first.stderr
+    for word in ("making boards", "generated stand-ins", "not preprocessed yet", "epoch 1/1: loss"):
+        assert word in first.stdout
+    if not torch.cuda.is_available():
+        assert "no CUDA GPU here: running on the CPU" in first.stdout
+    assert (repo / "crrn/ekra/SYNTHETIC").is_file()
+    assert (repo / "crrn/ekra/result/ConvLSTM/model_dictionary.pt").is_file()
+    assert sorted(path.name for path in repo.iterdir()) == ["common", "crrn"]
+    second = subprocess.run(
+        [sys.executable, "2_test_model.py", "--mode", "ConvSTLSTM"],
+        cwd=repo / "crrn",
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert second.returncode == 2 and second.stderr.count("\n") == 1
+    assert "1_train.py --mode ConvSTLSTM makes it" in second.stderr
+    (repo / "crrn/ekra/spi_measurement/spi_200.json").write_text("{}")
+    third = subprocess.run(
+        [sys.executable, "0_preprocessing.py"], cwd=repo / "crrn", capture_output=True, text=True, timeout=100
+    )
+    assert third.returncode == 2 and "real files beside generated ones" in third.stderr
+
+
+def test_demo_boards(tmp_path, capsys):
+    demo_boards.make_boards(tmp_path / "one", boards=42)
+    demo_boards.make_boards(tmp_path / "two", boards=42)
+    demo_boards.make_boards(tmp_path / "three", boards=42, run=1)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.json"))
+    assert len(files) == 43 and is_synthetic(tmp_path / "one")
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+    one, three = (
+        read_boards(tmp_path / name / "spi_measurement", read_layout(tmp_path / name / "job.json"))
+        for name in ("one", "three")
+    )
+    assert (one.layout.height, one.layout.width) == (33, 41)
+    pixels = set(zip(one.rows[0].tolist(), one.columns[0].tolist()))
+    assert len(pixels) == len(one.pad_ids) > 100 and len(set(one.groups)) == 6
+    assert (one.rows == one.rows[0]).all() and (one.columns == one.columns[0]).all()
+    assert (three.rows == one.rows).all() and not np.isclose(three.volume, one.volume).any(axis=1).all()
+    relative = one.volume / one.volume.mean(0) - 1
+    near = np.hypot(*(a[0][:, None] - a[0] for a in (one.x, one.y)))
+    correlation = np.corrcoef(relative.T)
+    assert correlation[(near > 0) & (near < 2)].mean() > 0.5 > correlation[near > 20].mean() + 0.2
+    refused(capsys, demo_boards.main, ["--output", str(tmp_path / "one")], "already holds files")
+    refused(capsys, demo_boards.main, ["--output", str(tmp_path / "x"), "--boards", "0"], "0 boards")
+
+
+def test_compare_sums_up(data, capsys):
+    argv = args(data, "--models", "ConvLSTM", "--protocols", "drawn", "--seeds", "0", "--cpu", *TRAINED[:4])
+    assert compare.main(argv) == 2  # more sequences per step than per epoch
+    assert "1_train.py ended with status 2" in capsys.readouterr().err
+    assert compare.main([*argv, *TRAINED[4:]]) == 0
+    assert "| ConvLSTM | excessive | 0." in capsys.readouterr().out
+    summary = json.loads((data / "compare/compare.json").read_text())
+    single = json.loads((data / "compare/seed0/ConvLSTM/results.json").read_text())
+    one = summary["ConvLSTM"]["insufficient"]["0.3"]
+    assert one["best_f1"] == {"mean": single["insufficient"]["0.3"]["best_f1"], "std": 0.0, "seeds": 1}
+    assert one["z_score_best_f1"]["mean"] == single["insufficient"]["0.3"]["z_score"]["best_f1"]
+
+
+def test_corruption_anomalies_and_drawing():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(13, 17, dtype=torch.bool)
+    mask[::2, ::2] = True
+    torch.manual_seed(0)
+    clean = torch.ones(40, 10, 1, 13, 17) * mask
+    corrupted = corrupt(clean, mask)
+    assert not corrupted[..., ~mask].any()
+    dropped = (corrupted == 0)[..., mask]
+    assert torch.equal(dropped.all(dim=1), dropped.any(dim=1))  # the same pixels in all frames of a sample
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    kept = corrupted[..., mask][~dropped] * 0.9
+    noise = kept[(kept - 1).abs() > 1e-5] - 1
+    assert len(noise) / len(kept) == pytest.approx(0.1, abs=0.01)
+    assert noise.mean().item() == pytest.approx(0, abs=0.05) and noise.std().item() == pytest.approx(1, abs=0.05)
+
+    added = inject(torch.zeros(50, 20, 30), 0.3, -4, generator)
+    assert (added != 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert added[added != 0].mean().item() == pytest.approx(-4, abs=0.01)
+    assert added[added != 0].std().item() == pytest.approx(0.1, abs=0.01)
+
+    drawn = draw_sequences(2000, 4, [0.0, 5.0], [1.0, 0.1], generator)
+    assert drawn.shape == (2000, 2, 4)
+    assert drawn[:, 1].mean().item() == pytest.approx(5, abs=0.02) and drawn[:, 1].std().item() == pytest.approx(
+        0.1, abs=0.01
+    )
+    image = place(torch.tensor([[7.0, 8.0]]), torch.tensor([1, 0]), torch.tensor([2, 0]), 2, 3)
+    assert image.tolist() == [[[[8, 0, 0], [0, 0, 7]]]]
+
+
+def test_counts_leave_out_thresholds_where_nothing_is_found():
+    counts = Counts(1)
+    counts.update(torch.tensor([3.05, 1.05, -4.0, 0.55]), torch.tensor([4.0, 0.0, -4.0, 2.0]))
+    curve = counts.curve()
+    assert len(curve["F1"]) == 31 and max(curve["Threshold"]) == pytest.approx(3.0)
+    low, high = (curve["Threshold"].index(min(curve["Threshold"], key=lambda t, v=v: abs(t - v))) for v in (0.5, 2.0))
+    assert (curve["Precision"][low], curve["Recall"][low]) == pytest.approx((2 / 3, 1))
+    assert (curve["Precision"][high], curve["Recall"][high], curve["F1"][high]) == pytest.approx((1, 0.5, 2 / 3))
+    other = Counts(-1)
+    other.update(torch.tensor([3.0, 1.0, -4.0]), torch.tensor([4.0, 0.0, -4.0]))
+    assert other.curve()["Precision"][10] == pytest.approx(1)
+    assert Counts(1).curve()["F1"] == []
+
+
+def test_make_colormaps():
+    maps = torch.tensor([[[-2.0, -1.0, 0.0, 0.5, 1.0, 9.0]]])
+    colours = make_colormaps(maps)
+    assert colours.shape == (1, 3, 1, 6) and colours.dtype == np.float64
+    assert colours.min() >= 0 and colours.max() <= 1
+    blue, white, red = colours[0, :, 0, 0], colours[0, :, 0, 2], colours[0, :, 0, 5]
+    assert blue.tolist() == [0, 0, 1] and red.tolist() == [1, 0, 0] and white.min() > 0.98
+    assert np.array_equal(colours[..., 1], colours[..., 0]) and np.array_equal(colours[..., 4], colours[..., 5])
+    assert 0.4 < colours[0, 1, 0, 3] < 0.6  # halfway to red
+    assert np.array_equal(make_colormaps(maps, 2.0)[..., 4], colours[..., 3])
+    with pytest.raises(ValueError, match="limit 0"):
+        make_colormaps(maps, 0)
+
+
+def test_devices(monkeypatch, capsys):
+    assert device_of([0, 1, 2, 3], cpu=True).type == "cpu"
+    assert device_of([-1], cpu=False).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of([1, 2, 3], cpu=False) == torch.device("cuda:1")
+    assert "no GPU 2, 3: using GPU 1" in capsys.readouterr().out
+    assert device_of([5], cpu=False) == torch.device("cuda:0")
+    assert "no GPU 5: using GPU 0" in capsys.readouterr().out
+
+
+def test_names_and_paths_of_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("crrn.boards.HERE", tmp_path / "crrn")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crrn/own").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    assert data_folder("ekra") == tmp_path / "crrn/ekra"
+    assert data_folder("own") == tmp_path / "crrn/own"
+    assert data_folder("here") == Path("here") and data_folder("./here") == Path("here")
+    with pytest.raises(UserError, match=r"neither .*crrn/none nor .*none is a folder"):
+        data_folder("none")
+    assert (cycle_of("ekra", None), cycle_of("jabil", None), cycle_of("x/y", None), cycle_of("jabil", 7)) == (
+        20,
+        10,
+        20,
+        7,
+    )
+
+
+def pad(number, **values):
+    return lambda board: board["PADINFO"][number].update(values)
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "words"),
+    [
+        ("job.json", None, ["job.json", "no such file"]),
+        ("job.json", "{broken", ["job.json", "not a JSON file"]),
+        ("job.json", "[]", ["job.json", "PCBInfo is missing"]),
+        ("job.json", lambda job: job["PCBInfo"].pop("PCBLenth"), ["job.json", "PCBInfo.PCBLenth is missing"]),
+        ("job.json", lambda job: job["PCBInfo"].update(PCBWidth=[]), ["PCBInfo.PCBWidth[0]", "mm"]),
+        ("job.json", lambda job: job["PCBInfo"].update(PCBWidth=["33"]), ["PCBInfo.PCBWidth[0] is '33'"]),
+        ("job.json", lambda job: job["Pad"]["ShapeID"].pop(), ["Pad.ID has 6", "Pad.ShapeID 5"]),
+        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, 1), ["pad 1", "more than once in Pad.ID"]),
+        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, "6"), ["Pad.ID[0] is '6'"]),
+        ("spi_003.json", None, ["spi_003.json is missing"]),
+        ("spi_003.json", "", ["spi_003.json", "not a JSON file"]),
+        ("spi_003.json", "{}", ["spi_003.json", "PADINFO is missing"]),
+        ("spi_003.json", '{"PADINFO": 3}', ["spi_003.json", "PADINFO is a int"]),
+        ("spi_003.json", '{"PADINFO": []}', ["spi_003.json", "PADINFO is empty"]),
+        ("spi_003.json", '{"PADINFO": [4]}', ["spi_003.json", "PADINFO[0] is 4"]),
+        ("spi_003.json", lambda board: board["PADINFO"][1].pop("PosY"), ["spi_003.json", "PADINFO[1].PosY is missing"]),
+        ("spi_003.json", pad(2, Volume=math.nan), ["spi_003.json", "PADINFO[2].Volume is nan"]),
+        ("spi_003.json", pad(2, Volume="12"), ["spi_003.json", "PADINFO[2].Volume is '12'"]),
+        ("spi_003.json", pad(0, PadID=0), ["spi_003.json", "PADINFO[0].PadID is 0"]),
+        ("spi_003.json", pad(0, PadID=7), ["spi_003.json", "PADINFO[0].PadID is 7"]),
+        ("spi_003.json", pad(0, PadID=2), ["spi_003.json", "pad 2 stands more than once"]),
+        ("spi_003.json", pad(4, PosX=17.0), ["spi_003.json", "pad 5 at (17, ", "off the board"]),
+        ("spi_003.json", pad(4, PosY=-0.1), ["spi_003.json", "off the board"]),
+        ("spi_003.json", lambda board: board["PADINFO"].pop(), ["spi_003.json has 5 pads, spi_000.json has 6"]),
+    ],
+)
+def test_bad_boards(data, capsys, file, edit, words):
+    path = data / (file if file == "job.json" else f"spi_measurement/{file}")
+    if edit is None:
+        path.unlink()
+    elif isinstance(edit, str):
+        path.write_text(edit)
+    else:
+        change(path, edit)
+    refused(capsys, preprocessing.main, args(data), *words)
+    assert not (data / "pcb_info.pt").exists()
+
+
+def test_boards_with_other_pads(data, capsys):
+    change(data / "job.json", lambda job: (job["Pad"]["ID"].append(9), job["Pad"]["ShapeID"].append("x")))
+    change(data / "spi_measurement/spi_002.json", pad(5, PadID=9))
+    refused(capsys, preprocessing.main, args(data), "spi_002.json", "pad 6")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--cycle", "20"], ["9 boards, fewer than one cycle of 20"]),
+        (["--cycle", "1"], ["--cycle 1"]),
+        (["--cycle", "x"], ["--cycle"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--data", "nowhere"], ["--data nowhere", "neither"]),
+        (["--data", "no/where"], ["--data no/where"]),
+        (["--data", "jabil"], ["jabil"]),
+        (["--date", "x"], ["did you mean --data"]),
+    ],
+)
+def test_bad_options_of_preprocessing(data, capsys, more, words):
+    refused(capsys, preprocessing.main, args(data, *more), *words)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--mode", "ConvGridLSTM"], ["ConvGridLSTM was never published"]),
+        (["--mode", "LSTM"], ["'LSTM' is unknown", "ConvConjLSTM"]),
+        (["--batch_size", "0"], ["--batch_size 0"]),
+        (["--num_instance", "3"], ["--num_instance 3", "from 5"]),
+        (["--num_epochs", "0"], ["--num_epochs 0"]),
+        (["--n_layers", "0"], ["--n_layers 0"]),
+        (["--lr", "nan"], ["--lr nan"]),
+        (["--init_tr", "1.5"], ["--init_tr 1.5", "0 to 1"]),
+        (["--final_tr", "-1"], ["--final_tr -1"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--gpu_ids", "x"], ["--gpu_ids"]),
+        (["--gpu_ids", "-2"], ["--gpu_ids -2"]),
+        (["--held_out", "1"], ["--held_out 1"]),
+        (["--gates", "own"], ["--gates"]),
+        (["--precision", "fp8"], ["--precision"]),
+        (["--batchsize", "5"], ["did you mean --batch_size"]),
+        (["--data", "nowhere"], ["--data nowhere"]),
+    ],
+)
+def test_bad_options_of_training(data, capsys, more, words):
+    refused(capsys, training.main, args(data, *more), *words)
+    assert not (data / "result").exists()
+
+
+def test_checkpoints_of_something_else(trained, tmp_path, capsys):
+    path = trained / "result/ConvConjLSTM/model_dictionary.pt"
+    before = path.read_bytes()
+    again = args(trained, "--cpu", *TRAINED)
+    refused(capsys, training.main, [*again, "--seed", "1"], path, "seed 0, not 1", "--result")
+    refused(capsys, training.main, [*again, "--n_layers", "3"], "n_layers 2, not 3")
+    refused(capsys, testing.main, args(trained, "--cpu", "--n_layers", "1"), "n_layers 2, not 1")
+    refused(capsys, testing.main, args(trained, "--cpu", "--batch_size", "0"), "--batch_size 0")
+    refused(capsys, testing.main, args(trained, "--cpu", "--is_attn"), "1_train.py", "--is_attn makes it")
+    assert path.read_bytes() == before
+
+    other = trained / "result/ConvLSTM/model_dictionary.pt"
+    other.parent.mkdir()
+    shutil.copy(path, other)
+    refused(capsys, testing.main, args(trained, "--cpu", "--mode", "ConvLSTM"), "mode ConvConjLSTM, not ConvLSTM")
+    path.write_bytes(before[: len(before) // 2])
+    refused(capsys, testing.main, args(trained, "--cpu"), path, "broken")
+    refused(capsys, training.main, again, path, "broken")
+    path.write_text("hello")
+    refused(capsys, testing.main, args(trained, "--cpu"), path)
+    checkpoint.write(path, {"epoch": 3})
+    refused(capsys, testing.main, args(trained, "--cpu"), "is missing")
+    checkpoint.save(path, "csflow", epoch=0, test_loss=[], state_dict={}, optimizer={})
+    refused(capsys, testing.main, args(trained, "--cpu"), "of another method")
+    path.write_bytes(before)
+
+    # The same pads on a larger board, then other volumes.
+    change(trained / "job.json", lambda job: job["PCBInfo"].update(PCBWidth=[20]))
+    assert preprocessing.main(args(trained)) == 0
+    refused(capsys, testing.main, args(trained, "--cpu"), "13 x 17 pixels, not 21 x 17")
+    change(trained / "job.json", lambda job: job["PCBInfo"].update(PCBWidth=[10]))
+    change(trained / "spi_measurement/spi_001.json", pad(0, Volume=1.0))
+    assert preprocessing.main(args(trained)) == 0
+    refused(capsys, training.main, again, "other boards")
+
+
+def test_bad_preprocessed_files(trained, capsys):
+    argv = args(trained, "--cpu")
+    refused(capsys, testing.main, [*argv, "--cycle", "9"], "cycles of 3 boards, not 9")
+    for name, content in (("test_pcbs.pt", torch.zeros(2, 2)), ("pcb_info.pt", {"mean": [0.0]})):
+        before = (trained / name).read_bytes()
+        checkpoint.write(trained / name, content)
+        refused(capsys, testing.main, argv, name, "0_preprocessing.py")
+        (trained / name).write_bytes(before[:50])
+        refused(capsys, testing.main, argv, name)
+        (trained / name).write_bytes(before)
+    table = trained / "df_info.csv"
+    lines = table.read_text().splitlines()
+    for broken in (lines[:10], lines[1:], [*lines, "1,2"], [lines[0], *(["x" + lines[1]] + lines[2:])], []):
+        table.write_text("\n".join(broken))
+        refused(capsys, testing.main, argv, "df_info.csv", "0_preprocessing.py")
+    table.write_text("\n".join(lines))
+    for n in range(9, 12):
+        shutil.copy(trained / "spi_measurement/spi_000.json", trained / f"spi_measurement/spi_{n:03d}.json")
+    refused(capsys, testing.main, argv, "with 9 boards, now there are 12")
+
+
+def test_bad_boards_to_score(trained, tmp_path, capsys):
+    argv = args(trained, "--cpu", "--boards")
+    new = write_boards(tmp_path / "new", boards=2) / "spi_measurement"
+    refused(capsys, scoring.main, [*argv, str(tmp_path / "none")], "there is no folder")
+    refused(capsys, scoring.main, args(trained), "--boards")
+    (tmp_path / "empty").mkdir()
+    refused(capsys, scoring.main, [*argv, str(tmp_path / "empty")], "holds no boards")
+    for wrong in ("0", "0.9", "nan", "x"):
+        refused(capsys, scoring.main, [*argv, str(new), "--fpr", wrong], "--fpr")
+    for n in range(2):
+        change(new / f"spi_{n:03d}.json", lambda board: board["PADINFO"].pop())
+    refused(capsys, scoring.main, [*argv, str(new)], "pad 6", "alike")
+    refused(capsys, scoring.main, [*argv, str(new), "--mode", "ConvLSTM"], "1_train.py", "makes it")
+    (new / "spi_001.json").write_text('{"PADINFO": [{}]}')
+    refused(capsys, scoring.main, [*argv, str(new)], "spi_001.json", "PosX is missing")
+    assert not (trained / "result/ConvConjLSTM/spi_measurement").exists()
+
+
+def test_one_cycle_trains_on_drawn_sequences_only(tmp_path, capsys):
+    data = write_boards(tmp_path / "short", boards=CYCLE)
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
+    refused(capsys, training.main, args(data, "--cpu", "--protocol", "measured", *TRAINED), "none can be held out")
+
+
+def test_non_finite_loss_keeps_the_model(trained, capsys):
+    path = trained / "result/ConvConjLSTM/model_dictionary.pt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["st_decoder.s_dec.layer.3.bias"][:] = math.nan
+    torch.save(content, path)
+    before = path.read_bytes()
+    refused(capsys, training.main, args(trained, "--cpu", *TRAINED, "--num_epochs", "3"), "epoch 3, step 1", "--lr")
+    assert path.read_bytes() == before
+
+
+def test_boards_too_small_for_the_network(data, capsys):
+    change(data / "job.json", lambda job: job["PCBInfo"].update(PCBWidth=[8]))
+    refused(capsys, training.main, args(data, "--cpu", *TRAINED), "9 x 17 pixels are too small", "13")
+
+
+def test_full_disk_keeps_the_old_model(trained):
+    """A process that may not write files beyond 1 MB stands for a full disk."""
+    path = trained / "result/ConvConjLSTM/model_dictionary.pt"
+    before = path.read_bytes()
+    code = (
+        "import resource, sys, importlib; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
+        "sys.exit(importlib.import_module('crrn.1_train').main(sys.argv[1:]))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, *args(trained, "--cpu", *TRAINED, "--num_epochs", "3")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert process.returncode == 2 and "untouched" in process.stderr and "Traceback" not in process.stderr
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("script", [preprocessing, training, testing, scoring, compare, demo_boards])
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--help"])
+    assert ended.value.code == 0 and "--help" in capsys.readouterr().out
