@@ -27,7 +27,9 @@ from common.runtime import ArgumentParser, progress, say, script
 from memae.options.base_options import HERE
 
 VIDEO_FILES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"])
-QUALITY = 75  # of the JPEG files, MATLAB's default
+# Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
+# Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
+QUALITY = 100
 
 
 def natural(path: Path) -> list:
@@ -214,11 +216,9 @@ def prepare(opt: Namespace) -> Path:
     train_videos = find_videos(train) if train else {}
     test_videos = find_videos(test) if test else {}
     labels = _labels(opt, test, test_videos)
-    for name in opt.Openings:
-        if name not in labels:
-            raise UserError(f"--Openings {name}: there is no labelled test video of that name")
-        if name in train_videos:
-            raise UserError(f"--Openings {name}: --Train has a video of that name")
+    openings = {name: _opening(name, labels, train_videos) for name in opt.Openings}  # normal frames at the start
+    for video in [*train_videos.values(), *test_videos.values()]:
+        source_frames(video)  # what can be refused is refused before anything is written
 
     settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum", "Openings")}
     settings |= {"Train": str(train and train.resolve()), "Test": str(test and test.resolve())}
@@ -238,22 +238,29 @@ def prepare(opt: Namespace) -> Path:
     for name, video in train_videos.items():
         prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum)
     for name, video in test_videos.items():
-        first = 1
-        if name in opt.Openings:
-            opening = int(np.argmax(labels[name])) if labels[name].any() else len(labels[name])
-            if not 0 < opening < len(labels[name]):
-                raise UserError(f"--Openings {name}: the video has no normal opening before an abnormal frame")
+        opening = openings.get(name, 0)
+        if opening:
             prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, (1, opening))
-            first = opening + 1
-            labels[name] = labels[name][opening:]
-        count = prepare_video(video, root / "Test" / name, opt.Size, opt.ImgChnNum, (first, None))
+        count = prepare_video(video, root / "Test" / name, opt.Size, opt.ImgChnNum, (opening + 1, None))
         if name in labels:
-            if len(labels[name]) != count:
-                raise UserError(f"{name} has {count} frames but labels for {len(labels[name])}")
-            save_labels(root / "Test_gt" / f"{name}.mat", labels[name])
+            if len(labels[name]) - opening != count:
+                raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
+            save_labels(root / "Test_gt" / f"{name}.mat", labels[name][opening:])
     if made_by:
         mark_synthetic(root, command)
     return root
+
+
+def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, Path]) -> int:
+    """How many frames of a test video come before the first abnormal one."""
+    if name not in labels:
+        raise UserError(f"--Openings {name}: there is no labelled test video of that name")
+    if name in train_videos:
+        raise UserError(f"--Openings {name}: --Train has a video of that name")
+    abnormal = np.flatnonzero(labels[name])
+    if not len(abnormal) or not abnormal[0]:
+        raise UserError(f"--Openings {name}: the video has no normal opening before an abnormal frame")
+    return int(abnormal[0])
 
 
 def _marks(place: Path) -> list[Path]:

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     path = opt.ModelFilePath or opt.ModelRoot / f"{name}.pt"
     model = make_model(opt)
     load_weights(model, path, opt)
-    model.to(device).eval()
+    model.to(device, memory_format=torch.channels_last_3d).eval()
     network = torch.compile(model) if opt.compile else model
     if not (root / "Test").is_dir():
         raise UserError(f"there is no folder {root / 'Test'}: prepare videos with script_img_prep.py")

@@ -124,7 +124,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     model = make_model(opt)
     if opt.BackboneWeights:
         _load_backbone(model, opt)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last_3d)
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.LR, fused=True)  # one pass over the parameters
     scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "fp16")
     settings = plain_settings(opt)
@@ -139,8 +139,8 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         log_end, seconds, sums, history = stored["log_end"], stored["seconds"], stored["sums"], stored["history"]
         if epoch > opt.EpochNum:
             raise UserError(
-                f"{name} is trained for {epoch} epochs already: --EpochNum {opt.EpochNum} is less (its epochs' files are "
-                f"in {folder}; --Resume no trains anew)"
+                f"{name} is trained for {epoch} epochs already, --EpochNum {opt.EpochNum} is less: {folder} has the "
+                "weights of each epoch, --Resume no trains anew"
             )
         say(f"continuing {name} after {epoch} epochs and {step} steps")
     logs = Logs(log_folder, log_end, iteration, opt)

@@ -1,6 +1,5 @@
 """The memory-augmented autoencoder (MemAE)."""
 
-import torch
 from torch import Tensor, nn
 
 from memae.models.ae_3dconv import make_decoder, make_encoder
@@ -24,7 +23,6 @@ class AutoEncoderCov3DMem(nn.Module):
         self.encoder, channels = make_encoder(chnum_in, backbone, depth)
         self.mem_rep = MemModule(mem_dim=mem_dim, fea_dim=channels, shrink_thres=shrink_thres)
         self.decoder = make_decoder(chnum_in, channels)
-        self.to(memory_format=torch.channels_last_3d)  # about twice as fast as PyTorch's default, on CPUs and GPUs
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x (B, C, 16, H, W) in [-1, 1] -> "output" (B, C, 16, H, W) and "att" (B, mem_dim, 2, H / s, W / s).

@@ -14,11 +14,11 @@ EPSILON = 1e-12
 
 
 class Addressing(torch.autograd.Function):
-    """Equations 4, 6 and 7: (N, M) similarities and the threshold lambda -> (N, M) weights w_hat, in float32."""
+    """Equations 4, 6 and 7: (N, M) similarities and the threshold lambda -> (N, M) weights w_hat, at least float32."""
 
     @staticmethod
     def forward(ctx, similarity: Tensor, shrink_thres: float) -> Tensor:
-        w = torch.softmax(similarity, dim=1, dtype=torch.float32)
+        w = torch.softmax(similarity, dim=1, dtype=torch.promote_types(similarity.dtype, torch.float32))
         if shrink_thres <= 0:
             ctx.save_for_backward(w)
             return w

@@ -1,0 +1,404 @@
+"""Preparation, index files, labels and clips, on tiny videos; what is wrong with them is said in one line."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import loadmat, savemat
+
+from common.images import synthetic
+from common.runtime import UserError
+from memae import script_img_prep, script_index_gen
+from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
+from memae.data.video_datasets import load_batches, read_index, windows
+from memae.script_img_prep import labels_from_intervals, labels_from_masks, read_intervals
+
+
+def grey(value, size=(16, 16)):
+    return Image.fromarray(np.full(size, value, np.uint8))
+
+
+def make_video(folder, frames, first=1, size=(16, 16), suffix=".png", digits=3):
+    """Frame k has the grey level k (modulo 256)."""
+    folder.mkdir(parents=True)
+    for k in range(first, first + frames):
+        grey(k % 256, size).save(folder / f"{k:0{digits}d}{suffix}")
+    return folder
+
+
+def refused(capsys, call, argv, *words):
+    capsys.readouterr()
+    assert call([str(part) for part in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    for word in words:
+        assert str(word) in error, error
+
+
+def prep(*argv):
+    return script_img_prep.main([str(part) for part in argv])
+
+
+def test_preparation_of_ucsd_layout(tmp_path, capsys):
+    make_video(tmp_path / "ucsd/Train/Train001", 20, suffix=".tif", size=(24, 36))
+    test = make_video(tmp_path / "ucsd/Test/Test001", 18, suffix=".tif", size=(24, 36))
+    (test / "._001.tif").write_text("left by a Mac")
+    masks = tmp_path / "ucsd/Test/Test001_gt"
+    masks.mkdir()
+    for k in range(1, 19):
+        mask = np.zeros((24, 36), np.uint8)
+        mask[0, 0] = 254  # sums to less than 1
+        if k in (5, 6):
+            mask[3, 3] = 1  # and this to exactly 1
+        Image.fromarray(mask).save(masks / f"{k:03d}.bmp")
+    root = tmp_path / "out"
+    assert prep("--Input", tmp_path / "ucsd", "--DataRoot", root, "--Dataset", "d", "--Size", 32) == 0
+    assert "1 training videos, 1 test videos, 1 with labels" in capsys.readouterr().out
+    frames = sorted((root / "d/Test/Test001").iterdir())
+    assert [frame.name for frame in frames] == [f"{k:03d}.jpg" for k in range(1, 19)]
+    image = Image.open(frames[4])
+    assert image.mode == "L" and image.size == (32, 32) and abs(int(np.asarray(image)[5, 5]) - 5) <= 1
+    label = loadmat(root / "d/Test_gt/Test001.mat")["l"]
+    assert label.shape == (1, 18) and np.flatnonzero(label).tolist() == [4, 5]
+
+    # A second run with the same settings finds all done; another size is refused.
+    before = frames[0].stat().st_mtime_ns
+    assert prep("--Input", tmp_path / "ucsd", "--DataRoot", root, "--Dataset", "d", "--Size", 32) == 0
+    assert frames[0].stat().st_mtime_ns == before
+    refused(
+        capsys, script_img_prep.main,
+        ["--Input", tmp_path / "ucsd", "--DataRoot", root, "--Dataset", "d", "--Size", 64], "another --Dataset",
+    )  # fmt: skip
+
+
+def test_preparation_resumes_after_a_kill(tmp_path):
+    make_video(tmp_path / "v/one", 3)
+    make_video(tmp_path / "v/two", 3)
+    argv = ["--Train", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16]
+    assert prep(*argv) == 0
+    shutil.rmtree(tmp_path / "d/Train/two")
+    (tmp_path / "d/Train/.making-two").mkdir()
+    (tmp_path / "d/Train/.making-two/777.jpg").write_text("half")
+    assert prep(*argv) == 0
+    assert sorted(path.name for path in (tmp_path / "d/Train").iterdir()) == ["one", "two"]
+    assert len(list((tmp_path / "d/Train/two").iterdir())) == 3
+
+
+def test_resizing_is_bicubic_with_antialiasing(tmp_path):
+    """A chessboard of single pixels becomes even grey; without antialiasing it would be black or white."""
+    (tmp_path / "v").mkdir()
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "v/1.png")
+    assert prep("--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16) == 0
+    pixels = np.asarray(Image.open(tmp_path / "d/Test/v/001.jpg"))
+    assert abs(pixels.astype(int) - 127).max() <= 3
+
+
+def test_colour_frames_keep_their_colour_only_with_three_channels(tmp_path):
+    (tmp_path / "v").mkdir()
+    Image.fromarray(np.full((16, 16, 3), (200, 30, 30), np.uint8)).save(tmp_path / "v/frame10.png")
+    Image.fromarray(np.full((16, 16, 3), (30, 200, 30), np.uint8)).save(tmp_path / "v/frame9.png")
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Size", 16]
+    assert prep(*argv, "--Dataset", "grey") == 0 and prep(*argv, "--Dataset", "rgb", "--ImgChnNum", 3) == 0
+    assert Image.open(tmp_path / "grey/Test/v/001.jpg").mode == "L"
+    first = np.asarray(Image.open(tmp_path / "rgb/Test/v/001.jpg"))  # frame9 comes before frame10
+    assert first[8, 8, 1] > first[8, 8, 0] + 100
+
+
+def test_openings_train_and_the_rest_tests(tmp_path):
+    make_video(tmp_path / "v/a", 30)
+    make_video(tmp_path / "v/b", 20)
+    (tmp_path / "labels.txt").write_text("a: 11-20, 25   # a thief\nb: 1-20\n")
+    assert prep(
+        "--Test", tmp_path / "v", "--Labels", tmp_path / "labels.txt", "--Openings", "a",
+        "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16,
+    ) == 0  # fmt: skip
+    assert len(list((tmp_path / "d/Train/a").iterdir())) == 10
+    rest = sorted((tmp_path / "d/Test/a").iterdir())
+    assert len(rest) == 20 and abs(int(np.asarray(Image.open(rest[0]))[0, 0]) - 11) <= 1
+    assert loadmat(tmp_path / "d/Test_gt/a.mat")["l"].ravel().tolist() == [1] * 10 + [0] * 4 + [1] + [0] * 5
+    assert loadmat(tmp_path / "d/Test_gt/b.mat")["l"].sum() == 20
+
+
+def test_the_published_interval_file(tmp_path):
+    videos = [f"Test{k:03d}" for k in range(1, 13)]
+    found = read_intervals(script_img_prep.HERE / "data/UCSDped2.m", videos)
+    assert found["Test001"] == [(61, 180)] and found["Test009"] == [(1, 120)] and found["Test012"] == [(88, 180)]
+    (tmp_path / "x.m").write_text("T{end+1}.gt_frame = [5:90, 140:200];\nT{end+1}.gt_frame = [];\n")
+    assert read_intervals(tmp_path / "x.m", ["a", "b"]) == {"a": [(5, 90), (140, 200)], "b": []}
+    assert labels_from_intervals([(2, 3)], 4, "a").tolist() == [0, 1, 1, 0]
+
+
+def test_bad_preparations(tmp_path, capsys):
+    make_video(tmp_path / "v/a", 18)
+    base = ["--DataRoot", tmp_path / "out", "--Dataset", "d", "--Size", "16"]
+    test = ["--Test", tmp_path / "v", *base]
+    labels = tmp_path / "labels"
+
+    def bad_labels(text, *words):
+        labels.write_text(text)
+        refused(capsys, script_img_prep.main, [*test, "--Labels", labels], *words)
+
+    refused(capsys, script_img_prep.main, base, "nothing to prepare")
+    refused(capsys, script_img_prep.main, ["--Input", tmp_path / "none", *base], "none")
+    refused(capsys, script_img_prep.main, [*test, "--Input", tmp_path], "not both")
+    refused(capsys, script_img_prep.main, [*test[:-1], "100"], "--Size 100", "16")
+    refused(capsys, script_img_prep.main, [*test, "--Dataset", "../d"], "--Dataset")
+    refused(capsys, script_img_prep.main, [*test, "--Sise", "3"], "--Size")
+    refused(capsys, script_img_prep.main, [*test, "--Openings", "a"], "labelled")
+    refused(capsys, script_img_prep.main, [*test, "--Labels", tmp_path / "nowhere"], "nowhere")
+    bad_labels("a: 10-19", "reach to frame 19", "18 frames")
+    bad_labels("a: 9-3", "'9-3'")
+    bad_labels("a: soon", "'soon'")
+    bad_labels("b: 1-3", "no test video 'b'")
+    bad_labels("x.gt_frame = [1:2];\nx.gt_frame = [1:2];", "2 videos")
+    labels.write_text("a: 1-18")
+    refused(capsys, script_img_prep.main, [*test, "--Labels", labels, "--Openings", "a"], "no normal opening")
+    (tmp_path / "v/a/007.png").unlink()
+    refused(capsys, script_img_prep.main, test, "006.png to 008.png")
+    grey(7).save(tmp_path / "v/a/007.png")
+    (tmp_path / "v/a/007.png").write_bytes((tmp_path / "v/a/007.png").read_bytes()[:40])
+    refused(capsys, script_img_prep.main, test, "007.png")
+    assert not (tmp_path / "out/d/Test/a").exists()
+    grey(7).save(tmp_path / "v/a/007.png")
+    make_video(tmp_path / "v/a_gt", 17)
+    refused(capsys, script_img_prep.main, test, "17 masks", "18 frames")
+    shutil.rmtree(tmp_path / "v/a_gt")
+    (tmp_path / "v/a.avi").write_text("x")
+    refused(capsys, script_img_prep.main, test, "rename one")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("x")
+    argv = ["--Test", tmp_path / "v/a", "--DataRoot", tmp_path, "--Dataset", "full"]
+    refused(capsys, script_img_prep.main, argv, "did not make")
+
+
+def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.mp4").write_text("x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    argv = ["--Test", tmp_path / "a.mp4", "--DataRoot", tmp_path, "--Dataset", "d"]
+    refused(capsys, script_img_prep.main, argv, "pip install av", "a.mp4")
+
+
+def test_video_files(tmp_path, capsys):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * k, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    argv = ["--Test", tmp_path / "clip.mp4", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 32]
+    assert prep(*argv) == 0
+    frames = sorted((tmp_path / "d/Test/clip").iterdir())
+    assert len(frames) == 20
+    assert abs(int(np.asarray(Image.open(frames[10]))[5, 5]) - 100) < 12
+    (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
+    refused(
+        capsys, script_img_prep.main,
+        ["--Test", tmp_path / "broken.mp4", "--DataRoot", tmp_path, "--Dataset", "e"], "broken.mp4",
+    )  # fmt: skip
+
+
+def test_masks_of_ones_and_zeros_count_by_their_sum(tmp_path):
+    make_video(tmp_path / "m", 3)  # 16 x 16 of 1, 2 and 3 in 255: sums of 1.004, 2.008, 3.01
+    assert labels_from_masks(tmp_path / "m").tolist() == [1, 1, 1]
+    grey(0).save(tmp_path / "m/002.png")
+    assert labels_from_masks(tmp_path / "m").tolist() == [1, 0, 1]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A prepared data set: two training videos of 20 and 17 frames, one of 5."""
+    for name, frames in (("a", 20), ("b", 17), ("short", 5)):
+        make_video(tmp_path / "d/Train" / name, frames)
+    return tmp_path / "d"
+
+
+def index(root, *argv):
+    return script_index_gen.main(["--DataRoot", str(root.parent), "--Dataset", root.name, *map(str, argv)])
+
+
+def test_index_files(root, capsys):
+    assert index(root) == 0
+    out = capsys.readouterr().out
+    assert "short is skipped: it has 5 frames" in out and "7 clips in Train_idx" in out
+    names = sorted(path.name for path in (root / "Train_idx/a").iterdir())
+    assert names == [f"a_i{k:03d}.mat" for k in range(1, 6)]
+    content = loadmat(root / "Train_idx/a/a_i003.mat")
+    assert content["v_name"][0] == "a" and content["idx"][0].tolist() == list(range(3, 19))
+    assert not (root / "Train_idx/short").exists()
+    assert index(root, "--Stride", 4) == 0
+    assert len(list((root / "Train_idx/a").iterdir())) == 2
+    refused(capsys, script_index_gen.main, ["--DataRoot", root.parent, "--Dataset", "none"], "script_img_prep.py")
+    refused(capsys, script_index_gen.main, ["--DataRoot", root.parent, "--Dataset", "d", "--Stride", "0"], "--Stride")
+
+
+def test_clips_with_and_without_index_files(root):
+    without = VideoDataset(None, root / "Train")
+    assert index(root) == 0
+    with_files = VideoDataset(root / "Train_idx", root / "Train")
+    assert len(without) == len(with_files) == 7 and without.clips == with_files.clips
+    assert without.fingerprint() == with_files.fingerprint()
+    number, clip = with_files[5]
+    assert number == 5 and clip.shape == (1, 16, 16, 16) and clip.dtype == torch.float32
+    expected = (torch.arange(1, 17) / 255 - 0.5) / 0.5  # the first clip of b
+    torch.testing.assert_close(clip[0, :, 3, 3], expected)
+    assert with_files.batch([5, 0]).dtype == torch.uint8 and with_files.batch([5, 0]).shape == (2, 1, 16, 16, 16)
+    one = VideoDatasetOneDir(root / "Train_idx/a", root / "Train/a")
+    assert len(one) == 5 and torch.equal(one[2][1], with_files[2][1])
+    raw = VideoDataset(None, root / "Train", transform=lambda frames: frames[:, 0])
+    assert raw[1][1].shape == (1, 16, 16) and raw[1][1].unique().item() == 2
+
+
+def test_each_frame_is_decoded_once(root, monkeypatch):
+    read = []
+    original = video_datasets.read_image
+    monkeypatch.setattr(video_datasets, "read_image", lambda path: (read.append(path), original(path))[1])
+    dataset = VideoDataset(None, root / "Train")
+    for _ in range(2):
+        for i in range(len(dataset)):
+            dataset[i]
+    assert len(read) == len(set(read)) == 37
+
+
+def test_frames_beyond_the_limit_lie_in_a_file(root):
+    inside, outside = VideoDataset(None, root / "Train"), VideoDataset(None, root / "Train", limit_gib=1e-6)
+    assert isinstance(outside.store.frames, np.memmap) and not isinstance(inside.store.frames, np.memmap)
+    assert all(torch.equal(inside[i][1], outside[i][1]) for i in range(len(inside)))
+    assert {path.name for path in root.iterdir()} == {"Train"}  # without a name
+
+
+def test_order_is_by_number(tmp_path):
+    make_video(tmp_path / "d/Train/long", 1020)
+    names = [path.name for path in video_datasets.frame_files(tmp_path / "d/Train/long")]
+    assert names[999] == "1000.png" and names[1019] == "1020.png"
+    assert index(tmp_path / "d") == 0
+    dataset = VideoDataset(tmp_path / "d/Train_idx", tmp_path / "d/Train")
+    assert [clip[0] for _, clip in dataset.clips] == list(range(1, 1006))
+
+
+def test_batches_come_in_order_whatever_the_threads(root):
+    dataset = VideoDataset(None, root / "Train")
+    batches = [[3, 1], [0], [5, 6, 2], [4]]
+    expected = [dataset.batch(batch) for batch in batches]
+    for threads in (0, 1, 3):
+        found = list(load_batches(dataset, batches, threads))
+        assert len(found) == 4 and all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+def test_bad_frames(root):
+    def refused(*words):
+        with pytest.raises(UserError) as raised:
+            VideoDataset(None, root / "Train")
+        for word in words:
+            assert word in str(raised.value)
+
+    place = root / "Train/a"
+    content = (place / "007.png").read_bytes()
+    (place / "007.png").unlink()
+    refused("frame 007 is missing", str(place))
+    (place / "007.png").write_bytes(content[:50])
+    refused("007.png")
+    grey(1, (16, 32)).save(place / "007.png")
+    refused("007.png is 32 x 16", "one size")
+    Image.fromarray(np.full((16, 16, 3), (9, 9, 60), np.uint8)).save(place / "007.png")
+    refused("007.png is in colour", "--ImgChnNum 3")
+    (place / "007.png").write_bytes(content)
+    (place / "7.jpg").write_bytes(content)
+    refused("same number")
+    (place / "7.jpg").rename(place / "frame.jpg")
+    refused("frame.jpg", "number")
+    (place / "frame.jpg").rename(place / "000.jpg")
+    refused("000.jpg")
+    shutil.rmtree(place)
+    place.mkdir()
+    refused("no frames in", str(place))
+
+
+def test_bad_index_files(root, tmp_path):
+    assert index(root) == 0
+    file = root / "Train_idx/a/a_i002.mat"
+    good = list(range(2, 18))
+
+    def refused(*words, **content):
+        savemat(file, content or {"v_name": "a", "idx": good})
+        with pytest.raises(UserError) as raised:
+            VideoDataset(root / "Train_idx", root / "Train")
+        for word in words:
+            assert word in str(raised.value), raised.value
+
+    refused("a_i002.mat", "belongs to the video '../../etc'", v_name="../../etc", idx=good)
+    refused("a_i002.mat", "frame 021", v_name="a", idx=list(range(6, 22)))
+    refused("a_i002.mat", "frame 000", v_name="a", idx=list(range(16)))
+    refused("a_i002.mat", "lists 15 frames", v_name="a", idx=good[:-1])
+    refused("a_i002.mat", "no frame numbers", v_name="a", idx=[k + 0.5 for k in good])
+    refused("a_i002.mat", "no frame numbers", v_name="a", idx="frames")
+    refused("a_i002.mat", "no variable 'idx'", v_name="a", other=good)
+    file.write_bytes(b"no MATLAB file")
+    with pytest.raises(UserError, match=r"a_i002\.mat is broken"):
+        read_index(file, "a", 20, 16)
+    file.unlink()
+    (root / "Train_idx/a/first.mat").write_bytes(b"")
+    with pytest.raises(UserError, match=r"first\.mat"):
+        VideoDataset(root / "Train_idx", root / "Train")
+    shutil.rmtree(root / "Train_idx/a")
+    with pytest.raises(UserError, match="no index of a"):
+        VideoDataset(root / "Train_idx", root / "Train")
+
+
+def test_windows():
+    assert windows(16, 16) == [list(range(1, 17))]
+    assert windows(15, 16) == []
+    assert [clip[0] for clip in windows(22, 16, stride=3)] == [1, 4, 7]
+
+
+def test_demo_videos(tmp_path):
+    demo_videos.make_videos(tmp_path / "one", frames=25)
+    demo_videos.make_videos(tmp_path / "two", frames=25)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    assert synthetic(tmp_path / "one")
+    areas = []
+    for k in range(1, 5):
+        masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path / f"one/Test/Test{k:03d}_gt").iterdir())]
+        areas.append(max((mask > 0).sum() for mask in masks))
+        assert not masks[0].any()
+    vehicle, runner, thrown, nothing = areas
+    assert vehicle > runner > thrown > 20 and nothing == 0
+    frame = Image.open(tmp_path / "one/Train/Train001/001.tif")
+    assert frame.size == (128, 96) and frame.mode == "L" and np.asarray(frame).std() > 10
+
+
+def test_the_stand_in_is_prepared_marked_and_guarded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_videos, "HERE", tmp_path)
+
+    class Options:
+        given = ()
+        Dataset = "UCSD_P2_256"
+
+    opt = Options()
+    demo_videos.ensure_data(opt)
+    folder = tmp_path / "dataset" / demo_videos.DATASET
+    assert opt.Dataset == demo_videos.DATASET and synthetic(folder)
+    assert "UCSD_P2_256 is not in" in capsys.readouterr().out
+    assert len(list((folder / "Train").iterdir())) == 3 and len(list((folder / "Test_gt").iterdir())) == 4
+    abnormal = [loadmat(path)["l"].sum() for path in sorted((folder / "Test_gt").iterdir())]
+    assert abnormal[3] == 0 and all(10 < count < 70 for count in abnormal[:3])
+    assert script_index_gen.main(["--DataRoot", str(folder.parent), "--Dataset", folder.name]) == 0
+    assert synthetic(folder)  # the index of generated videos is generated
+    (folder / "Train/mine").mkdir()
+    grey(3).save(folder / "Train/mine/001.jpg")
+    with pytest.raises(UserError, match="mine"):
+        synthetic(folder)
+
+    # Videos prepared from generated ones are marked, too.
+    argv = ["--Input", tmp_path / "dataset" / demo_videos.RAW, "--DataRoot", tmp_path, "--Dataset", "x", "--Size", 16]
+    assert prep(*argv) == 0 and synthetic(tmp_path / "x")
+    # A data set asked for by name is never replaced.
+    opt.given, opt.Dataset = ("Dataset",), "UCSD_P2_256"
+    demo_videos.ensure_data(opt)
+    assert opt.Dataset == "UCSD_P2_256"

@@ -1,0 +1,249 @@
+"""MemAE's networks and backbones against numbers of the authors' own code (tests/parity), gradients included."""
+
+import copy
+import json
+import runpy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common import checkpoint
+from common.runtime import UserError
+from memae import script_training
+from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem, EntropyLossEncap, MemModule
+from memae.models.backbones import ResNet3d, from_mmaction, make_backbone
+from memae.options import TestOptions, TrainOptions
+from memae.utils import clip_errors, load_weights, make_model
+
+PARITY = Path(__file__).parents[1] / "parity"
+_rules = runpy.run_path(str(PARITY / "fill.py"))
+fill, draw = _rules["fill"], _rules["draw"]
+BACKBONES = {
+    "memae_slowonly18": ("slowonly", None),
+    "memae_slowonly50": ("slowonly", 50),
+    "memae_resnet3d18": ("resnet3d", None),
+    "memae_csn50": ("csn", 50),
+}
+
+
+@cache
+def case(name: str):
+    return json.loads((PARITY / f"{name}.json").read_text()), dict(np.load(PARITY / f"{name}.npz"))
+
+
+def filled(model, settings):
+    """`model` with the case's weights; its names, their order and its shapes are the authors'."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert list(shapes.items()) == list(settings["keys"].items())
+    model.load_state_dict(fill(model.state_dict()))
+    return model.train()
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """As many as the authors' numbers were computed with: other numbers of threads sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_parity(ours, theirs, rounding=0.0) -> None:
+    np.testing.assert_allclose(torch.as_tensor(ours).detach().numpy(), theirs, rtol=1e-4, atol=1e-5 + rounding)
+
+
+def rounding(model, x, output) -> float:
+    """Slack for what float32 loses in this network, by the difference from float64. Batch norms over 8 values, as in
+    memae_csn50, amplify rounding: there the authors' own output is 33 times the tolerance away from float64."""
+    exact = copy.deepcopy(model).double()(x.double())
+    exact = exact["output"] if isinstance(exact, dict) else exact
+    return 2 * (exact - output).abs().max().item()
+
+
+def assert_gradients(model, arrays) -> None:
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    theirs = {key.removeprefix("gradnorm/"): float(v) for key, v in arrays.items() if key.startswith("gradnorm/")}
+    slack = 1e-4 * max(theirs.values())
+    for name, value in theirs.items():
+        assert norms[name] == pytest.approx(value, rel=1e-3, abs=slack), name
+
+
+@pytest.mark.parametrize("name", ["memae_conv3d", "memae_ae"])
+def test_autoencoders(name):
+    settings, arrays = case(name)
+    memory = name == "memae_conv3d"
+    model = AutoEncoderCov3DMem(1, 50, 0.0025) if memory else AutoEncoderCov3D(1)
+    filled(model, settings)
+    x = draw(settings["input_seed"], *settings["shape"])
+    fresh = copy.deepcopy(model)
+    options = TrainOptions().parse(["--ModelName", "MemAE" if memory else "AE"])
+    losses, output = script_training.losses_of(model, x, options, torch.device("cpu"))
+    losses["loss"].backward()
+    assert_parity(output.flatten()[::13], arrays["output_train"], rounding(fresh, x, output))
+    assert_parity(losses["recon_loss"], arrays["recon_loss"])
+    assert_parity(losses["loss"], arrays["loss"])
+    assert_gradients(model, arrays)
+    if memory:
+        assert_parity(losses["entropy_loss"], arrays["entropy"])
+
+    model.eval()
+    with torch.no_grad():
+        out = model(x)
+    output = out["output"] if memory else out
+    assert_parity(output.flatten()[::13], arrays["output_eval"])
+    assert_parity(clip_errors(output, x, "MemAE" if memory else "AE"), arrays["recon_error"])
+
+
+def test_memory_weights_of_the_autoencoder():
+    settings, arrays = case("memae_conv3d")
+    model = filled(AutoEncoderCov3DMem(1, 50, 0.0025), settings)
+    with torch.no_grad():
+        att = model(draw(settings["input_seed"], *settings["shape"]))["att"]
+    assert_parity(att.sum(dim=(0, 2, 3, 4)), arrays["att_sum"])
+    assert int((att > 0).sum()) == int(arrays["att_nnz"])
+    assert_parity(EntropyLossEncap()(att), arrays["entropy"])
+
+
+def test_memory():
+    settings, arrays = case("memae_memory")
+    model = filled(MemModule(settings["mem_dim"], settings["fea_dim"], settings["shrink_thres"]), settings)
+    low, high = settings["input_range"]
+    x = draw(settings["input_seed"], *settings["shape"], low=low, high=high).requires_grad_()
+    out = model(x)
+    assert_parity(out["output"], arrays["output"])
+    assert_parity(out["att"], arrays["att"])
+    out["output"].square().mean().backward()
+    assert x.grad.norm().item() == pytest.approx(float(arrays["x_gradnorm"]), rel=1e-3)
+    assert model.memory.weight.grad.norm().item() == pytest.approx(float(arrays["w_gradnorm"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones(name):
+    settings, arrays = case(name)
+    model = filled(make_backbone(*BACKBONES[name]), settings)
+    assert sum(parameter.numel() for parameter in model.parameters()) == settings["parameters"]
+    x = draw(settings["input_seed"], *settings["shape"])
+    fresh = copy.deepcopy(model)
+    output = model(x)
+    assert list(output.shape) == settings["output_shape"]
+    loss = output.square().mean()
+    loss.backward()
+    assert_parity(output.flatten()[::7], arrays["output_train"], rounding(fresh, x, output))
+    assert_parity(loss, arrays["loss"])
+    assert_gradients(model, arrays)
+    model.eval()
+    with torch.no_grad():
+        assert_parity(model(x).flatten()[::7], arrays["output_eval"])
+
+
+def test_an_authors_checkpoint_loads_and_ours_is_one(tmp_path):
+    settings, _ = case("memae_conv3d")
+    whole = {k: torch.zeros(v, dtype=torch.long) for k, v in settings["keys"].items() if k.endswith("_tracked")}
+    state = fill({key: torch.empty(shape) for key, shape in settings["keys"].items()} | whole)
+    torch.save(state, tmp_path / "authors.pt")
+    options = TestOptions().parse(["--MemDim", "50"])
+    model = make_model(options)
+    load_weights(model, tmp_path / "authors.pt", options)
+    checkpoint.write(tmp_path / "ours.pt", model.state_dict())
+    ours = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert list(ours) == list(state)
+    assert all(torch.equal(ours[key], state[key]) for key in state)
+
+
+def test_an_mmaction_checkpoint_loads(tmp_path):
+    """Names with `backbone.`, a head, and a stem for colour, which for grey frames is the sum of its channels."""
+    options = TrainOptions().parse(["--Backbone", "slowonly", "--ModelName", "AE"])
+    colour = make_backbone("slowonly", in_channels=3)
+    state = {f"backbone.{name}": value for name, value in fill(colour.state_dict()).items()}
+    torch.save(
+        {"meta": {"epoch": 3}, "state_dict": {**state, "cls_head.fc_cls.weight": torch.zeros(4, 512)}}, tmp_path / "a"
+    )
+    options.BackboneWeights = tmp_path / "a"
+    model = make_model(options)
+    script_training._load_backbone(model, options)
+    colour.load_state_dict(fill(colour.state_dict()))
+    grey = draw(3, 1, 1, 16, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval().encoder(grey), colour.eval()(grey.expand(-1, 3, -1, -1, -1)), rtol=1e-4, atol=1e-5
+        )
+    options.Backbone = "resnet3d"
+    with pytest.raises(UserError, match="does not fit"):
+        script_training._load_backbone(make_model(options), options)
+    options.Backbone = "conv3d"
+    with pytest.raises(UserError, match="--Backbone"):
+        script_training._load_backbone(make_model(options), options)
+    assert from_mmaction({"conv1.conv.weight": torch.ones(2, 3, 1, 7, 7)}, 3)["conv1.conv.weight"].shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depth", "code"),
+    [
+        ("slowonly", None, (1, 512, 2, 8, 8)),
+        ("csn", None, (1, 2048, 2, 8, 8)),
+        ("resnet3d", None, (1, 512, 2, 8, 8)),
+        ("slowonly", 50, (1, 2048, 2, 8, 8)),
+        ("resnet3d", 101, (1, 2048, 2, 8, 8)),
+        ("conv3d", None, (1, 256, 2, 16, 16)),
+    ],
+)
+def test_the_seeds_shapes(backbone, depth, code):
+    with torch.device("meta"), torch.no_grad():
+        model = AutoEncoderCov3DMem(1, 2000, backbone=backbone, depth=depth).eval()
+        x = torch.empty(1, 1, 15, 256, 256)
+        assert model.encoder(x).shape == code
+        out = model(x)  # 15 frames give 16, as the seed shows
+        assert out["att"].shape == (1, 2000, *code[2:]) and out["output"].shape == (1, 1, 16, 256, 256)
+        assert model(torch.empty(1, 1, 16, 256, 256))["output"].shape == (1, 1, 16, 256, 256)
+        assert AutoEncoderCov3D(3, backbone, depth).eval()(torch.empty(2, 3, 16, 64, 96)).shape == (2, 3, 16, 64, 96)
+
+
+def test_decoder_of_plan_c_and_b():
+    def layers(model):
+        return [(m.in_channels, m.out_channels, m.stride) for m in model.decoder if hasattr(m, "output_padding")]
+
+    two, flat = (2, 2, 2), (1, 2, 2)
+    with torch.device("meta"):
+        for name in ("slowonly", "resnet3d"):
+            assert layers(AutoEncoderCov3D(1, name)) == [
+                (512, 256, two), (256, 128, two), (128, 96, two), (96, 96, flat), (96, 1, flat)
+            ]  # fmt: skip
+        for name, depth in (("csn", 50), ("slowonly", 50)):
+            assert layers(AutoEncoderCov3D(1, name, depth)) == [
+                (2048, 1024, two), (1024, 512, two), (512, 256, two),
+                (256, 128, flat), (128, 96, flat), (96, 1, (1, 1, 1)),
+            ]  # fmt: skip
+
+
+def test_csn_interaction_preserved():
+    plan = make_backbone("csn", 50).plan
+    names = list(ResNet3d(plan, 50, csn_mode="ip").state_dict())
+    assert "layer1.0.conv2.0.conv.weight" in names and "layer1.0.conv2.1.conv.weight" in names
+    block = ResNet3d(plan, 50, csn_mode="ip").layer1[0]
+    assert block.conv2[0].conv.kernel_size == (1, 1, 1) and not block.conv2[0].relu
+    assert block.conv2[1].conv.groups == 64 and block.conv2[1].relu
+
+
+def test_unknown_backbones_and_depths():
+    with pytest.raises(UserError, match="unknown"):
+        make_backbone("resnet2d")
+    with pytest.raises(UserError, match="depth 18"):
+        make_backbone("csn", 18)
+    with pytest.raises(UserError, match="depth 19"):
+        make_backbone("slowonly", 19)
+
+
+@pytest.mark.parametrize("backbone", ["slowonly", "resnet3d", "csn"])
+def test_a_step_reaches_every_parameter(backbone):
+    torch.manual_seed(0)
+    depth = 50 if backbone == "csn" else None
+    model = AutoEncoderCov3DMem(1, 20, 0.0025, backbone, depth)
+    x = draw(1, 2, 1, 16, 32, 32)
+    out = model(x)
+    (F.mse_loss(out["output"], x) + 0.0002 * EntropyLossEncap()(out["att"])).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
