@@ -86,7 +86,7 @@ def test(
                 }
 
     all_errors, all_shifts = torch.cat(errors), torch.cat(shifts)
-    about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}"
+    about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}, {options.test_set}"
     for kind in KINDS:
         title = f"{kind} paste: {about}"
         draw_curves(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import resource
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,17 @@ def test_measured_protocol_attention_and_textbook_gates(data):
     assert json.loads((folder / "results.json").read_text())["test_set"] == "measured"
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_alike(data, precision):
+    losses = []
+    for kind in ("fp32", precision):
+        assert training.main(args(data, "--cpu", *TRAINED, "--precision", kind, "--result", str(data / kind))) == 0
+        content = torch.load(data / kind / "ConvConjLSTM/model_dictionary.pt", weights_only=True)
+        losses.append(content["train_loss"][0])
+        assert all(value.dtype != torch.bfloat16 for value in content["state_dict"].values())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_measured_cycles_hold_the_last_ones_out(data):
     assert preprocessing.main(args(data)) == 0
     prepared = load_prepared(data)
@@ -256,7 +268,7 @@ def test_an_authors_checkpoint_is_continued_and_tested(data, capsys):
 
 def test_interrupted_training_ends_with_the_same_numbers(data):
     """Real processes: SIGINT and SIGKILL, each followed by the same command; the comparison is one undisturbed run."""
-    long = ["--num_epochs", "6", "--num_instance", "20", "--batch_size", "2", "--cpu"]
+    long = ["--num_epochs", "4", "--num_instance", "20", "--batch_size", "4", "--cpu"]
     assert training.main(args(data, *long, "--result", str(data / "whole"))) == 0
     command = [sys.executable, str(ROOT / "crrn/1_train.py"), *args(data, *long)]
     path = data / "result/ConvConjLSTM/model_dictionary.pt"
@@ -273,7 +285,7 @@ def test_interrupted_training_ends_with_the_same_numbers(data):
         assert process.returncode == (130 if stop == signal.SIGINT else -9), error
         assert "Traceback" not in error
         if stop == signal.SIGINT:
-            assert "To continue: python" in output and "--num_epochs 6" in output
+            assert "To continue: python" in output and "--num_epochs 4" in output
     last = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert last.returncode == 0 and "continuing" in last.stdout
 
@@ -316,10 +328,8 @@ def test_a_fresh_clone_makes_its_boards(tmp_path):
     assert second.returncode == 2 and second.stderr.count("\n") == 1
     assert "1_train.py --mode ConvSTLSTM makes it" in second.stderr
     (repo / "crrn/ekra/spi_measurement/spi_200.json").write_text("{}")
-    third = subprocess.run(
-        [sys.executable, "0_preprocessing.py"], cwd=repo / "crrn", capture_output=True, text=True, timeout=100
-    )
-    assert third.returncode == 2 and "real files beside generated ones" in third.stderr
+    with pytest.raises(UserError, match="real files beside generated ones"):
+        is_synthetic(repo / "crrn/ekra")
 
 
 def test_demo_boards(tmp_path, capsys):
@@ -346,7 +356,13 @@ def test_demo_boards(tmp_path, capsys):
     refused(capsys, demo_boards.main, ["--output", str(tmp_path / "x"), "--boards", "0"], "0 boards")
 
 
-def test_compare_sums_up(data, capsys):
+def test_compare_sums_up(data, capsys, monkeypatch):
+    scripts = {"1_train.py": training, "2_test_model.py": testing}
+
+    def run_here(command, check):
+        return subprocess.CompletedProcess(command, scripts[Path(command[1]).name].main(command[2:]))
+
+    monkeypatch.setattr(subprocess, "run", run_here)
     argv = args(data, "--models", "ConvLSTM", "--protocols", "drawn", "--seeds", "0", "--cpu", *TRAINED[:4])
     assert compare.main(argv) == 2  # more sequences per step than per epoch
     assert "1_train.py ended with status 2" in capsys.readouterr().err
@@ -624,7 +640,7 @@ def test_one_cycle_trains_on_drawn_sequences_only(tmp_path, capsys):
 def test_non_finite_loss_keeps_the_model(trained, capsys):
     path = trained / "result/ConvConjLSTM/model_dictionary.pt"
     content = torch.load(path, weights_only=True)
-    content["state_dict"]["st_decoder.s_dec.layer.3.bias"][:] = math.nan
+    content["state_dict"]["st_decoder.s_dec.layer.3.bias"][:] = 3e38  # its square is beyond float32
     torch.save(content, path)
     before = path.read_bytes()
     refused(capsys, training.main, args(trained, "--cpu", *TRAINED, "--num_epochs", "3"), "epoch 3, step 1", "--lr")
@@ -636,22 +652,16 @@ def test_boards_too_small_for_the_network(data, capsys):
     refused(capsys, training.main, args(data, "--cpu", *TRAINED), "9 x 17 pixels are too small", "13")
 
 
-def test_full_disk_keeps_the_old_model(trained):
-    """A process that may not write files beyond 1 MB stands for a full disk."""
+def test_full_disk_keeps_the_old_model(trained, capsys):
+    """A limit of 1 MB to the size of files stands for a full disk."""
     path = trained / "result/ConvConjLSTM/model_dictionary.pt"
     before = path.read_bytes()
-    code = (
-        "import resource, sys, importlib; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
-        "sys.exit(importlib.import_module('crrn.1_train').main(sys.argv[1:]))"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code, *args(trained, "--cpu", *TRAINED, "--num_epochs", "3")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert process.returncode == 2 and "untouched" in process.stderr and "Traceback" not in process.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        refused(capsys, training.main, args(trained, "--cpu", *TRAINED, "--num_epochs", "3"), path, "untouched")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert not list(path.parent.glob(".writing-*"))
 
