@@ -19,6 +19,7 @@ from common.checkpoint import versions
 from common.figures import map_sheet
 from common.files import UserError, atomic_write, write_json
 from common.images import synthetic
+from common.memory import reuse_memory
 from common.runtime import progress, say, script
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     """Score the test videos one by one; each video's file is written when it is done."""
     opt = TestOptions().parse(argv)
     device = pick(opt)
+    reuse_memory()
     ensure_data(opt)
     root, name = opt.DataRoot / opt.Dataset, setting_name(opt)
     path = opt.ModelFilePath or opt.ModelRoot / f"{name}.pt"

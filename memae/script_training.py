@@ -24,6 +24,7 @@ from common import checkpoint
 from common.figures import curve_figure
 from common.files import UserError, atomic_write, reason, write_json
 from common.images import synthetic
+from common.memory import reuse_memory
 from common.runtime import progress, say, script, seed_all, stop_on_request
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
@@ -257,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     """Data, training, final weights."""
     opt = TrainOptions().parse(argv)
     device = pick(opt)
+    reuse_memory()
     autocast(opt, device)  # refuses what this device cannot do before the frames are read
     ensure_data(opt)
     root = opt.DataRoot / opt.Dataset

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from memae.models.backbones import make_backbone
+from memae.models.convolutions import Conv3d, ConvTranspose3d
 
 Stride = int | tuple[int, int, int]
 
@@ -31,7 +32,7 @@ def make_encoder(chnum_in: int, backbone: str, depth: int | None) -> tuple[nn.Mo
         return encoder, encoder.channels
     layers: list[nn.Module] = []
     for channels_in, channels, stride in ((chnum_in, 96, (1, 2, 2)), (96, 128, 2), (128, 256, 2), (256, 256, 2)):
-        layers += _stage(nn.Conv3d(channels_in, channels, 3, stride, padding=1))
+        layers += _stage(Conv3d(channels_in, channels, 3, stride, padding=1))
     encoder = nn.Sequential(*layers)
     encoder.apply(init_weights)
     return encoder, 256
@@ -50,7 +51,7 @@ def make_decoder(chnum_in: int, code_channels: int) -> nn.Sequential:
         steps = (stride,) * 3 if isinstance(stride, int) else stride
         # an output padding of stride - 1 doubles the size exactly
         layers += _stage(
-            nn.ConvTranspose3d(channels_in, channels, 3, steps, padding=1, output_padding=[s - 1 for s in steps])
+            ConvTranspose3d(channels_in, channels, 3, steps, padding=1, output_padding=[s - 1 for s in steps])
         )
         channels_in = channels
     decoder = nn.Sequential(*layers[:-2])  # the last layer is bare

@@ -63,6 +63,9 @@ class BaseOptions:
             self._require(opt, name, getattr(opt, name) >= 1, "at least 1")
         for name in ("NumWorker", "BackboneDepth"):
             self._require(opt, name, getattr(opt, name) >= 0, "at least 0")
+        if opt.Backbone != "conv3d" and opt.BackboneDepth not in (0, *PLANS[opt.Backbone].depths):
+            known = ", ".join(map(str, PLANS[opt.Backbone].depths))
+            raise UserError(f"--BackboneDepth {opt.BackboneDepth}: {opt.Backbone} has the depths {known}")
         for name in ("EntropyLossWeight", "ShrinkThres", "CacheGiB"):
             self._require(opt, name, 0 <= getattr(opt, name) < math.inf, "a number from 0 up")
         self._require(opt, "Seed", 0 <= opt.Seed < 2**32, "from 0 to 2^32 - 1")

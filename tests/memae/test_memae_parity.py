@@ -237,7 +237,7 @@ def test_unknown_backbones_and_depths():
         make_backbone("slowonly", 19)
 
 
-@pytest.mark.parametrize("backbone", ["slowonly", "resnet3d", "csn"])
+@pytest.mark.parametrize("backbone", ["slowonly", "resnet3d", pytest.param("csn", marks=pytest.mark.slow)])
 def test_a_step_reaches_every_parameter(backbone):
     torch.manual_seed(0)
     depth = 50 if backbone == "csn" else None

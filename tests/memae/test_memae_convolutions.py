@@ -1,0 +1,50 @@
+"""The layers with the mixed memory layout compute what PyTorch's do, gradients included."""
+
+import pytest
+import torch
+from torch import nn
+
+from memae.models.convolutions import Conv3d, Convolution, ConvTranspose3d
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("ours", "plain", "options"),
+    [
+        (Conv3d, nn.Conv3d, {"stride": 2}),
+        (Conv3d, nn.Conv3d, {"stride": (1, 2, 2)}),
+        (ConvTranspose3d, nn.ConvTranspose3d, {"stride": 2, "output_padding": 1}),
+        (ConvTranspose3d, nn.ConvTranspose3d, {"stride": (1, 2, 2), "output_padding": (0, 1, 1)}),
+    ],
+)
+def test_values_and_gradients(ours, plain, options, layout, monkeypatch):
+    torch.manual_seed(0)
+    one, other = ours(5, 6, 3, padding=1, **options), plain(5, 6, 3, padding=1, **options)
+    other.load_state_dict(one.state_dict())
+    one.to(memory_format=layout)
+    x = torch.randn(2, 5, 4, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    used = []
+    apply = Convolution.apply
+    monkeypatch.setattr(Convolution, "apply", lambda *args: (used.append(1), apply(*args))[1])
+    y, expected = one(x), other(x)
+    assert used
+    torch.testing.assert_close(y, expected)
+    weights = torch.randn_like(y)
+    found = torch.autograd.grad((y * weights).sum(), [x, *one.parameters()])
+    wanted = torch.autograd.grad((expected * weights).sum(), [x, *other.parameters()])
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_needs_no_input_gradient():
+    layer = Conv3d(5, 6, 3, padding=1)
+    layer(torch.randn(1, 5, 2, 3, 3)).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_other_precisions_take_pytorchs_layer(monkeypatch):
+    monkeypatch.setattr(Convolution, "apply", None)
+    layer = ConvTranspose3d(5, 6, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 5, 2, 3, 3)).dtype == torch.bfloat16
+    assert layer.double()(torch.randn(1, 5, 2, 3, 3).double()).dtype == torch.float64
