@@ -1,8 +1,9 @@
 """Judge newly measured boards, pad by pad: python 3_score_boards.py --boards FOLDER [--fpr 0.01]
 
-FOLDER holds spi_000.json, spi_001.json, ... in print order, the first one printed after a stencil cleaning, with the
-pads that the model was trained with. Writes to --output (default <data>/result/<mode>/<folder's name>): pads.csv with
-signed error and verdict of every pad, boards_<cycle>.png with the red and blue board maps, and results.json.
+FOLDER, or spi_measurement/ in it, holds spi_000.json, spi_001.json, ... in print order, the first one printed after a
+stencil cleaning, with the pads that the model was trained with. Writes to --output (default
+<data>/result/<mode>/<folder's name>): pads.csv with signed error and verdict of every pad, boards_<cycle>.png with the
+red and blue board maps, and results.json.
 
 A pad is excessive where its error (input - reconstruction, in standard deviations of the pad) is above one threshold,
 insufficient where it is below the other. Both come from the measured cycles that were held out of the statistics (and,
@@ -104,7 +105,9 @@ def main(argv: list[str] | None = None) -> None:
     prepared = ensure_prepared(options.data, cycle)
     folder = result_folder(options, prepared.folder)
     model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
-    boards = read_new_boards(options.boards, prepared)
+    inside = options.boards / "spi_measurement"
+    source = inside if inside.is_dir() else options.boards
+    boards = read_new_boards(source, prepared)
     values, expected, errors, thresholds = score(options, prepared, boards, model, device)
     if thresholds[0]["promised_fpr"] > options.fpr:
         say(
@@ -135,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
             "method": "CRRN",
             "model": str(folder / "model_dictionary.pt"),
             "trained_on": content.get("data"),
-            "data": "synthetic" if is_synthetic(options.boards.parent) else str(options.boards),
+            "data": "synthetic" if is_synthetic(source.parent) else str(source),
             "pads": counts,
             "thresholds_by_cycle": thresholds,
         },

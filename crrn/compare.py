@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.files import read_json, write_json
-from common.runtime import ArgumentParser, UserError, say, script
+from common.runtime import ArgumentParser, UserError, say, script, stop_on_request
 from crrn.boards import DEFAULT, HERE, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.utils import RATES
@@ -58,8 +58,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(name: str, *arguments: str) -> None:
     """Run a script of this folder; UserError where it fails, KeyboardInterrupt where it was stopped."""
-    status = subprocess.run([sys.executable, str(HERE / name), *arguments], check=False).returncode
-    if status == 130:
+    with stop_on_request() as stop:  # Ctrl-C reaches the script too, which is given the time to save
+        status = subprocess.run([sys.executable, str(HERE / name), *arguments], check=False).returncode
+    if status == 130 or stop():
         raise KeyboardInterrupt
     if status:
         raise UserError(f"{name} ended with status {status} (see above)")
@@ -72,8 +73,10 @@ def summarise(summary: dict[str, dict]) -> dict[str, dict]:
         name: {
             kind: {
                 f"{rate:.1f}": {
-                    who: _spread([(one[kind][f"{rate:.1f}"] | extra(one, kind, rate))[who] for one in runs.values()])
-                    for who in ("best_f1", "z_score_best_f1")
+                    "best_f1": _spread([one[kind][f"{rate:.1f}"]["best_f1"] for one in runs.values()]),
+                    "z_score_best_f1": _spread(
+                        [one[kind][f"{rate:.1f}"]["z_score"]["best_f1"] for one in runs.values()]
+                    ),
                 }
                 for rate in RATES
             }
@@ -81,11 +84,6 @@ def summarise(summary: dict[str, dict]) -> dict[str, dict]:
         }
         for name, runs in summary.items()
     }
-
-
-def extra(result: dict, kind: str, rate: float) -> dict[str, float]:
-    """The baseline's best F1 under a name of its own."""
-    return {"z_score_best_f1": result[kind][f"{rate:.1f}"]["z_score"]["best_f1"]}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -240,6 +240,9 @@ def test_scoring_new_boards(trained, tmp_path):
         assert row["verdict"] == ("insufficient" if error < limit["insufficient"] else expected)
     assert results["pads"]["fine"] == sum(row["verdict"] == "fine" for row in table)
     assert sorted(path.name for path in folder.glob("*.png")) == ["boards_000.png", "boards_001.png"]
+    argv = args(trained, "--cpu", "--boards", str(new.parent), "--fpr", "0.2")
+    assert scoring.main(argv) == 0  # the data folder will do, too
+    assert (trained / "result/ConvConjLSTM/new/pads.csv").read_bytes() == (folder / "pads.csv").read_bytes()
 
 
 def test_an_authors_checkpoint_is_continued_and_tested(data, capsys):
