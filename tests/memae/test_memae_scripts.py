@@ -343,7 +343,7 @@ def test_bad_testing(videos, trained, tmp_path, capsys):
         (["--ModelName", "AE", "--ModelFilePath", model], ["has a memory", "--ModelName MemAE"]),
         (["--Backbone", "resnet3d", "--ModelFilePath", model], ["another encoder", "resnet3d"]),
         (["--ImgChnNum", "3", "--ModelFilePath", model], ["does not fit", "(96, 1, 3, 3, 3)"]),
-        (["--ModelFilePath", tmp_path], ["no checkpoint"]),
+        (["--ModelFilePath", tmp_path], [tmp_path]),
         (["--ModelFilePath", trained / f"models/model_{NAME}/{NAME}_resume.pt"], ["continuing a training"]),
         (["--ModelFilePath", videos / "stripes/Train/a/001.jpg"], ["001.jpg"]),
         (["--Dataset", "none", "--ModelFilePath", model], ["none/Test"]),
