@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = [sample.label for sample in dataset.test]
     results = {
         "method": "nearest neighbour",
-        "data": "synthetic" if dataset.synthetic else str(dataset.root),
+        "data": dataset.data,
         "extractor": extractor,
         "img_size": config.img_size,
         "image_auroc_mean": image_auroc(labels, maps.mean(axis=(1, 2))),
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("image_auroc_mean", "image_auroc_max", "pixel_auroc", "aupro", "seconds"):
         if name in results:
             say(f"{name} {results[name]:.4f}")
-    file = Path(__file__).resolve().parent / f"results/nearest_neighbour_{config.class_name}_{config.img_size[0]}.json"
+    size = "x".join(map(str, config.img_size))
+    file = Path(__file__).resolve().parent / f"results/nearest_neighbour_{config.class_name}_{extractor}_{size}.json"
     write_json(file, results)
     say(f"results: {file}")
 

@@ -62,8 +62,11 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if "kind" in content:
         if kind and content["kind"] != kind:
             raise UserError(f"{path} is a checkpoint of {content['kind']}, not of {kind}")
-        if content.get("format", FORMAT) > FORMAT:
-            raise UserError(f"{path} was written by a newer version of this project (format {content['format']})")
+        number = content.get("format", FORMAT)
+        if not isinstance(number, int):
+            raise UserError(f"{path} is damaged: its format is {number!r}")
+        if number > FORMAT:
+            raise UserError(f"{path} was written by a newer version of this project (format {number})")
     elif not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")
     return dict(content)
@@ -74,7 +77,7 @@ def read(path: str | Path) -> Any:
     or more than that."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"{path} is a folder, not a checkpoint" if path.is_dir() else f"there is no checkpoint {path}")
     try:
         return _read(path)
     except pickle.UnpicklingError as error:
@@ -95,19 +98,28 @@ def _read(path: Path) -> Any:
 
 
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `state` into `model`; UserError says which names or shapes do not fit."""
+    """Copy `state` into `model`; UserError says which names, shapes or values do not fit."""
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    for name in own:
+        if name in state and (problem := _unfit(state[name], own[name])):
+            problems.append(f"{name} {problem}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} does not fit the model: {'; '.join(problems[:3])}{more}")
     model.load_state_dict(state)
+
+
+def _unfit(value: Any, own: Tensor) -> str | None:
+    """Why `value` cannot take the place of the parameter `own`; None where it can."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return "is no tensor with values"
+    if value.shape != own.shape:
+        return f"has shape {tuple(value.shape)} instead of {tuple(own.shape)}"
+    if value.is_floating_point() != own.is_floating_point() or value.is_complex() != own.is_complex():
+        return f"is {value.dtype} instead of {own.dtype}"
+    return None if value.isfinite().all() else "holds nan or infinite values"
 
 
 def random_state() -> dict[str, Any]:

@@ -25,13 +25,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file that takes the place of `path` only when the block ends without an error.
 
     Whatever goes wrong (full disk, kill, exception), the old file stays as it was. Missing folders are made.
-    Text is UTF-8. Raises UserError where the file cannot be written.
+    Text is UTF-8, with backslash escapes for names that are not. Raises UserError where the file cannot be written.
     """
     path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
         descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         with os.fdopen(descriptor, mode, **text) as file:
@@ -47,6 +47,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def require_writable(folder: str | Path) -> None:
+    """Make `folder` and try to write in it, before hours of work whose results go there. UserError where that fails."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {reason(error)}") from error
 
 
 def _umask() -> int:

@@ -32,7 +32,6 @@ EXTENSIONS = frozenset([
     ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
 ])
 # fmt: on
-LISTED_AT_MOST = 20  # unreadable images named in one message
 MARK = "SYNTHETIC"  # the file that generated data carries
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
@@ -77,10 +76,17 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
         masks = {}
         if label and masks_folder.is_dir():
             masks = {path.relative_to(masks_folder).with_suffix(""): path for path in _images_below(masks_folder)}
+        of_class = []
         for path in images:
             stem = path.relative_to(folder).with_suffix("")
             mask = masks.get(stem.with_name(f"{stem.name}_mask"), masks.get(stem))
-            samples.append(Sample(path, label, name, mask))
+            of_class.append(Sample(path, label, name, mask))
+        if unused := sorted(set(masks.values()) - {sample.mask for sample in of_class}):
+            say(
+                f"{len(unused)} of {len(masks)} masks in {masks_folder} belong to no image, such as {unused[0].name}: "
+                "expected <image's name>_mask.png or the image's name"
+            )
+        samples += of_class
     return samples, class_names
 
 
@@ -232,12 +238,21 @@ def _problem(path: Path) -> str | None:
 
 
 def require_readable(paths: Sequence[Path], hide_progress: bool = False) -> None:
-    """Raise one UserError that names all images that cannot be read (of very many, the first 20)."""
+    """Raise one UserError that names all images that cannot be read."""
     problems = check_images(paths, hide_progress)
     if problems:
-        names = "; ".join(f"{path} ({problem})" for path, problem in problems[:LISTED_AT_MOST])
-        more = f" and {len(problems) - LISTED_AT_MOST} more" if len(problems) > LISTED_AT_MOST else ""
-        raise UserError(f"cannot read {len(problems)} of {len(paths)} images, mend or remove them: {names}{more}")
+        names = "; ".join(f"{path} ({problem})" for path, problem in problems)
+        raise UserError(f"cannot read {len(problems)} of {len(paths)} images, mend or remove them: {names}")
+
+
+def require_fitting_masks(samples: Sequence[Sample]) -> None:
+    """Raise one UserError that names all masks whose size is not that of their images."""
+    problems = []
+    for sample in samples:
+        if sample.mask and (size := image_size(sample.mask)) != (wanted := image_size(sample.path)):
+            problems.append(f"{sample.mask} ({size[1]} x {size[0]} pixels, its image {wanted[1]} x {wanted[0]})")
+    if problems:
+        raise UserError(f"masks must have the size of their images, mend or remove: {'; '.join(problems)}")
 
 
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:

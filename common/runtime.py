@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -40,28 +41,42 @@ def say(message: str) -> None:
 def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
     """Decorate a script's `main(argv)` so that it returns an exit status and users never meet a traceback.
 
-    0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, or
-    the operating system refuses a file), 130 after Ctrl-C. Errors of the program itself keep their traceback.
+    0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, the
+    operating system refuses a file, or memory is short), 130 after Ctrl-C. Errors of the program itself keep their
+    traceback.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         formatwarning = warnings.formatwarning
         warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+        if hasattr(sys.stdout, "reconfigure"):  # file names and terminals need not be UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
+        main_thread = threading.current_thread() is threading.main_thread()
+        if main_thread:  # so that a terminated program, too, removes its temporary files
+            terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            line = " ".join(str(error).splitlines())  # file names may hold line ends
+            print(f"error: {line}", file=sys.stderr, flush=True)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{reason(error)}", file=sys.stderr, flush=True)
+        except (MemoryError, RuntimeError) as error:
+            # torch's allocator on the CPU has no exception of its own.
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+                raise
+            print("error: not enough memory: try smaller images, batches or networks", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
             return 130
         finally:
             warnings.formatwarning = formatwarning
+            if main_thread:
+                signal.signal(signal.SIGTERM, terminate)
         return 2
 
     return wrapped
@@ -143,8 +158,11 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
 
     Both go to stderr and show rate and remaining time. `hide` shows nothing.
     """
-    if hide or sys.stderr.isatty():
-        yield from tqdm(items, desc=title, total=total, disable=hide, leave=False, dynamic_ncols=True)
+    if hide or sys.stderr is None:
+        yield from items
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=title, total=total, leave=False, dynamic_ncols=True)
         return
     total = total if total is not None else len(items) if hasattr(items, "__len__") else None
     start = last = time.monotonic()

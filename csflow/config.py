@@ -7,6 +7,7 @@ fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import Any
 from common.runtime import ArgumentParser, UserError
 
 HERE = Path(__file__).resolve().parent
+# Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
+LARGEST = {
+    "n_scales": 8, "n_coupling_blocks": 1000, "fc_internal": 65536, "batch_size": 65536,
+    "meta_epochs": 10**6, "sub_epochs": 10**6, "map_every": 10**9, "map_columns": 40,
+}  # fmt: skip
 
 
 def yes_no(text: str) -> bool:
@@ -98,31 +104,29 @@ class Config:
     def __post_init__(self):
         """Fill in what follows from other settings; raise UserError for values that make no sense."""
         self.img_size = tuple(self.img_size) * 2 if len(self.img_size) == 1 else tuple(self.img_size)
-        for name in ("n_scales", "n_coupling_blocks", "fc_internal", "batch_size", "sub_epochs"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("map_every", "map_columns"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("meta_epochs", "save_every"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name, highest in LARGEST.items():
+            self._require(name, 1 <= getattr(self, name) <= highest, f"from 1 to {highest}")
+        self._require("save_every", self.save_every >= 0, "at least 0")
+        self._require("clamp", math.isfinite(self.clamp), "a finite number")
         for name in ("lr_init", "max_grad_norm"):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
-        self._require("norm_std", min(self.norm_std) > 0, "above 0")
+        self._require("norm_mean", all(map(math.isfinite, self.norm_mean)), "finite numbers")
+        self._require("norm_std", all(0 < std < math.inf for std in self.norm_std), "finite numbers above 0")
         self._require("calibration_share", 0 <= self.calibration_share < 1, "from 0 to below 1")
         self._require("fpr", 0 < self.fpr < 1, "between 0 and 1")
         for name in ("class_name", "modelname"):
             value = getattr(self, name)
-            plain = value and value not in (".", "..") and not set(value) & set("/\\\0")
-            self._require(name, plain, "the name of one folder, without slashes")
+            plain = value not in ("", ".", "..") and value.isprintable() and not set(value) & set("/\\")
+            self._require(name, plain, "the name of one folder, without slashes and control characters")
         step = 32 * 2 ** (self.n_scales - 1)
         fits = len(self.img_size) == 2 and all(size > 0 and size % step == 0 for size in self.img_size)
         self._require("img_size", fits, f"height and width, both multiples of {step} (the coarsest scale's stride)")
         if self.kernel_sizes is None:
             self.kernel_sizes = [3] * (self.n_coupling_blocks - 1) + [5]
-        odd = all(kernel > 0 and kernel % 2 for kernel in self.kernel_sizes)
-        self._require(
-            "kernel_sizes", len(self.kernel_sizes) == self.n_coupling_blocks and odd, "one odd size per block"
-        )
+        odd = all(1 <= kernel <= 99 and kernel % 2 for kernel in self.kernel_sizes)
+        one_each = len(self.kernel_sizes) == self.n_coupling_blocks
+        self._require("kernel_sizes", one_each and odd, "one odd size, up to 99, per block")
 
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
@@ -162,7 +166,8 @@ class Config:
     def same_training(self, stored: dict[str, Any], path: Path) -> None:
         """Raise UserError unless a training with the `stored` settings can be continued with these."""
         ours = self.as_dict()
-        self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path)
+        remedy = "Use these, or another --modelname, or --resume False to train anew in its place"
+        self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path, remedy)
 
     def with_trained(self, stored: dict[str, Any], path: Path) -> "Config":
         """The settings that a model was trained with, but for those on the command line and those of the machine.
@@ -170,26 +175,27 @@ class Config:
         Raises UserError where an option on the command line contradicts the trained model.
         """
         ours = self.as_dict()
-        self._compare({name: ours[name] for name in MODEL_SETTINGS if name in self.given}, stored, path)
+        given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given}
+        self._compare(given, stored, path, "Leave these options out: a trained model brings its own settings")
         kept = self.given | MACHINE_SETTINGS
         values = {field.name: getattr(self, field.name) for field in _fields()}
         for field in _fields():
             if field.name in stored and (field.name not in kept or field.name in MODEL_SETTINGS):
                 value = stored[field.name]
                 values[field.name] = HERE / value if value is not None and field.metadata["type"] is Path else value
-        return Config(**values, given=self.given)
+        try:
+            return Config(**values, given=self.given)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: its settings make no sense ({error})") from error
 
-    def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
+    def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path, remedy: str) -> None:
         if ours.get("extractor") == "auto":
             del ours["extractor"]
         differing = [
             f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value
         ]
         if differing:
-            raise UserError(
-                f"{path} was trained with other settings: {'; '.join(differing)}. "
-                "Use these, or another --modelname, or --resume False to train anew in its place"
-            )
+            raise UserError(f"{path} was trained with other settings: {'; '.join(differing)}. {remedy}")
 
 
 # What must agree for a model to be used at all, and what else for its training to be continued.

@@ -24,8 +24,9 @@ from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import extract, features_exist, open_features
 from csflow.model import CSFlow, load_extractor, load_model
-from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, load_dataset, run_flow
+from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, load_dataset, require_same_weights, run_flow
 
+NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
 Features = StoredFeatures | ComputedFeatures
 
 
@@ -78,10 +79,14 @@ def evaluate(
     scored = run_flow(model, test_set, range(len(labels)), config, device)
     scores = scored[config.score]
     threshold = thresholds(about.get("calibration"), config)
+    # Of other images than these, the history would read like results on them.
+    history = about.get("history", []) if about.get("fingerprint") == dataset.fingerprint else []
     f1, f1_threshold = best_f1(labels, scores)
     results = {
         "method": "CS-Flow",
-        "data": about.get("data", str(dataset.root)),
+        "data": dataset.data,
+        "trained_on": about.get("data"),
+        "epochs_trained": about.get("epoch"),
         "class_name": config.class_name,
         "extractor": about["extractor"],
         "score": config.score,
@@ -94,8 +99,8 @@ def evaluate(
         "image_best_f1_threshold": f1_threshold,
         **_pixel_metrics(dataset, scored["map"], config),
         "threshold": _rates(threshold, labels, scores),
-        "history": about.get("history", []),
-        **_last_and_best(about.get("history", []), config),
+        "history": history,
+        **_last_and_best(history, config),
         "training_seconds": about.get("seconds"),
         "device": str(device),
         "settings": config.as_dict(),
@@ -104,7 +109,7 @@ def evaluate(
     _write_scores(config, dataset, scored, threshold)
     write_json(config.result_dir / "results.json", results)
     _draw(config, dataset, scored, threshold)
-    _report(config, results)
+    _report(config, results, about)
     return results
 
 
@@ -182,6 +187,8 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
         old.unlink()
     if not len(defective):
         return
+    # From what is usual in good images, or where there are none in all, to the highest values.
+    vmin = float(np.median(scored["map"][labels == 0] if (labels == 0).any() else scored["map"]))
     vmax = float(np.quantile(scored["map"], 0.999))
     sheets = [defective[i : i + config.map_columns] for i in range(0, len(defective), config.map_columns)]
     for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
@@ -191,15 +198,19 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
             image = np.asarray(read_image(sample.path))
             masks.append(read_mask(sample.mask, image.shape[:2]) if sample.mask else None)
             columns.append((image, upsample(scored["map"][i], image.shape[:2]), dataset.name(sample)[len("test/") :]))
-        map_sheet(folder / f"{number}.jpg", columns, title, masks, vmin=0, vmax=vmax)
+        map_sheet(folder / f"{number}.jpg", columns, title, masks, vmin=vmin, vmax=vmax)
 
 
-def _report(config: Config, results: dict[str, Any]) -> None:
+def _report(config: Config, results: dict[str, Any], about: dict[str, Any]) -> None:
+    epoch, step = about.get("epoch"), about.get("step")
+    if epoch is not None and (step or epoch < config.meta_epochs * config.sub_epochs):
+        say(f"the model's training is not finished: {epoch} epochs" + (f" and {step} steps" if step else ""))
     say(f"image AUROC {results['image_auroc']:.4f} ({config.score} score)")
     if "best_auroc" in results:
         say(
-            f"  in training: last {results['last_auroc']:.4f}, best {results['best_auroc']:.4f} after epoch "
-            f"{results['best_auroc_epoch']} (best is chosen on the test set; the saved model is the last)"
+            f"  in training: last {results['last_auroc']:.4f} after epoch {results['history'][-1]['epoch']}, best "
+            f"{results['best_auroc']:.4f} after epoch {results['best_auroc_epoch']} (best is chosen on the test set; "
+            "the saved model is never chosen)"
         )
     if "aupro" in results:
         say(f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}, F1 {results['pixel_f1']:.4f}")
@@ -208,11 +219,11 @@ def _report(config: Config, results: dict[str, Any]) -> None:
         say(
             f"threshold {rates['image']:.4g} for a false-positive rate of {rates['promised_fpr']:.2g}, from "
             f"{rates['images']} held-out good images; on the test images "
-            f"{rates['fpr_on_test_good']:.3f} of the good are called defective, {rates['detection_rate']:.3f} of the "
-            "defective are found"
+            f"{rates['fpr_on_test_good']:.3f} of the good are called defective"
+            + ("" if np.isnan(rates["detection_rate"]) else f", {rates['detection_rate']:.3f} of the defective are")
         )
     else:
-        say("no threshold: no good images were held out (--calibration_share)")
+        say(NO_THRESHOLD)
     say(f"results: {config.result_dir}")
     say(f"pictures: {config.score_picture_dir} and {config.map_picture_dir}")
 
@@ -227,6 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     ensure_dummy_data(config)
     dataset = load_dataset(config)
     _, test_set, _ = load_features(config, dataset, device)
+    require_same_weights(test_set, about, config.model_file)
     evaluate(config, dataset, model, test_set, about, device)
 
 

@@ -28,7 +28,7 @@ def feature_file(config: Config, name: str) -> Path:
 
 
 def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
-    """Extract and store the features of both parts; nothing is replaced before all of them are written."""
+    """Extract and store the features of both parts; nothing is replaced before all of them are computed."""
     extractor, name = load_extractor(config, device)
     parts = {"train": dataset.train, "test": dataset.test}
     with ExitStack() as stack:
@@ -49,9 +49,10 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
     _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
     about = {
         "extractor": name,
+        "weights": extractor.checksum(),
         **_preparation(config),
         "fingerprint": dataset.fingerprint,
-        "data": "synthetic" if dataset.synthetic else str(dataset.root),
+        "data": dataset.data,
         "counts": {part: len(samples) for part, samples in parts.items()},
         "versions": versions(),
     }
@@ -95,7 +96,8 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
     wanted = _preparation(config)
     if config.extractor != "auto":
         wanted["extractor"] = config.extractor
-    if not isinstance(about, dict) or about.get("extractor") not in N_FEAT:
+    names = [about.get(name) for name in ("extractor", "weights")] if isinstance(about, dict) else [None]
+    if not all(isinstance(name, str) for name in names) or names[0] not in N_FEAT:
         raise UserError(f"{path} does not describe features of ours: {again}")
     differing = [f"{name} {about.get(name)}, not {value}" for name, value in wanted.items() if about.get(name) != value]
     if differing:
@@ -109,17 +111,19 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
             file = feature_file(config, f"scale_{scale}_{part}.npy")
             shape = _shape(config, about["extractor"], len(samples), scale)
             maps.append(_map_array(file, shape, again))
-        parts.append(StoredFeatures(maps))
+        parts.append(StoredFeatures(maps, about["weights"]))
     return parts[0], parts[1], about["extractor"]
 
 
 def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {again}") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is broken ({error}): {again}") from error
+    except OSError:
+        raise
+    except Exception as error:  # on a damaged header, NumPy's parser raises nearly anything
+        raise UserError(f"{path} is broken ({' '.join(str(error).split())}): {again}") from error
     if array.shape != shape or array.dtype != np.float32:
         raise UserError(f"{path} holds {array.dtype} {array.shape}, expected float32 {shape}: {again}")
     return array

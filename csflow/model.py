@@ -3,7 +3,8 @@
 import re
 import socket
 import urllib.error
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,13 @@ class FeatureExtractor(nn.Module):
         sizes = [(height >> s, width >> s) for s in range(self.n_scales)]
         return [self.network(images if s == 0 else F.interpolate(images, size)) for s, size in enumerate(sizes)]
 
+    def checksum(self) -> str:
+        """8 hexadecimal digits that tell other weights of the same network apart."""
+        crc = 0
+        for value in self.network.state_dict().values():
+            crc = zlib.crc32(value.cpu().numpy().tobytes(), crc)
+        return f"{crc:08x}"
+
 
 def load_extractor(config: Config, device: torch.device) -> tuple[FeatureExtractor, str]:
     """The extractor that config.extractor names, with pretrained weights, and its name ("effnetB5" or "lite0").
@@ -224,16 +232,24 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the authors' parameters to ours: their graph holds block k as `module_list.{4 + 2 k}`."""
     renamed = {}
     for key, value in state.items():
-        if not re.match(r"module_list\.\d+\.s[12]\.", key):
-            raise UserError(f"parameter {key!r} is not of the authors' CS-Flow (module_list.<number>.s1.<...>)")
-        _, node, rest = key.split(".", 2)
-        renamed[f"blocks.{(int(node) - 4) // 2}.{rest}"] = value
+        # Even nodes from 4 on are the couplings; those between are the permutations, which have no parameters.
+        match = re.fullmatch(r"module_list\.([1-9]\d{0,3})\.(s[12]\..+)", key)
+        if not match or int(match[1]) < 4 or int(match[1]) % 2:
+            raise UserError(f"parameter {key!r} is not of the authors' CS-Flow (module_list.<4, 6, ...>.s1.<...>)")
+        renamed[f"blocks.{(int(match[1]) - 4) // 2}.{match[2]}"] = value
     return renamed
 
 
 def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) -> None:
     """Write parameters, settings and whatever else `content` holds to `path`, whole or not at all."""
     checkpoint.save(path, "csflow", model=model.state_dict(), settings=config.as_dict(), **content)
+
+
+def load_training(path: str | Path) -> dict[str, Any]:
+    """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
+    content = checkpoint.load(path, "csflow")
+    _require_sound(content, path, TRAINED | RESUMABLE)
+    return content
 
 
 def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
@@ -245,6 +261,7 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     state = checkpoint.load_tensors(path, "csflow")
     if "settings" in state:
         content = state
+        _require_sound(content, path, TRAINED)
         config = config.with_trained(state["settings"], path)
         n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
     else:
@@ -253,3 +270,39 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     model = get_cs_flow_model(config, n_feat)
     checkpoint.load_parameters(model, parameters, path)
     return model.eval().to(device), config, content
+
+
+def _scores(values: Any) -> bool:
+    return isinstance(values, list) and len(values) > 0 and all(isinstance(value, float) for value in values)
+
+
+def _calibration(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_scores(value.get(name)) for name in ("std", "mean", "map"))
+
+
+def _history(value: Any) -> bool:
+    keys = {"epoch", "auroc_std", "auroc_mean"}
+    return isinstance(value, list) and all(isinstance(entry, Mapping) and keys <= entry.keys() for entry in value)
+
+
+# What a file of ours must hold to be used, and what else for its training to be continued.
+TRAINED = {
+    "settings": lambda value: isinstance(value, Mapping),
+    "model": lambda value: isinstance(value, Mapping),
+    "extractor": lambda value: isinstance(value, str) and value in N_FEAT,
+    "calibration": lambda value: value is None or _calibration(value),
+    "history": lambda value: value is None or _history(value),
+}
+RESUMABLE = {
+    "optimizer": lambda value: isinstance(value, Mapping),
+    "history": _history,
+    **dict.fromkeys(("data", "device", "fingerprint", "weights"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),
+    **dict.fromkeys(("seconds", "loss_sum"), lambda value: isinstance(value, float)),
+}
+
+
+def _require_sound(content: Mapping[str, Any], path: str | Path, checks: Mapping[str, Callable]) -> None:
+    for name, sound in checks.items():
+        if not sound(content.get(name)):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CS-Flow stores")

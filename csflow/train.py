@@ -10,8 +10,16 @@ from common import checkpoint
 from common.metrics import image_auroc
 from common.runtime import UserError, progress, say, seed_all, stop_on_request
 from csflow.config import Config
-from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, save_model
-from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, get_loss, run_flow, split_calibration
+from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
+from csflow.utils import (
+    ComputedFeatures,
+    Dataset,
+    StoredFeatures,
+    get_loss,
+    require_same_weights,
+    run_flow,
+    split_calibration,
+)
 
 Features = StoredFeatures | ComputedFeatures
 
@@ -22,8 +30,8 @@ def train(
     """Train a flow, or continue a training of the same name, and save it in config.model_file.
 
     Returns the model in eval mode and what is stored beside it: "history" (one entry per evaluation), "calibration"
-    (scores of the held-out good images), "extractor", "data". Raises UserError where a training of that name had
-    other settings or images, or the loss is not finite.
+    (scores of the held-out good images), "extractor", "data", "epoch" and more. Raises UserError where a training of
+    that name had other settings or images, or the loss is not finite.
     """
     config.extractor = extractor  # "auto" has been decided
     train_rows, calibration_rows = split_calibration(len(train_set), config.calibration_share, config.seed)
@@ -38,27 +46,34 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), config.lr_init, eps=1e-4, weight_decay=1e-5, fused=True)
     about = {
         "extractor": extractor,
-        "data": "synthetic" if dataset.synthetic else str(dataset.root),
+        "weights": train_set.weights,
+        "data": dataset.data,
         "fingerprint": dataset.fingerprint,
         "device": str(device),
         "history": [],
         "calibration": None,
         "seconds": 0.0,
+        "epoch": 0,  # finished ones
+        "step": 0,  # of the epoch after them
+        "loss_sum": 0.0,
     }
-    first_epoch, first_step, loss_sum = 0, 0, 0.0
     if config.resume and config.save_model and config.model_file.exists():
-        stored = checkpoint.load(config.model_file, "csflow")
+        stored = load_training(config.model_file)
         config.same_training(stored["settings"], config.model_file)
         if stored["fingerprint"] != dataset.fingerprint:
             raise UserError(
                 f"{config.model_file} was trained on other images than {dataset.root} holds now: "
                 "use another --modelname, or --resume False to train anew in its place"
             )
+        require_same_weights(train_set, stored, config.model_file)
         checkpoint.load_parameters(model, stored["model"], config.model_file)
-        optimizer.load_state_dict(stored["optimizer"])
-        first_epoch, first_step, loss_sum = stored["epoch"], stored["step"], stored["loss_sum"]
+        try:
+            optimizer.load_state_dict(stored["optimizer"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{config.model_file} is damaged: its optimizer does not fit the model") from error
         about = {name: stored[name] for name in about} | {"device": str(device)}
-        _say_continued(config, first_epoch, first_step)
+        _say_continued(config, about["epoch"], about["step"])
+    first_epoch, first_step = about["epoch"], about["step"]
 
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     last_saved = time.monotonic()
@@ -66,9 +81,9 @@ def train(
     def save(epoch: int, step: int) -> None:
         nonlocal last_saved
         last_saved = time.monotonic()
+        about.update(epoch=epoch, step=step)
         if config.save_model:
-            state = {"optimizer": optimizer.state_dict(), "epoch": epoch, "step": step, "loss_sum": loss_sum}
-            save_model(config.model_file, model, config, **state, **about)
+            save_model(config.model_file, model, config, optimizer=optimizer.state_dict(), **about)
 
     epochs = range(first_epoch, config.meta_epochs * config.sub_epochs)
     with stop_on_request() as stop:
@@ -76,7 +91,7 @@ def train(
             started = time.monotonic()
             batches = _batches(train_rows, config, epoch)
             if epoch % config.sub_epochs == 0 and first_step == 0:
-                loss_sum = 0.0
+                about["loss_sum"] = 0.0
             for step in range(first_step, len(batches)):
                 features = [x.to(device) for x in train_set.batch(batches[step])]
                 with autocast:
@@ -87,7 +102,7 @@ def train(
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()
-                loss_sum += loss.item() * len(batches[step])
+                about["loss_sum"] += loss.item() * len(batches[step])
                 if stop():
                     about["calibration"] = None  # it belonged to the parameters of the last evaluation
                     save(epoch, step + 1)
@@ -95,16 +110,19 @@ def train(
             first_step = 0
             about["seconds"] += time.monotonic() - started
             if (epoch + 1) % config.sub_epochs == 0:
-                mean_loss = loss_sum / (len(train_rows) * config.sub_epochs)
-                with autocast:
-                    evaluation, about["calibration"] = _evaluate(
-                        model, config, train_set, test_set, labels, calibration_rows, device
-                    )
+                mean_loss = about["loss_sum"] / (len(train_rows) * config.sub_epochs)
+                # In full precision, as in evaluate.py and score.py: scores and threshold belong together.
+                evaluation, about["calibration"] = _evaluate(
+                    model, config, train_set, test_set, labels, calibration_rows, device
+                )
                 about["history"].append({"epoch": epoch + 1, "train_loss": mean_loss, **evaluation})
                 if config.verbose and _worth_a_line(epoch, config):
                     _say_evaluation(about["history"][-1], config)
-                if epoch + 1 == epochs.stop or time.monotonic() - last_saved >= config.save_every:
+                stopping = stop()
+                if stopping or epoch + 1 == epochs.stop or time.monotonic() - last_saved >= config.save_every:
                     save(epoch + 1, 0)
+                if stopping:
+                    raise KeyboardInterrupt
     return model.eval(), about
 
 
@@ -144,9 +162,10 @@ def _evaluate(
 
 def _require_finite(loss: torch.Tensor, epoch: int, step: int, config: Config) -> None:
     if not torch.isfinite(loss):
+        saved = f"; the last saved model ({config.model_file}) stays" if config.model_file.exists() else ""
         raise UserError(
-            f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops; the last saved model "
-            f"({config.model_file}) stays. Try a lower --lr_init or --clamp"
+            f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops{saved}. "
+            "Try a lower --lr_init or --clamp"
         )
 
 

@@ -1,17 +1,26 @@
 """Data, loss and scores of CS-Flow: what training, evaluation and scoring share."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import transforms
 
-from common.images import Sample, fingerprint, mvtec_samples, read_image, require_readable, synthetic
+from common.images import (
+    Sample,
+    fingerprint,
+    mvtec_samples,
+    read_image,
+    require_fitting_masks,
+    require_readable,
+    synthetic,
+)
 from common.runtime import UserError, say
 from csflow.config import Config
 from csflow.model import FeatureExtractor
@@ -30,6 +39,11 @@ class Dataset:
     synthetic: bool
     fingerprint: str
 
+    @property
+    def data(self) -> str:
+        """What results say they were computed on: "synthetic", or the folder."""
+        return "synthetic" if self.synthetic else str(self.root.resolve())
+
     def name(self, sample: Sample) -> str:
         """The sample's path within the class folder, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()
@@ -41,7 +55,8 @@ def load_dataset(config: Config) -> Dataset:
     train, _ = mvtec_samples(root, "train")
     test, class_names = mvtec_samples(root, "test")
     paths = [sample.path for sample in train + test]
-    require_readable(paths)
+    require_readable([*paths, *(sample.mask for sample in test if sample.mask)])
+    require_fitting_masks(test)
     made = synthetic(root)
     if made:
         say(f"the images in {root} are generated stand-ins, not real data")
@@ -66,6 +81,7 @@ class StoredFeatures:
     """Extracted features, mapped from their files: only the rows of a batch are ever in memory."""
 
     maps: list[np.ndarray]  # per scale (N, C, h, w)
+    weights: str  # checksum of the extractor's weights
 
     def __len__(self) -> int:
         return len(self.maps[0])
@@ -84,6 +100,11 @@ class ComputedFeatures:
     extractor: FeatureExtractor
     device: torch.device
 
+    @property
+    def weights(self) -> str:
+        """Checksum of the extractor's weights."""
+        return self.extractor.checksum()
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -91,6 +112,15 @@ class ComputedFeatures:
         """Features of the images `indices`, on the device."""
         images = load_images([self.paths[index] for index in indices], self.config)
         return self.extractor(images.to(self.device))
+
+
+def require_same_weights(features: StoredFeatures | ComputedFeatures, about: Mapping[str, Any], path: Path) -> None:
+    """UserError unless the model in `path`, with `about` stored beside it, was trained on this extractor's features."""
+    if about.get("weights") not in (None, features.weights):  # None: an authors' state dict, which does not tell
+        raise UserError(
+            f"{path} was trained on features of other weights of the extractor (checksum {about['weights']}, not "
+            f"{features.weights}): use the --extractor_weights it was trained with, and extract the features anew"
+        )
 
 
 def image_losses(z: list[Tensor], log_det: list[Tensor]) -> Tensor:
@@ -143,7 +173,10 @@ def run_flow(
     config: Config,
     device: torch.device,
 ) -> dict[str, np.ndarray]:
-    """Score images: "std" and "mean" (N,), "map" (N, h, w), and "loss" (N,), each image's negative log-likelihood."""
+    """Score images: "std" and "mean" (N,), "map" (N, h, w), and "loss" (N,), each image's negative log-likelihood.
+
+    Raises UserError where any of these is not finite: such a score ranks nowhere.
+    """
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
     for batch in torch.tensor(indices, dtype=torch.long).split(config.batch_size):
         z, log_det = model([x.to(device) for x in features.batch(batch.tolist())])
@@ -152,4 +185,7 @@ def run_flow(
         rows["mean"].append(scores["mean"])
         rows["map"].append(anomaly_maps(z))
         rows["loss"].append(image_losses(z, log_det))
-    return {name: torch.cat(values).float().cpu().numpy() for name, values in rows.items()}
+    scored = {name: torch.cat(values).float().cpu().numpy() for name, values in rows.items()}
+    if not all(np.isfinite(values).all() for values in scored.values()):
+        raise UserError("the scores are not finite: the model is diverged or the features are damaged")
+    return scored

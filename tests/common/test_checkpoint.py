@@ -149,8 +149,35 @@ def test_text_files_are_refused(tmp_path, data):
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.pt"):
         checkpoint.load(tmp_path / "nowhere.pt", "csflow")
-    with pytest.raises(UserError, match="there is no checkpoint"):
+    with pytest.raises(UserError, match="is a folder"):
         checkpoint.load(tmp_path, "csflow")
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (torch.tensor([1.0, float("nan")]), "nan or infinite"),
+        (torch.tensor([1.0, float("inf")]), "nan or infinite"),
+        (torch.zeros(2, dtype=torch.complex64), "complex64"),
+        (torch.zeros(2, dtype=torch.int64), "int64"),
+        (torch.zeros(2, device="meta"), "no tensor"),
+        (torch.zeros(2).to_sparse(), "no tensor"),
+        (torch.zeros(3), "shape"),
+        ("text", "no tensor"),
+    ],
+)
+def test_parameters_without_usable_values_are_refused(value, word):
+    model = torch.nn.BatchNorm1d(2)
+    state = {**model.state_dict(), "weight": value}
+    with pytest.raises(UserError, match=f"file.pt .*weight .*{word}"):
+        checkpoint.load_parameters(model, state, "file.pt")
+    assert torch.equal(model.weight, torch.ones(2))
+
+
+def test_a_format_that_is_no_number_is_refused(tmp_path):
+    checkpoint.write(tmp_path / "a.pt", {"kind": "csflow", "format": "x"})
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path / "a.pt", "csflow")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

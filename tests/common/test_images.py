@@ -23,6 +23,7 @@ from common.images import (
     new_synthetic_folder,
     read_image,
     read_mask,
+    require_fitting_masks,
     require_readable,
     synthetic,
 )
@@ -387,7 +388,24 @@ def test_require_readable_names_all_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         require_readable(broken)
     message = str(caught.value)
-    assert message.endswith("and 3 more") and message.count(".png") == 20 and "\n" not in message
+    assert all(str(path) in message for path in broken) and "\n" not in message
+
+
+def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys):
+    for part in ("test/good", "test/hole", "ground_truth/hole"):
+        (tmp_path / part).mkdir(parents=True)
+    save(tmp_path / "test/good/a.png", Image.new("RGB", (4, 3)))
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"test/hole/{name}.png", Image.new("RGB", (4, 3)))
+    save(tmp_path / "ground_truth/hole/a_mask.png", Image.new("L", (4, 3)))
+    save(tmp_path / "ground_truth/hole/b_mask.png", Image.new("L", (3, 4)))
+    save(tmp_path / "ground_truth/hole/c_gt.png", Image.new("L", (4, 3)))
+    samples, _ = mvtec_samples(tmp_path, "test")
+    assert [sample.mask is not None for sample in samples] == [False, True, True, False]
+    assert "1 of 3 masks" in (said := capsys.readouterr().out) and "c_gt.png" in said
+    with pytest.raises(UserError, match=r"b_mask\.png \(3 x 4 pixels, its image 4 x 3\)") as caught:
+        require_fitting_masks(samples)
+    assert "a_mask" not in str(caught.value)
 
 
 # Masks

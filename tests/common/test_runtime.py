@@ -88,11 +88,48 @@ def raising(error: BaseException | None):
         (PermissionError(13, "Permission denied", "/secret"), 2, "error: /secret: permission denied\n"),
         (OSError("disk gone"), 2, "error: disk gone\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
+        (MemoryError(), 2, "error: not enough memory: try smaller images, batches or networks\n"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8e15 bytes"),
+            2,
+            "error: not enough memory: try smaller images, batches or networks\n",
+        ),
     ],
 )
 def test_exit_status_and_one_line(capsys, error, status, message):
     assert raising(error)([]) == status
     assert capsys.readouterr() == ("", message)
+
+
+def test_names_that_are_no_text_can_be_printed():
+    code = "from common.runtime import say, script; script(lambda argv: say('b\\udcff.png \\u00b2'))()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, [b"b\\udcff.png", b"\\xb2"]), done.stderr
+
+
+def test_termination_removes_temporary_files(tmp_path):
+    code = (
+        "import sys, time; from common.files import atomic_write; from common.runtime import say, script\n"
+        "def main(argv):\n"
+        "    with atomic_write(sys.argv[1]):\n"
+        "        say('writing'); time.sleep(60)\n"
+        "sys.exit(script(main)())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"writing\n" and len(list(tmp_path.iterdir())) == 1
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_during_slow_imports_leaves_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", "import common; raise KeyboardInterrupt"], cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT and done.stderr == b"stopped\n"
 
 
 def test_script_passes_arguments_and_status_and_keeps_the_programs_own_errors():

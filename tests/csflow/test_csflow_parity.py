@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common import checkpoint
 from common.runtime import UserError
 from csflow.config import Config
 from csflow.freia_funcs import ParallelPermute
@@ -22,6 +23,7 @@ from csflow.model import (
     get_cs_flow_model,
     load_extractor,
     load_model,
+    load_training,
     save_model,
 )
 from csflow.utils import anomaly_maps, get_loss, image_scores
@@ -120,6 +122,40 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
     refused(state, "has shape", extractor="lite0")  # 192 channels instead of 304
     with pytest.raises(UserError, match="no checkpoint"):
         load_model(tmp_path / "nowhere.pt", config_of(settings), CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, None) for name in ("model", "extractor", "settings")],
+        ("extractor", "resnet"),
+        ("extractor", ["lite0"]),
+        ("settings", 5),
+        ("calibration", [1]),
+        ("calibration", {"std": [], "mean": [1.0], "map": [1.0]}),
+        ("calibration", {"std": [1.0], "mean": [1.0]}),
+        ("history", [{}]),
+        ("fc_internal", "16"),
+        ("fc_internal", 10**12),
+        ("kernel_sizes", 5),
+        ("img_size", "512"),
+    ],
+)
+def test_load_model_refuses_damaged_files_of_ours(name, value, tmp_path):
+    config = Config(img_size=(128,), fc_internal=4, kernel_sizes=[3])
+    model = random_flow(192, hidden=4, kernels=[3])
+    content = {"settings": config.as_dict(), "model": model.state_dict(), "extractor": "lite0"}
+    checkpoint.save(tmp_path / "model", "csflow", **content)
+    load_model(tmp_path / "model", Config(), CPU)
+    content = {**content, name: value}
+    if name in config.as_dict():
+        content = {**content, "settings": {**content["settings"], name: value}}
+    checkpoint.save(tmp_path / "model", "csflow", **content)
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path / "model", Config(), CPU)
+    assert name in str(caught.value) or "damaged" in str(caught.value)
+    with pytest.raises(UserError):
+        load_training(tmp_path / "model")
 
 
 def test_our_file_brings_its_settings_and_the_same_latents(tmp_path):
@@ -234,8 +270,16 @@ def test_permutations_follow_numpys_legacy_generator_and_leave_it_alone():
 def test_from_authors_numbers_blocks_and_refuses_other_names():
     renamed = from_authors({"module_list.4.s1.gamma0": torch.zeros(1), "module_list.6.s2.gamma2": torch.ones(1)})
     assert list(renamed) == ["blocks.0.s1.gamma0", "blocks.1.s2.gamma2"]
-    with pytest.raises(UserError, match=r"conv1\.weight"):
-        from_authors({"conv1.weight": torch.zeros(1)})
+    # Odd nodes are permutations; a leading zero would be a second name for the same block.
+    for name in (
+        "conv1.weight",
+        "module_list.5.s1.a",
+        "module_list.2.s1.a",
+        "module_list.04.s1.a",
+        "module_list.4.s3.a",
+    ):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            from_authors({name: torch.zeros(1)})
 
 
 def test_efficientnet_b5_is_the_authors():

@@ -1,7 +1,9 @@
 """CS-Flow's scripts as a user runs them: tiny settings, real Lite0 features, every file they promise, bad input."""
 
 import csv
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,10 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import efficientnet_b5
 
 import csflow.config
 from common.demo_data import make_textures
 from csflow import dummy_data, evaluate, extract_features, main, score
+from csflow.model import FeatureExtractor
+from csflow.utils import load_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img_size", "128", "--fc_internal", "8", "--kernel_sizes", "3", "--batch_size", "4"]
@@ -171,7 +176,19 @@ def test_bad_options(bricks, place, capsys):
         (["--img_size", "100"], "multiples of 128"),
         (["--img_size", "big"], "--img_size"),
         (["--batch_size", "0"], "--batch_size 0"),
-        (["--kernel_sizes", "3", "5"], "one odd size per block"),
+        (["--kernel_sizes", "3", "5"], "one odd size"),
+        (["--kernel_sizes", "1000001"], "one odd size"),
+        (["--batch_size", "1" + "0" * 20], "--batch_size"),
+        (["--fc_internal", "100000000"], "--fc_internal"),
+        (["--meta_epochs", "0"], "--meta_epochs"),
+        (["--meta_epochs", "1" + "0" * 20], "--meta_epochs"),
+        (["--clamp", "nan"], "--clamp"),
+        (["--clamp", "inf"], "--clamp"),
+        (["--lr_init", "nan"], "--lr_init"),
+        (["--norm_mean", "nan", "0", "0"], "--norm_mean"),
+        (["--norm_std", "1", "nan", "1"], "--norm_std"),
+        (["--map_columns", "100000"], "--map_columns"),
+        (["--modelname", "a\nb"], "--modelname"),
         (["--extractor", "resnet"], "--extractor"),
         (["--batchsize", "3"], "--batch_size"),
         (["--fpr", "1"], "--fpr"),
@@ -205,6 +222,54 @@ def test_bad_data(bricks, place, tmp_path, capsys):
     refused(capsys, main.main, argv, "good")
 
 
+def test_masks_are_checked_before_the_training(bricks, place, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(bricks / "brick", data / "brick")
+    (data / "brick/SYNTHETIC").unlink()
+    mask = next((data / "brick/ground_truth").rglob("*.png"))
+    for make in (lambda: mask.write_text("hello"), lambda: Image.new("L", (9, 9)).save(mask)):
+        make()
+        refused(capsys, main.main, options(data, place, *TRAINED), mask)
+        assert not (place / "features").exists() and not (place / "models").exists()
+
+
+def test_folders_that_cannot_be_written_are_found_before_the_training(bricks, place, capsys):
+    (place / "results").write_text("a file where a folder should be")
+    refused(capsys, main.main, options(bricks, place, *TRAINED), place / "results/m")
+    assert not (place / "features").exists()
+
+
+def test_names_that_are_not_utf8(bricks, trained, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(bricks / "brick", data / "brick")
+    (data / "brick/SYNTHETIC").unlink()
+    for part in ("test/good", "test/hole"):
+        image = sorted((data / "brick" / part).iterdir())[0]
+        image.rename(os.fsdecode(os.fsencode(image.parent) + b"/b\xff.png"))
+    more = ["--modelname", "names", "--map_every", "1", "--feature_path", str(tmp_path / "features2")]
+    assert main.main(options(data, trained, *TRAINED, *more)) == 0
+    assert any("b\\udcff" in row["path"] for row in rows(trained / "results/names/scores.csv"))
+    output = tmp_path / "scored"
+    argv = options(data, trained, *TINY, "--images", str(data / "brick/test/good"), "--output", str(output))
+    assert score.main(argv) == 0
+    assert len(rows(output / "scores.csv")) == 4 and len(list((output / "overlays").iterdir())) == 4
+
+
+def test_results_name_the_data_they_were_computed_on(bricks, trained, tmp_path, capsys):
+    assert (results(trained)["data"], results(trained)["trained_on"]) == ("synthetic", "synthetic")
+    real = tmp_path / "real"
+    shutil.copytree(bricks / "grass", real / "brick")
+    (real / "brick/SYNTHETIC").unlink()
+    shutil.rmtree(trained / "features")
+    capsys.readouterr()
+    assert evaluate.main(options(real, trained)) == 0
+    found = results(trained)
+    assert (found["data"], found["trained_on"]) == (str(real / "brick"), "synthetic")
+    # The training's own evaluations were on other images.
+    assert found["history"] == [] and "best_auroc" not in found and "best" not in capsys.readouterr().out
+    assert found["epochs_trained"] == 4
+
+
 def test_features_of_something_else(bricks, place, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(bricks, data)
@@ -236,6 +301,60 @@ def test_checkpoint_of_something_else(bricks, trained, capsys):
     refused(capsys, evaluate.main, options(bricks, trained), "broken")
 
 
+def test_damaged_features(bricks, place, capsys):
+    assert extract_features.main(options(bricks, place, *TINY)) == 0
+    array = place / "features/brick/brick_scale_0_train.npy"
+
+    def npy(header: str) -> bytes:
+        text = header.encode() + b" " * (117 - len(header)) + b"\n"
+        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+    zipped = io.BytesIO()
+    np.savez(zipped, np.zeros(3))
+    for content in (
+        b"",
+        b"hello",
+        zipped.getvalue(),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 192, 4, 4), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 30 + ",), }"),
+        npy("((((((("),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (8, 192, 4, 4), }"),
+    ):
+        array.write_bytes(content)
+        refused(capsys, main.main, options(bricks, place, *TRAINED), array.name, "extract")
+
+
+def test_features_are_mapped_and_read_row_by_row(bricks, place):
+    config = csflow.config.parse(options(bricks, place, *TINY), "")
+    dataset = load_dataset(config)
+    extract_features.extract(config, dataset, torch.device("cpu"))
+    train, test, _ = extract_features.open_features(config, dataset)
+    assert all(isinstance(array, np.memmap) for array in (*train.maps, *test.maps))
+    batch = train.batch([2, 0])
+    assert [tuple(x.shape) for x in batch] == [(2, 192, 4, 4), (2, 192, 2, 2), (2, 192, 1, 1)]
+    assert torch.equal(batch[0][1], torch.tensor(np.array(train.maps[0][0])))
+    assert batch[0].untyped_storage().nbytes() == 2 * 192 * 16 * 4  # these rows, not the file
+
+
+def test_features_of_other_weights(bricks, trained, monkeypatch, capsys):
+    monkeypatch.setattr(FeatureExtractor, "checksum", lambda self: "0badc0de")
+    for call, more in ((evaluate.main, []), (main.main, TRAINED), (score.main, ["--images", str(bricks / "brick")])):
+        argv = options(bricks, trained, *more, "--pre_extracted", "False")
+        refused(capsys, call, argv, "other weights", "0badc0de")
+
+
+def test_extractor_weights_from_a_file(bricks, place, tmp_path, capsys):
+    """EfficientNet-B5 with weights of the user's own; features of one file are not taken for another's."""
+    torch.manual_seed(0)
+    torch.save(efficientnet_b5().state_dict(), tmp_path / "b5.pt")
+    argv = options(bricks, place, *SMALL, "--cpu", "--extractor", "effnetB5", "--extractor_weights")
+    assert extract_features.main([*argv, str(tmp_path / "b5.pt")]) == 0
+    assert np.load(place / "features/brick/brick_scale_0_train.npy", mmap_mode="r").shape == (8, 304, 4, 4)
+    (tmp_path / "b5.pt").write_text("hello")
+    refused(capsys, extract_features.main, [*argv, str(tmp_path / "b5.pt")], "b5.pt")
+    refused(capsys, extract_features.main, [*argv, str(tmp_path / "none.pt")], "none.pt")
+
+
 def test_extractor_named_but_not_to_be_had(bricks, place, monkeypatch, capsys):
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
@@ -258,13 +377,84 @@ def test_non_finite_loss_keeps_the_model(bricks, place, capsys):
     assert (place / "models/tmp/m").read_bytes() == before
 
 
-def test_interrupted_training_ends_with_the_same_numbers(bricks, place, tmp_path):
+def test_values_that_are_not_finite_are_no_scores(bricks, trained, capsys):
+    # After the last step, which no later loss would reveal.
+    argv = options(bricks, trained, *TINY, "--lr_init", "1e38", "--meta_epochs", "1", "--sub_epochs", "1")
+    refused(capsys, main.main, [*argv, "--batch_size", "64", "--modelname", "burst"], "not finite")
+    for part, call in (("test", evaluate.main), ("test", main.main)):
+        array = trained / f"features/brick/brick_scale_0_{part}.npy"
+        features = np.load(array)
+        np.save(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.nan, features))
+        refused(capsys, call, options(bricks, trained, *TRAINED), "not finite")
+        np.save(array, features)
+    stored = torch.load(trained / "models/tmp/m", weights_only=True)
+    stored["model"]["blocks.0.s1.gamma0"].fill_(float("nan"))
+    torch.save(stored, trained / "models/tmp/m")
+    refused(capsys, score.main, options(bricks, trained, "--images", str(bricks / "brick/test")), "gamma0", "nan")
+
+
+def test_scoring_survives_what_cannot_be_written(bricks, trained, tmp_path, capsys):
+    folder = tmp_path / "new"
+    shutil.copytree(bricks / "brick/test/good", folder)
+    shutil.copyfile(folder / "000.png", folder / ("n" * 251 + ".png"))  # no room for .tiff
+    Image.new("RGB", (66000, 2)).save(folder / "wide.png")  # no JPEG can be so wide
+    argv = options(bricks, trained, "--cpu", "--images", str(folder), "--output", str(tmp_path / "out"))
+    assert score.main(argv) == 1
+    table = {row["path"]: row for row in rows(tmp_path / "out/scores.csv")}
+    assert len(table) == 6 and all(float(row["score_std"]) > 0 for row in table.values())
+    assert "wide.png.jpg" in table["wide.png"]["error"] and "too long" in table["n" * 251 + ".png"]["error"]
+    assert [name for name, row in table.items() if not row["error"]] == [f"{i:03d}.png" for i in range(4)]
+
+
+def test_scores_are_not_mixed(bricks, trained, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(bricks / "brick/test/good", images)
+    argv = options(bricks, trained, "--cpu", "--images")
+    refused(capsys, score.main, [*argv, str(images), "--output", str(images / "out")], "--output")
+    assert score.main([*argv, str(images), "--output", str(tmp_path / "out")]) == 0
+    assert score.main([*argv, str(images), "--output", str(tmp_path / "out")]) == 0
+    other = [*argv, str(bricks / "brick/test/good"), "--output", str(tmp_path / "out")]
+    refused(capsys, score.main, other, "other images", "--output")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the code, where the default folders are empty."""
+    ignored = shutil.ignore_patterns("data", "models", "viz", "results", "__pycache__")
+    for name in ("csflow", "common"):
+        shutil.copytree(ROOT / name, tmp_path / "repo" / name, ignore=ignored)
+    return tmp_path / "repo"
+
+
+def test_main_without_data_draws_its_own(repository, tmp_path):
+    argv = [
+        "--img_size",
+        "128",
+        "--fc_internal",
+        "8",
+        "--meta_epochs",
+        "2",
+        "--sub_epochs",
+        "1",
+        "--extractor",
+        "lite0",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(repository / "csflow/main.py"), *argv],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "drew the dummy data" in done.stdout and "not real data" in done.stdout
+    assert "training on 3 good images of dummy_data, 1 held out" in done.stdout
+    found = json.loads((repository / "csflow/results/dummy_test/results.json").read_text())
+    assert found["data"] == "synthetic" and found["images"] == {"good": 8, "defective": 8}
+    assert (repository / "csflow/viz/scores/dummy_test/all.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repo"]
+
+
+def test_interrupted_training_ends_with_the_same_numbers(bricks, repository, tmp_path):
     """Real processes: SIGINT and SIGKILL at several moments, each followed by the same command."""
-    shutil.copytree(
-        ROOT / "csflow", tmp_path / "repo/csflow", ignore=shutil.ignore_patterns("data", "models", "viz", "results")
-    )
-    shutil.copytree(ROOT / "common", tmp_path / "repo/common")
-    here = tmp_path / "repo/csflow"
+    here = repository / "csflow"
     argv = options(bricks, tmp_path, *TINY, "--meta_epochs", "40", "--sub_epochs", "2", "--save_every", "0")
     command = [sys.executable, "main.py", *argv]
 
