@@ -257,6 +257,7 @@ def _outline(axes: Axes, mask: np.ndarray, shape: tuple[int, int]) -> None:
 
 def _short(text: str, length: int) -> str:
     """`text` in at most `length` characters, the middle left out."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text that can be drawn
     return text if len(text) <= length else text[: (length - 1) // 2] + "…" + text[len(text) - length // 2 :]
 
 
