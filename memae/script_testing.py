@@ -95,7 +95,6 @@ def main(argv: list[str] | None = None) -> None:
     model = make_model(opt)
     load_weights(model, path, opt)
     model.to(device, memory_format=torch.channels_last_3d).eval()
-    network = torch.compile(model) if opt.compile else model
     if not (root / "Test").is_dir():
         raise UserError(f"there is no folder {root / 'Test'}: prepare videos with script_img_prep.py")
     made = synthetic(root)
@@ -113,13 +112,13 @@ def main(argv: list[str] | None = None) -> None:
     for video, dataset in datasets.items():
         if dataset is None:
             continue
-        scores = score_video(network, dataset, opt, device)
+        scores = score_video(model, dataset, opt, device)
         if not np.isfinite(scores).all():
             raise UserError(f"the scores of {video} are not finite: {path} is no sound model (--precision fp32?)")
         with atomic_write(output / f"{video}.npy") as file:
             np.save(file, scores)
         if opt.WorstFrames:
-            draw_worst(output / "maps" / f"{video}.jpg", network, dataset, scores, opt, device)
+            draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
         middles = [numbers[opt.FrameNum // 2] for _, numbers in dataset.clips]
         scored[video] = {"frames": dataset.frame_counts[video], "scored_frames": middles}
     result = {"method": opt.ModelName, "data": "synthetic" if made else str(root), "model": str(path)}

@@ -145,7 +145,6 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
             )
         say(f"continuing {name} after {epoch} epochs and {step} steps")
     logs = Logs(log_folder, log_end, iteration, opt)
-    network = torch.compile(model) if opt.compile else model
     steps = -(-len(dataset) // opt.BatchSize)
     started = time.monotonic()
 
@@ -165,7 +164,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
             for frames in load_batches(dataset, batches, opt.NumWorker, pin=device.type == "cuda"):
                 next(ahead)
                 x = normalise(frames, device)  # (B, C, 16, H, W) in [-1, 1]
-                losses, x_rec = losses_of(network, x, opt, device)
+                losses, x_rec = losses_of(model, x, opt, device)
                 optimizer.zero_grad()
                 scaler.scale(losses["loss"]).backward()
                 scaler.step(optimizer)

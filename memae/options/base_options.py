@@ -51,7 +51,6 @@ class BaseOptions:
         add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
         add("--Suffix", default="Non", help="end of the setting's name")
         add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the convolutions")
-        add("--compile", action="store_true", help="compile the network first (needs a C++ compiler)")
         add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")
 
     def parse(self, argv: list[str] | None = None) -> Namespace:

@@ -6,7 +6,7 @@ from memae.options.base_options import HERE, BaseOptions
 
 
 class TestOptions(BaseOptions):
-    """The original's testing options, and Backbone, BackboneDepth, precision, compile, CacheGiB, WorstFrames."""
+    """The original's testing options, and Backbone, BackboneDepth, precision, CacheGiB, WorstFrames."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
     description = "Score the videos in <DataRoot>/<Dataset>/Test with a trained model, or evaluate the scores."

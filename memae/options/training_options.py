@@ -8,7 +8,7 @@ from memae.options.base_options import BaseOptions, add_yes_no
 
 
 class TrainOptions(BaseOptions):
-    """The original's training options, and Backbone, BackboneDepth, BackboneWeights, precision, compile, CacheGiB,
+    """The original's training options, and Backbone, BackboneDepth, BackboneWeights, precision, CacheGiB,
     Resume."""
 
     description = "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train."
