@@ -51,7 +51,9 @@ def make_textures(
         folder = Path(root) / texture
         if synthetic(folder):
             made_by = (folder / MARK).read_text(encoding="utf-8").splitlines()[0]
-            say(f"{folder} is left as it is, made earlier by: {made_by}")
+            if made_by != command:
+                raise UserError(f"{folder} was made by {made_by!r}: remove it, or make this one elsewhere")
+            say(f"{folder} is there already")
             continue
         rng = np.random.default_rng([seed, number])
         source, foreign = _texture(texture), _texture(foreign_name)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .core_module.ConvConjLSTM import ConvConjLSTM
 from .core_module.ConvLSTM import ConvLSTM
 from .core_module.ConvSTLSTM import ConvSTLSTM
-from .core_module.step_conv import StepConv2d, StepConvTranspose2d, one_sequence
 from .SpatialAttention import SpatialAttention
 
 CELLS = {"ConvLSTM": ConvLSTM, "ConvConjLSTM": ConvConjLSTM, "ConvSTLSTM": ConvSTLSTM}
@@ -93,7 +92,7 @@ class S_EncDec(nn.Module):
         super().__init__()
         if is_decoder:
             channels, kernels = channels[::-1], kernels[::-1]
-        convolution = StepConvTranspose2d if is_decoder else StepConv2d
+        convolution = nn.ConvTranspose2d if is_decoder else nn.Conv2d
         layers = []
         for before, after, kernel in zip(channels[:-1], channels[1:], kernels):
             layers += [convolution(before, after, kernel, stride=2), nn.ReLU(), nn.BatchNorm2d(after)]
@@ -185,6 +184,5 @@ class ST_EncDec(nn.Module):
 
     def forward(self, inputs: Tensor, teacher_ratio: float = 1.0) -> Tensor:
         """teacher_ratio: in train mode, how often the decoder is shown the input frame instead of its own output."""
-        with one_sequence(self):
-            hiddens, attns = self.st_encoder(inputs)
-            return self.st_decoder(inputs, hiddens, attns, teacher_ratio)
+        hiddens, attns = self.st_encoder(inputs)
+        return self.st_decoder(inputs, hiddens, attns, teacher_ratio)

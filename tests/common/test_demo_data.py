@@ -102,13 +102,15 @@ def test_masks_are_where_the_image_changed(texture, kind):
     assert len(set(areas)) == 5 and min(areas) > 0.005 and max(areas) < 0.15
 
 
-def test_generated_folder_is_kept_and_said_so(made, tmp_path, capsys):
+def test_generated_folder_is_kept_and_other_options_are_refused(made, capsys):
     before = contents(made)
     stamp = (made / "brick/SYNTHETIC").stat().st_mtime_ns
-    make_textures(made, seed=5, size=128)
-    assert contents(made) == before and (made / "brick/SYNTHETIC").stat().st_mtime_ns == stamp
+    make_textures(made, **FEW)
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3 and all("left as it is" in line and "--seed 0 --size 64" in line for line in out)
+    assert len(out) == 3 and all("is there already" in line for line in out)
+    with pytest.raises(UserError, match="--seed 0 --size 64"):
+        make_textures(made, **{**FEW, "seed": 5})
+    assert contents(made) == before and (made / "brick/SYNTHETIC").stat().st_mtime_ns == stamp
 
 
 def test_real_files_in_the_way_are_spared(tmp_path):

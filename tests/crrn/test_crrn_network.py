@@ -1,6 +1,5 @@
-"""The network's parts on tiny tensors: gates, dropout, teacher forcing, attention, gradients gathered over time."""
+"""The network's parts on tiny tensors: gates, dropout, teacher forcing, attention."""
 
-import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import crrn.model.ConvRRN as ConvRRN
 from crrn.model.ConvRRN import S_EncDec, ST_EncDec, StackedConvLSTM, cell_class
-from crrn.model.core_module.step_conv import StepConv2d, StepConvTranspose2d, one_sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("ConvLSTM", "ConvConjLSTM", "ConvSTLSTM")
@@ -103,47 +100,9 @@ def test_lists_given_to_the_network_stay_as_they_are():
     assert (channels, kernels) == ([1, 4, 8], [5, 3])
     decoder = S_EncDec(channels, kernels, is_decoder=True)
     assert [type(layer).__name__ for layer in decoder.layer] == [
-        "StepConvTranspose2d", "ReLU", "BatchNorm2d", "StepConvTranspose2d",
+        "ConvTranspose2d", "ReLU", "BatchNorm2d", "ConvTranspose2d",
     ]  # fmt: skip
     assert decoder(torch.zeros(1, 1, 8, 6, 7))[0, 0].shape == (1, 29, 33)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_gathered_gradients_are_those_of_plain_convolutions(mode, monkeypatch):
-    model, x = tiny(mode, is_attn=True).double().eval(), frames().double().requires_grad_()
-    gradients = []
-    for context in (ConvRRN.one_sequence, lambda _: contextlib.nullcontext()):
-        monkeypatch.setattr(ConvRRN, "one_sequence", context)
-        model.zero_grad()
-        x.grad = None
-        (model(x) ** 2).mean().backward()
-        gradients.append([x.grad, *(p.grad for p in model.parameters())])
-    for one, other in zip(*gradients):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-def test_step_convolutions_gather_and_forget():
-    conv, deconv = StepConv2d(2, 3, 3, stride=2), StepConvTranspose2d(3, 2, 3, stride=2)
-    model = torch.nn.Sequential(conv, deconv)
-    x = torch.randn(2, 2, 7, 7)
-    with pytest.raises(RuntimeError, match="on purpose"), one_sequence(model):
-        assert conv.sequence is not None
-        raise RuntimeError("on purpose")
-    assert conv.sequence is None and deconv.sequence is None
-    with torch.no_grad(), one_sequence(model):
-        assert conv.sequence is None
-    for part in range(2):  # a second sequence knows nothing of the first
-        with one_sequence(model):
-            loss = (model(x) ** 2).sum() + model(2 * x).sum()
-        model.zero_grad()
-        loss.backward()
-        gradient = conv.weight.grad.clone()
-        model.zero_grad()
-        ((model(x) ** 2).sum() + model(2 * x).sum()).backward()
-        torch.testing.assert_close(gradient, conv.weight.grad, rtol=1e-4, atol=1e-4)
-        assert part in (0, 1)
 
 
 def test_dropout_touches_the_first_step_of_a_call_only():

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from .step_conv import StepConv2d
-
 Hidden = list[Tensor]  # [h, c], each (B, C, H, W)
 
 
@@ -22,9 +20,9 @@ class ConvConjLSTM(nn.Module):
     def __init__(self, channel: int, kernel: int, stride: int = 1, textbook_gates: bool = False):
         super().__init__()
         self.textbook_gates = textbook_gates
-        self.i2h = StepConv2d(channel, 4 * channel, kernel, stride, kernel // 2 if stride == 1 else 0)
-        self.btneck = StepConv2d(2 * channel, channel, 1) if stride == 1 else None
-        self.h2h = StepConv2d(channel, 4 * channel, kernel, padding=kernel // 2)
+        self.i2h = nn.Conv2d(channel, 4 * channel, kernel, stride, kernel // 2 if stride == 1 else 0)
+        self.btneck = nn.Conv2d(2 * channel, channel, 1) if stride == 1 else None
+        self.h2h = nn.Conv2d(channel, 4 * channel, kernel, padding=kernel // 2)
         nn.init.ones_(self.i2h.bias.data[3 * channel :])  # the forget gate starts open
 
     def forward(self, xm: list[Tensor | None], hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from .step_conv import StepConv2d
-
 Hidden = list[Tensor]  # [h, c], each (B, C, H, W)
 
 
@@ -19,8 +17,8 @@ class ConvLSTM(nn.Module):
 
     def __init__(self, channel: int, kernel: int, stride: int = 1, textbook_gates: bool = False):
         super().__init__()
-        self.i2h = StepConv2d(channel, 4 * channel, kernel, stride, kernel // 2 if stride == 1 else 0)
-        self.h2h = StepConv2d(channel, 4 * channel, kernel, padding=kernel // 2)
+        self.i2h = nn.Conv2d(channel, 4 * channel, kernel, stride, kernel // 2 if stride == 1 else 0)
+        self.h2h = nn.Conv2d(channel, 4 * channel, kernel, padding=kernel // 2)
         nn.init.ones_(self.i2h.bias.data[3 * channel :])  # the forget gate starts open
 
     def forward(self, xm: list[Tensor | None], hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:

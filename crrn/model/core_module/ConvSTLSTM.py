@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from .step_conv import StepConv2d
-
 Hidden = list[Tensor]  # [h, c], each (B, C, H, W)
 
 
@@ -23,11 +21,11 @@ class ConvSTLSTM(nn.Module):
         super().__init__()
         self.textbook_gates = textbook_gates
         padding = kernel // 2 if stride == 1 else 0
-        self.i2h = StepConv2d(channel, 4 * channel, kernel, stride, padding)
-        self.i2m = StepConv2d(channel, 3 * channel, kernel, stride, padding)
-        self.h2h = StepConv2d(channel, 4 * channel, kernel, padding=kernel // 2)
-        self.h2m = StepConv2d(channel, 3 * channel, kernel, padding=kernel // 2)
-        self.btneck = StepConv2d(2 * channel, channel, 1)
+        self.i2h = nn.Conv2d(channel, 4 * channel, kernel, stride, padding)
+        self.i2m = nn.Conv2d(channel, 3 * channel, kernel, stride, padding)
+        self.h2h = nn.Conv2d(channel, 4 * channel, kernel, padding=kernel // 2)
+        self.h2m = nn.Conv2d(channel, 3 * channel, kernel, padding=kernel // 2)
+        self.btneck = nn.Conv2d(2 * channel, channel, 1)
         nn.init.ones_(self.i2h.bias.data[3 * channel :])  # the forget gates start open
         nn.init.ones_(self.i2m.bias.data[2 * channel :])
 
