@@ -92,6 +92,8 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except ValueError as error:  # covers broken UTF-8 and broken JSON
         raise UserError(f"{path} is not a JSON file: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not a JSON file of use: its lists or objects are nested too deeply") from error
 
 
 def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> None:

@@ -88,6 +88,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        for argument in sys.argv[1:] if args is None else args:
+            if "\0" in argument:  # no path may hold it; the system would answer with a ValueError
+                raise UserError(f"option {argument!r} holds a NUL character")
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:

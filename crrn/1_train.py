@@ -4,6 +4,7 @@ Writes <data>/result/<mode>/model_dictionary.pt after every epoch, and training.
 continues an interrupted training and ends with the same numbers.
 """
 
+import math
 import shlex
 import sys
 import time
@@ -16,10 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint
-from common.files import write_json
+from common.files import require_writable, write_json
 from common.runtime import ArgumentParser, UserError, progress, say, script, seed_all, stop_on_request
-from crrn.boards import cycle_of, is_synthetic
+from crrn.boards import cycle_of, is_synthetic, number_of
 from crrn.checkpoints import (
+    HELD_OUT,
     MODEL_SETTINGS,
     TRAINING_SETTINGS,
     add_model_options,
@@ -27,7 +29,9 @@ from crrn.checkpoints import (
     build_model,
     check_options,
     load_checkpoint,
+    load_optimizer,
     reconstruct,
+    require_random_state,
     result_folder,
 )
 from crrn.demo_boards import ensure_prepared
@@ -40,13 +44,14 @@ TEST_BATCH = 5  # sequences; the test loss is the mean of the batches' losses, a
 def train(options: Namespace, prepared: Prepared, path: Path, device: torch.device) -> None:
     """Train, or continue, the model of `path`; leaves checkpoint and training.json there.
 
-    Raises UserError where the checkpoint belongs to other settings or boards, or the loss is not finite.
+    Raises UserError where the checkpoint is damaged or belongs to other settings or boards, or where loss or weights
+    are not finite, which are never saved.
     """
     mask = prepared.mask.to(device)
     measured, test_set = None, prepared.test_pcbs
     if options.protocol == "measured":
         measured, test_set, _, _ = prepared.measured_cycles(options.held_out)
-        say(f"{len(measured)} measured cycles to train on, {len(test_set)} held out for testing")
+        say(f"{number_of(len(measured), 'measured cycle')} to train on, {len(test_set)} held out for testing")
     steps = options.num_instance // options.batch_size
 
     seed_all(options.seed)
@@ -56,23 +61,36 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     first_epoch, first_step, loss_sum, train_loss, test_loss = 0, 0, 0.0, [], []
     if path.exists():
-        stored = load_checkpoint(path, options, prepared.height, prepared.width, train=True)
-        if stored.get("fingerprint", prepared.fingerprint) != prepared.fingerprint:
-            raise UserError(
-                f"{path} was trained on other boards than {prepared.folder} holds now: use another --result folder"
-            )
+        stored = load_checkpoint(path, options, prepared, train=True)
         checkpoint.load_parameters(model, stored["state_dict"], path)
-        _load_optimizer(optimizer, stored["optimizer"], path)
+        load_optimizer(optimizer, stored["optimizer"], path)
         first_epoch, first_step, loss_sum = stored["epoch"] + 1, stored.get("step", 0), stored.get("loss_sum", 0.0)
-        test_loss = list(stored["test_loss"])
+        if first_step:
+            if first_step > steps:
+                raise UserError(f"{path} is damaged: its 'step' is {first_step} of {steps}")
+            require_random_state(stored["random"], path)
+        test_loss = stored["test_loss"]
         train_loss = stored.get("train_loss", [float("nan")] * len(test_loss))  # the authors' files have none
-        scaler.load_state_dict(stored.get("scaler", {}))
+        if stored.get("scaler"):
+            scaler.load_state_dict(stored["scaler"])
+        before = stored.get("num_epochs") or options.num_epochs
+        if before != options.num_epochs and options.init_tr != options.final_tr and first_epoch < options.num_epochs:
+            say(f"the teacher ratio followed --num_epochs {before} so far, from here on {options.num_epochs}")
         if first_epoch >= options.num_epochs:
             say(f"{path} is trained for {first_epoch} epochs already (--num_epochs asks for {options.num_epochs})")
         else:
             say(f"continuing {path} after epoch {first_epoch}" + (f", step {first_step}" if first_step else ""))
 
+    def stop_if_not_finite(what: str, value: float, epoch: int, step: int) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"{what} {value} at epoch {epoch + 1}, step {step}: training stops; what is saved in {path.parent} "
+                "stays. Try a lower --lr"
+            )
+
     def save(epoch: int, step: int) -> None:
+        # A step can spoil the weights after a fine loss.
+        stop_if_not_finite("the weights are", _extreme(model, optimizer), epoch + bool(step), step or steps)
         checkpoint.save(
             path,
             "crrn",
@@ -90,6 +108,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             width=prepared.width,
             fingerprint=prepared.fingerprint,
             data=_data_name(prepared),
+            num_epochs=options.num_epochs,
         )
 
     with stop_on_request() as stop:
@@ -116,11 +135,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
                 with autocast(device, options.precision):
                     output = model(corrupt(clean, mask), ratio)
                 loss = F.mse_loss(output.float(), clean)
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops; what is "
-                        f"saved in {path.parent} stays. Try a lower --lr"
-                    )
+                stop_if_not_finite("the loss is", loss.item(), epoch, step + 1)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
@@ -134,6 +149,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             first_step = 0
             train_loss.append(loss_sum / steps)
             test_loss.append(evaluate(model, test_set, device, options.precision))
+            stop_if_not_finite("the loss on test sequences is", test_loss[-1], epoch, steps)
             save(epoch, 0)
             seconds = time.monotonic() - started
             left = (options.num_epochs - epoch - 1) * seconds
@@ -164,13 +180,11 @@ def _power(test_set: torch.Tensor) -> float:
     return (test_set**2).mean().item()
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
-    try:
-        fused = optimizer.param_groups[0]["fused"]
-        optimizer.load_state_dict(state)
-        optimizer.param_groups[0]["fused"] = fused  # the authors' files come from the plain one
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its optimizer does not fit the model ({error})") from error
+def _extreme(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """The largest magnitude among weights and Adam's moments; nan or infinite where any of them is."""
+    moments = (value for entry in optimizer.state.values() for value in entry.values())
+    values = [value.detach().abs().max().float() for value in (*model.state_dict().values(), *moments)]
+    return torch.stack([value.cpu() for value in values]).max().item()
 
 
 def _data_name(prepared: Prepared) -> str:
@@ -234,10 +248,12 @@ def main(argv: list[str] | None = None) -> None:
         final_tr=(0, 1),
         seed=(0, 2**32 - 1),
     )
+    options.held_out = HELD_OUT if options.held_out is None else options.held_out
     cycle = cycle_of(options.data, options.cycle)
     device = device_of(options.gpu_ids, options.cpu)
     prepared = ensure_prepared(options.data, cycle)
     path = result_folder(options, prepared.folder) / "model_dictionary.pt"
+    require_writable(path.parent)
     try:
         train(options, prepared, path, device)
     except KeyboardInterrupt:

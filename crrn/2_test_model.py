@@ -2,7 +2,7 @@
 
 Writes, beside the checkpoint: pr_info_e_<k>.pt and pr_info_i_<k>.pt (precision, recall and F1 at thresholds 0 to 5, for
 excessive and insufficient paste at an anomaly rate of k / 10), results.json, and the pictures precision_recall_*.png,
-errors.png and boards.png.
+errors.png and boards.png. With another --test_set than the protocol's, all that in test_set_<name>/ there.
 """
 
 import sys
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.files import write_json
+from common.files import require_writable, write_json
 from common.metrics import average_precision
-from common.runtime import ArgumentParser, progress, say, script
+from common.runtime import ArgumentParser, UserError, progress, say, script
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
     MODEL_SETTINGS,
@@ -58,10 +58,13 @@ def test(
             baseline = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
             errors, inputs, shifts = [], [], []
         added = inject(clean, rate, shift, generator)
-        values = clean + added
-        images = place(values, rows, columns, prepared.height, prepared.width)
+        # Pads that moved since the first board, on whose positions the mask is, stay in the input as they are.
+        images = sequences + place(added, rows, columns, prepared.height, prepared.width)
+        values = at_pads(images, rows, columns)
         output = reconstruct(model, images, options.batch_size, device, options.precision)
         error = values - at_pads(output, rows, columns)
+        if not error.isfinite().all():
+            raise UserError(f"the reconstruction is not finite in --precision {options.precision}: try fp32")
         for kind in KINDS:
             counts[kind].update(error, added)
             baseline[kind].update(values, added)  # as if all volumes should be normal
@@ -96,11 +99,11 @@ def test(
         {name: all_errors[chosen].numpy() for name, chosen in groups.items()},
         f"anomaly rate {RATES[-1]}: {about}",
     )
-    one = clean[:1]
-    added = sum(inject(one, 0.05, shift, generator) for shift in (-4, 4))
-    images = place(one + added, rows, columns, prepared.height, prepared.width)
+    added = sum(inject(clean[:1], 0.05, shift, generator) for shift in (-4, 4))
+    shifts = place(added, rows, columns, prepared.height, prepared.width)
+    images = sequences[:1] + shifts
     output = reconstruct(model, images, 1, device, options.precision)
-    shown = torch.cat([place(added, rows, columns, *prepared.mask.shape), images, images - output])
+    shown = torch.cat([shifts, images, images - output])
     _draw_boards(folder / "boards.png", shown, prepared, about)
     return results
 
@@ -141,18 +144,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the injected anomalies")
     options = parser.parse_args(argv)
     check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
-    options.test_set = options.test_set or options.protocol
     cycle = cycle_of(options.data, options.cycle)
     device = device_of(options.gpu_ids, options.cpu)
     prepared = ensure_prepared(options.data, cycle)
     folder = result_folder(options, prepared.folder)
     model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
+    options.test_set = options.test_set or options.protocol
+    if options.test_set != options.protocol:  # what the usual test wrote stays
+        folder /= f"test_set_{options.test_set}"
+    require_writable(folder)
     results = test(options, prepared, model, folder, device)
     write_json(
         folder / "results.json",
         {
             "method": "CRRN",
             "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
+            "trained_on": content.get("data"),
+            "trained_on_these_boards": content["same_boards"],
             "test_set": options.test_set,
             "epochs": content["epoch"] + 1,
             **results,

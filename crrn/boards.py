@@ -5,15 +5,19 @@
                                          Volume, PadID (from 1)
 """
 
+import hashlib
 import math
+import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short  # numbers may have hundreds of digits
 from typing import Any
 
 import numpy as np
 
-from common.files import read_json
+from common.files import read_json, reason
 from common.images import synthetic
 from common.runtime import ArgumentParser, UserError, progress
 
@@ -21,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 CYCLES = {"ekra": 20, "jabil": 10}  # boards between two stencil cleanings, of the authors' two data sets
 DEFAULT = "ekra"
 INPUTS = ("job.json", "spi_measurement/*")  # what is data in a data folder; results lie beside it
+LARGEST_ID = 2**53  # of a pad: up to here, float64 is exact
 FIELDS = ("PosX", "PosY", "Volume", "PadID")
 
 
@@ -33,7 +38,9 @@ def add_data_options(parser: ArgumentParser) -> None:
 
 def data_folder(name: str) -> Path:
     """The folder that --data names: crrn/<name> for a bare name, else a path relative to where the user stands."""
-    bare = Path(name).name == name and name not in (".", "..")
+    if name.endswith("/") and not Path(name).is_dir():  # what completing crrn/ekra leaves elsewhere
+        name = name.rstrip("/")
+    bare = not name.endswith("/") and Path(name).name == name and name not in (".", "..")
     if bare and (name in CYCLES or (HERE / name).is_dir()):
         return HERE / name
     if Path(name).is_dir():
@@ -48,6 +55,16 @@ def cycle_of(name: str, given: int | None) -> int:
     if cycle < 2:
         raise UserError(f"--cycle {cycle}: expected 2 or more boards between two cleanings")
     return cycle
+
+
+def command(script: str, *arguments: str) -> str:
+    """The command line that runs a script of this folder from where the user stands."""
+    return shlex.join(["python", os.path.relpath(HERE / script), *arguments])
+
+
+def number_of(count: int, noun: str) -> str:
+    """ "1 pad", "2 pads"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def grid_side(millimetres: float) -> int:
@@ -110,10 +127,10 @@ def read_layout(path: Path) -> Layout:
     if len(ids) != len(shapes):
         raise UserError(f"{path}: Pad.ID has {len(ids)} entries, Pad.ShapeID {len(shapes)}; each pad needs both")
     for number, pad in enumerate(ids):
-        if type(pad) is not int:
-            raise UserError(f"{path}: Pad.ID[{number}] is {pad!r}, expected a whole number")
+        if type(pad) is not int or abs(pad) > LARGEST_ID:
+            raise UserError(f"{path}: Pad.ID[{number}] is {short(pad)}, expected a whole number up to {LARGEST_ID}")
         if not isinstance(shapes[number], (int, str)):
-            raise UserError(f"{path}: Pad.ShapeID[{number}] is {shapes[number]!r}, expected a number or a name")
+            raise UserError(f"{path}: Pad.ShapeID[{number}] is {short(shapes[number])}, expected a number or a name")
     if len(set(ids)) < len(ids):
         twice = next(pad for pad in ids if ids.count(pad) > 1)
         raise UserError(f"{path}: pad {twice} stands more than once in Pad.ID")
@@ -124,7 +141,7 @@ def _side(job: Any, name: str, path: Path) -> float:
     values = _field(job, ("PCBInfo", name), list, path)
     value = values[0] if values else None
     if not _is_number(value) or not 1 <= value <= 2000:
-        raise UserError(f"{path}: PCBInfo.{name}[0] is {value!r}, expected the board's side in mm, from 1 to 2000")
+        raise UserError(f"{path}: PCBInfo.{name}[0] is {short(value)}, expected the board's side in mm, from 1 to 2000")
     return value
 
 
@@ -139,17 +156,20 @@ def _field(content: Any, names: tuple[str, ...], kind: type, path: Path) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
-def read_boards(folder: Path, layout: Layout, hide_progress: bool = False) -> Boards:
+def read_boards(folder: Path, layout: Layout) -> Boards:
     """Read all boards spi_000.json, spi_001.json, ... of `folder` and check them.
 
     UserError names file and field where a file is missing or broken, a number is none, a pad is unknown, lies off the
     board or comes twice, or the boards do not have the same pads.
     """
-    paths = _board_files(folder)
-    tables = [_read_board(path, layout) for path in progress(paths, "reading boards", hide=hide_progress)]
+    paths = board_files(folder)
+    tables = [_read_board(path, layout) for path in progress(paths, "reading boards")]
     first = tables[0]["PadID"]
     ids = first.astype(np.int64)
     order = np.argsort(ids)
@@ -173,16 +193,36 @@ def read_boards(folder: Path, layout: Layout, hide_progress: bool = False) -> Bo
     return Boards(layout, ids, groups, stacked["PosX"], stacked["PosY"], stacked["Volume"], names)
 
 
-def _board_files(folder: Path) -> list[Path]:
+def board_files(folder: Path) -> list[Path]:
+    """The files spi_000.json, spi_001.json, ... of `folder`, in order. UserError where there are none, where one is
+    missing, or where two have the same number."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: it has to hold the boards spi_000.json, spi_001.json, ...")
-    numbers = {int(m[1]): path for path in folder.iterdir() if (m := re.fullmatch(r"spi_(\d{3,})\.json", path.name))}
+    numbers: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if match := re.fullmatch(r"spi_([0-9]{3,9})\.json", path.name):
+            other = numbers.setdefault(int(match[1]), path)
+            if other != path:
+                raise UserError(f"{folder}: {other.name} and {path.name} have the same number")
     if not numbers:
         raise UserError(f"{folder} holds no boards: expected spi_000.json, spi_001.json, ...")
     for number in range(len(numbers)):
         if number not in numbers:
             raise UserError(f"{folder}/spi_{number:03d}.json is missing: boards are numbered from 000 without gaps")
     return [numbers[number] for number in range(len(numbers))]
+
+
+def digest_of(folder: Path, count: int) -> str:
+    """16 hexadecimal digits that tell job.json and the first `count` boards of a data folder from others."""
+    digest = hashlib.sha256()
+    for path in [folder / "job.json", *board_files(folder / "spi_measurement")[:count]]:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+        digest.update(f"{path.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def _read_board(path: Path, layout: Layout) -> dict[str, np.ndarray]:
@@ -192,18 +232,18 @@ def _read_board(path: Path, layout: Layout) -> dict[str, np.ndarray]:
     for number, pad in enumerate(pads):
         where = f"{path}: PADINFO[{number}]"
         if not isinstance(pad, dict):
-            raise UserError(f"{where} is {pad!r}, expected PosX, PosY, Volume and PadID")
+            raise UserError(f"{where} is {short(pad)}, expected PosX, PosY, Volume and PadID")
         for name in FIELDS:
             if name not in pad:
                 raise UserError(f"{where}.{name} is missing")
             if not _is_number(pad[name]):
-                raise UserError(f"{where}.{name} is {pad[name]!r}, expected a finite number")
+                raise UserError(f"{where}.{name} is {short(pad[name])}, expected a finite number")
         if pad["PadID"] not in layout.shapes:
             raise UserError(f"{where}.PadID is {pad['PadID']}: Pad.ID in job.json has no such pad")
         if not (0 <= pad["PosX"] < layout.width and 0 <= pad["PosY"] < layout.height):
             place = f"({pad['PosX']:g}, {pad['PosY']:g})"
-            size = f"{layout.width} x {layout.height} mm"
-            raise UserError(f"{where}: pad {pad['PadID']} at {place} lies off the board ({size} from 0, 0)")
+            grid = f"the grid of {layout.width} x {layout.height} pixels of 1 mm, which begins at (0, 0)"
+            raise UserError(f"{where}: pad {pad['PadID']} at {place} lies off {grid}")
     table = {name: np.array([pad[name] for pad in pads], np.float64) for name in FIELDS}
     ids, counts = np.unique(table["PadID"], return_counts=True)
     if counts.max() > 1:

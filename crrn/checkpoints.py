@@ -1,17 +1,19 @@
 """Options that training, testing and scoring share, and the file <data>/result/<mode>/model_dictionary.pt."""
 
 import argparse
-import shlex
-import sys
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from reprlib import repr as short  # numbers may have hundreds of digits
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.runtime import ArgumentParser, UserError
-from crrn.boards import add_data_options
+from common.runtime import ArgumentParser, UserError, say
+from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
 
@@ -19,6 +21,7 @@ CHANNELS, KERNELS = [1, 64, 64], [5, 5]
 # What must agree for a training to be continued; the first ones also for its result to be used.
 MODEL_SETTINGS = ("mode", "is_attn", "n_layers", "gates", "protocol")
 TRAINING_SETTINGS = ("held_out", "batch_size", "num_instance", "lr", "init_tr", "final_tr", "seed", "precision")
+HELD_OUT = 0.3
 
 
 def add_model_options(parser: ArgumentParser, gpu_ids: list[int]) -> None:
@@ -39,7 +42,8 @@ def add_model_options(parser: ArgumentParser, gpu_ids: list[int]) -> None:
         default="drawn",
         help="clean sequences: drawn from the age model, each pad on its own (the authors'), or measured cycles",
     )
-    parser.add_argument("--held_out", type=float, default=0.3, help="share of the measured cycles not trained on")
+    help = f"share of the measured cycles not trained on; unset: the trained model's, or {HELD_OUT}"
+    parser.add_argument("--held_out", type=float, help=help)
     parser.add_argument("--result", type=Path, help="folder for models and results; unset: result/ in the data folder")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
     parser.add_argument("--gpu_ids", type=int, nargs="+", default=gpu_ids, help="GPUs; the first one is used")
@@ -58,10 +62,8 @@ def check_options(options: argparse.Namespace, **ranges: tuple[float, float]) ->
     """Raise UserError for numbers out of range; ranges: option -> (lowest, highest), the other limits are known."""
     for name, (low, high) in {"n_layers": (1, 100), "held_out": (0.01, 0.99), **ranges}.items():
         value = getattr(options, name)
-        if not low <= value <= high:
-            raise UserError(
-                f"--{name} {value:g}: expected a number from {low:g}" + (f" to {high:g}" if high < 1e9 else "")
-            )
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} {short(value)}: expected a number from {low:.10g} to {high:.10g}")
 
 
 def result_folder(options: argparse.Namespace, data: Path) -> Path:
@@ -79,46 +81,127 @@ def build_model(options: argparse.Namespace) -> ST_EncDec:
     )
 
 
-def load_checkpoint(path: Path, options: argparse.Namespace, height: int, width: int, train: bool) -> dict[str, Any]:
+def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared, train: bool) -> dict[str, Any]:
     """Read a model_dictionary.pt, of ours or of the authors' ({epoch, test_loss, state_dict, optimizer} alone).
 
-    train: to continue the training, else to use the model. UserError where it is broken, or was made with other
-    settings or for another grid than height x width; of an authors' file nothing but names and shapes is known.
+    train: to continue the training, else to use the model. Sets options.held_out where it is None. UserError where the
+    file is damaged, or was made with other settings or for another grid; of an authors' file nothing but names and
+    shapes is known.
     """
-    content = checkpoint.read(path)
-    missing = {"epoch", "test_loss", "state_dict", "optimizer"} - set(content if isinstance(content, dict) else ())
-    if missing or content.get("kind", "crrn") != "crrn":
-        raise UserError(
-            f"{path} is no checkpoint of CRRN: "
-            + (f"{sorted(missing)[0]} is missing" if missing else "of another method")
-        )
+    with torch.serialization.safe_globals(NUMPY_SCALARS):
+        content = checkpoint.read(path)
+    missing = sorted(set(PLAIN) - set(content if isinstance(content, Mapping) else ()))
+    if missing:
+        raise UserError(f"{path} is no checkpoint of CRRN: {missing[0]} is missing")
+    ours = "kind" in content or "settings" in content
+    if ours and content.get("kind") != "crrn":
+        raise UserError(f"{path} is no checkpoint of CRRN: of another method")
+    _require_sound(content, path, PLAIN | (OURS if ours else {}))
+    content = {**content, "test_loss": [float(loss) for loss in content["test_loss"]]}
     # Trained on several GPUs, the authors' parameters are called module.<name>.
     content["state_dict"] = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
-    if "settings" not in content:
-        return content
-    names = MODEL_SETTINGS + (TRAINING_SETTINGS if train else ())
-    stored = content["settings"]
+    stored = content["settings"] if ours else {}
+    if options.held_out is None:
+        options.held_out = stored.get("held_out", HELD_OUT) if options.protocol == "measured" else HELD_OUT
+    if not ours:
+        return {name: content[name] for name in PLAIN}
+    # Judged on cycles that it was trained on, a model of measured cycles would look better than it is.
+    names = MODEL_SETTINGS + (TRAINING_SETTINGS if train else ("held_out",) if options.protocol == "measured" else ())
     differing = [f"{n} {stored[n]}, not {getattr(options, n)}" for n in names if stored[n] != getattr(options, n)]
-    if (content["height"], content["width"]) != (height, width):
-        differing.append(f"boards of {content['height']} x {content['width']} pixels, not {height} x {width}")
+    if (content["height"], content["width"]) != (prepared.height, prepared.width):
+        own, here = (f"{one['height']} x {one['width']}" for one in (content, vars(prepared)))
+        differing.append(f"boards of {own} pixels, not {here}")
     if differing:
         raise UserError(
             f"{path} was trained with other settings: {'; '.join(differing)}. Use these, or another --result folder"
         )
+    if content["fingerprint"] != prepared.fingerprint and (train or options.protocol == "measured"):
+        raise UserError(
+            f"{path} was trained on other boards than {prepared.folder} holds now: use another --result folder"
+        )
     return content
+
+
+# torch.load refuses NumPy's numbers, which the authors' training may have put into test_loss, unless they are named.
+_scalar = np._core.multiarray.scalar
+NUMPY_SCALARS = [
+    _scalar, (_scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
+]  # fmt: skip
+
+
+def _count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**53
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and math.isfinite(value)
+
+
+def _options(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), (bool, int, float, str)) for name in MODEL_SETTINGS + TRAINING_SETTINGS
+    )
+
+
+def _scaler(value: Any) -> bool:
+    """The state of fp16's gradient scaler; of an unused one, nothing."""
+    if not isinstance(value, Mapping) or not value:
+        return isinstance(value, Mapping)
+    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
+    return all(_finite(value.get(name)) and value[name] > 0 for name in factors) and all(
+        _count(value.get(name)) for name in counts
+    )
+
+
+# What every checkpoint holds, and what else ours do. Each check gets the value and the whole content.
+PLAIN: dict[str, Callable[[Any, Mapping], bool]] = {
+    "epoch": lambda value, all_: _count(value, -1),  # -1: stopped within the first one
+    "test_loss": lambda value, all_: isinstance(value, list) and len(value) == all_["epoch"] + 1 and all(
+        _finite(loss) for loss in value
+    ),
+    "state_dict": lambda value, all_: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+    "optimizer": lambda value, all_: isinstance(value, Mapping),
+}  # fmt: skip
+OURS: dict[str, Callable[[Any, Mapping], bool]] = {
+    "train_loss": lambda value, all_: isinstance(value, list)  # nan where an authors' file was continued
+    and len(value) == all_["epoch"] + 1
+    and all(isinstance(loss, float) for loss in value),
+    "settings": lambda value, all_: _options(value),
+    "step": lambda value, all_: _count(value),
+    "loss_sum": lambda value, all_: _finite(value),
+    "random": lambda value, all_: isinstance(value, Mapping),
+    "scaler": lambda value, all_: _scaler(value),
+    "height": lambda value, all_: _count(value),
+    "width": lambda value, all_: _count(value),
+    "fingerprint": lambda value, all_: isinstance(value, str),
+    "data": lambda value, all_: isinstance(value, str),
+    # Older files do not have it.
+    "num_epochs": lambda value, all_: value is None or _count(value, 1),
+}  # fmt: skip
+
+
+def _require_sound(
+    content: Mapping[str, Any], path: Path, checks: Mapping[str, Callable[[Any, Mapping], bool]]
+) -> None:
+    for name, sound in checks.items():
+        if not sound(content.get(name), content):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CRRN stores")
 
 
 def load_trained(
     path: Path, options: argparse.Namespace, prepared: Prepared, device: torch.device
 ) -> tuple[ST_EncDec, dict]:
-    """The trained network of `path` in eval mode, and the rest of the file."""
-    if not path.is_file():
-        train = ["python", str(Path(sys.argv[0]).with_name("1_train.py")), *_shared_arguments(options)]
-        raise UserError(f"there is no {path}; {shlex.join(train)} makes it")
-    content = load_checkpoint(path, options, prepared.height, prepared.width, train=False)
+    """The trained network of `path` in eval mode, and the rest of the file with "same_boards": whether it was trained
+    on those of `prepared` (None: its file does not say)."""
+    if not path.exists():
+        raise UserError(f"there is no {path}; {command('1_train.py', *_shared_arguments(options))} makes it")
+    content = load_checkpoint(path, options, prepared, train=False)
     model = build_model(options)
     checkpoint.load_parameters(model, content["state_dict"], path)
-    return model.eval().to(device), content
+    same = content["fingerprint"] == prepared.fingerprint if "fingerprint" in content else None
+    if same is False:
+        say(f"{path} was trained on other boards ({content['data']}) than {prepared.folder} holds now")
+    return model.eval().to(device), {**content, "same_boards": same}
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:
@@ -131,6 +214,43 @@ def _shared_arguments(options: argparse.Namespace) -> list[str]:
         if value != parser.get_default(name):
             arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return arguments
+
+
+def load_optimizer(optimizer: torch.optim.Adam, state: Mapping[str, Any], path: Path) -> None:
+    """Put a stored state's moments into `optimizer`, which keeps its own options; UserError where they do not fit."""
+    (group,) = optimizer.param_groups
+    own = {name: value for name, value in group.items() if name != "params"}
+    try:
+        # With our options, torch puts the state where the fused Adam needs it.
+        groups = [{**stored, **own} for stored in state["param_groups"]]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        fits = all(_moments_fit(parameter, entry) for parameter, entry in optimizer.state.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: its optimizer does not fit the model ({reason})") from error
+    if not fits:
+        raise UserError(f"{path}: its optimizer does not fit the model (moments of other shapes, or not finite)")
+
+
+def _moments_fit(parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
+    if not isinstance(parameter, Tensor) or set(entry) != {"step", "exp_avg", "exp_avg_sq"}:
+        return False
+    step, mean, square = entry["step"], entry["exp_avg"], entry["exp_avg_sq"]
+    return (
+        all(value.layout == torch.strided and value.isfinite().all() for value in (step, mean, square))
+        and step.shape == ()
+        and step >= 0
+        and mean.shape == square.shape == parameter.shape
+        and bool((square >= 0).all())
+    )
+
+
+def require_random_state(state: Mapping[str, Any], path: Path) -> None:
+    """Set all random generators to `state`; UserError where it is none."""
+    try:
+        checkpoint.set_random_state(state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{path} is damaged: its 'random' is not what CRRN stores") from error
 
 
 @torch.no_grad()

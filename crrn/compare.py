@@ -6,6 +6,7 @@ and _textbook for textbook gates), in <data>/compare/seed<k>/, and sums up what 
 beside the z-score alone. Interrupted, the same command goes on; options that are not listed here go to the training.
 """
 
+import re
 import statistics
 import subprocess
 import sys
@@ -13,47 +14,86 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.files import read_json, write_json
+from common import checkpoint
+from common.files import read_json, require_writable, write_json
 from common.runtime import ArgumentParser, UserError, say, script, stop_on_request
-from crrn.boards import DEFAULT, HERE, cycle_of
+from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
+from crrn.model.ConvRRN import CELLS
 from crrn.utils import RATES
 
 KINDS = ("excessive", "insufficient")
+# Options that each model, seed and protocol has of its own here.
+OWN = {
+    "--mode": "--models", "--is_attn": "--models", "--gates": "--models", "--protocol": "--protocols",
+    "--seed": "--seeds", "--result": "--data", "--test_set": "--protocols",
+}  # fmt: skip
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     """Train, test and compare; seed by seed, so that an early end leaves something to compare."""
     parser = ArgumentParser(description="Compare models over several seeds, in both protocols.")
-    parser.add_argument("--data", default=DEFAULT, help="name of a folder in crrn/, or path of one elsewhere")
-    parser.add_argument("--cycle", type=int, help="boards between two cleanings; unset: 10 for jabil, else 20")
+    add_data_options(parser)
     parser.add_argument("--models", nargs="+", default=["ConvConjLSTM", "ConvLSTM"], help="which ones")
     parser.add_argument("--protocols", nargs="+", choices=("measured", "drawn"), default=["measured", "drawn"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, sequences and anomalies")
+    # These go to training and testing alike; whether they make sense, the training says.
+    for name in ("--n_layers", "--held_out", "--precision"):
+        parser.add_argument(name, help="as in 1_train.py")
+    parser.add_argument("--gpu_ids", nargs="+", default=["0"], help="GPUs; the first one is used")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     options, training = parser.parse_known_args(argv)
+    for option in training:
+        if instead := OWN.get(option.split("=")[0]):
+            raise UserError(f"{option}: here, {instead} says that")
+    for model in options.models:
+        _mode(model)
     cycle = cycle_of(options.data, options.cycle)
     folder = ensure_prepared(options.data, cycle).folder
+    require_writable(folder / "compare")
     summary: dict[str, dict] = {}
     for seed in options.seeds:
         for protocol in options.protocols:
             for model in options.models:
                 result = folder / "compare" / f"seed{seed}"
-                mode, *variants = model.split("_")
-                shared = ["--data", str(folder.resolve()), "--cycle", str(cycle), "--mode", mode]
-                shared += ["--protocol", protocol, "--result", str(result.resolve())]
-                shared += ["--is_attn"] if "a" in variants else []
-                shared += ["--gates", "textbook"] if "textbook" in variants else []
+                shared = ["--data", str(folder.resolve()), "--cycle", str(cycle), *_mode(model)]
+                shared += ["--protocol", protocol, "--result", str(result.resolve()), "--seed", str(seed)]
+                for option in ("n_layers", "held_out", "precision"):
+                    value = getattr(options, option)
+                    shared += [] if value is None else [f"--{option}", value]
+                shared += ["--gpu_ids", *options.gpu_ids, *(["--cpu"] if options.cpu else [])]
                 say(f"seed {seed}, {protocol}, {model}")
-                run("1_train.py", *shared, "--seed", str(seed), *training)
+                run("1_train.py", *shared, *training)
                 name = model + ("_measured" if protocol == "measured" else "")
-                if not (result / name / "results.json").is_file():
-                    # The anomalies come from a seed of their own: two models see the same ones.
-                    run("2_test_model.py", *shared, "--seed", str(seed), "--gpu_ids", "0")
+                if not _is_tested(result / name):
+                    # The anomalies come from a generator of their own: two models see the same ones.
+                    run("2_test_model.py", *shared)
                 summary.setdefault(name, {})[f"seed{seed}"] = read_json(result / name / "results.json")
                 write_json(folder / "compare/compare.json", summarise(summary) | {"training_options": training})
     for line in table(summarise(summary)):
         say(line)
+
+
+def _mode(model: str) -> list[str]:
+    """The options that make 1_train.py use the folder `model`; UserError where none do."""
+    match = re.fullmatch(rf"({'|'.join(CELLS)})(_a)?(_textbook)?", model)
+    if not match:
+        names = ", ".join(CELLS)
+        raise UserError(f"--models {model}: expected one of {names}, with _a, _textbook or _a_textbook behind it")
+    mode, attention, textbook = match.groups()
+    options = ["--mode", mode, *(["--is_attn"] if attention else [])]
+    return options + (["--gates", "textbook"] if textbook else [])
+
+
+def _is_tested(folder: Path) -> bool:
+    """Whether results.json tells of the model as it is: it may have been trained for longer since."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return False
+    results = read_json(path)
+    epochs = checkpoint.read(folder / "model_dictionary.pt")["epoch"] + 1
+    return isinstance(results, dict) and results.get("epochs") == epochs
 
 
 def run(name: str, *arguments: str) -> None:

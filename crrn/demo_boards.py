@@ -123,7 +123,7 @@ def _volumes(x: np.ndarray, y: np.ndarray, mean: np.ndarray, boards: int, rng: n
 def ensure_boards(name: str) -> Path:
     """The folder that --data names; the boards of the default one are made where it does not exist."""
     folder = data_folder(name)
-    if name == DEFAULT and not folder.exists():
+    if folder.name == DEFAULT and not folder.exists():
         say(f"there is no {folder} yet: making boards to try things on")
         make_boards(folder)
     if not folder.is_dir():

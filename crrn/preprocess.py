@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,21 @@ from torch import Tensor
 from common import checkpoint
 from common.files import UserError, write_csv
 from common.runtime import say
-from crrn.boards import INPUTS, Boards, read_boards, read_layout
+from crrn.boards import (
+    LARGEST_ID,
+    Boards,
+    board_files,
+    command,
+    digest_of,
+    grid_side,
+    number_of,
+    read_boards,
+    read_layout,
+)
 from crrn.utils import draw_sequences, place
 
 COLUMNS = ("Timestep", "PadID", "X", "Y", "Vol", "Group", "Vol_norm", "Age")
 SMALLEST = 13  # pixels: halved twice by convolutions of 5 x 5, one pixel is left
-AGAIN = "python crrn/0_preprocessing.py makes it anew"
 
 
 @dataclass
@@ -30,11 +41,8 @@ class Prepared:
     std: list[float]
     height: int
     width: int
-    pcb_mean: Tensor  # (P,) float64, mean volume of each pad
-    pcb_std: Tensor
     volume: Tensor  # (N, P) float64, as measured
     pad_ids: list[int]  # (P,), from 1
-    groups: list[str]
     x: Tensor  # (P,) mm, on the first board
     y: Tensor
     test_pcbs: Tensor  # (N // cycle, cycle, 1, H, W)
@@ -67,7 +75,8 @@ class Prepared:
         """Measured boards as sequences: those to train on and those held out, (n, cycle, 1, H, W) each, float32.
 
         held_out: share of the cycles, the last ones, at least one and not all. Volumes are normalised by mean and std
-        of the training cycles alone, which come third and fourth, (P,). UserError where there is but one cycle.
+        of the training cycles alone, which come third and fourth, (P,). UserError where there is but one cycle, or
+        where volumes cannot be normalised.
         """
         cycles = self.volume.unflatten(0, (-1, self.cycle))  # (n, cycle, P)
         if len(cycles) < 2:
@@ -77,14 +86,39 @@ class Prepared:
         count = min(max(round(held_out * len(cycles)), 1), len(cycles) - 1)
         train = cycles[:-count].flatten(0, 1)
         mean, std = pad_statistics(train)
-        images = place(((cycles - mean) / std).float(), *self.pixels, self.height, self.width)
+        constant = _constant(train)
+        if constant.all():
+            raise UserError(f"{self.folder}: no pad's volume changes in the training cycles, nothing is to be learned")
+        if constant.any():
+            pads = _named([pad for pad, one in zip(self.pad_ids, constant.tolist()) if one])
+            say(f"constant in the training cycles, so normalised by 1 instead of its deviation: {pads}")
+        values = ((cycles - mean) / std).float()
+        require_finite(values.flatten(0, 1), self.pad_ids, self.folder)
+        images = place(values, *self.pixels, self.height, self.width)
         return images[:-count], images[-count:], mean, std
 
 
 def pad_statistics(volume: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population std of each pad, (N, P) -> (P,) each; a constant pad's std is given as 1."""
     std = volume.std(dim=0, correction=0)
-    return volume.mean(dim=0), torch.where((volume == volume[0]).all(dim=0), 1.0, std)
+    return volume.mean(dim=0), torch.where(_constant(volume), 1.0, std)
+
+
+def _constant(volume: Tensor) -> Tensor:
+    """Which pads have the same volume on all boards, (N, P) -> (P,) bool."""
+    return (volume == volume[0]).all(dim=0)
+
+
+def _named(pads: list[int]) -> str:
+    return f"pad{'' if len(pads) == 1 else 's'} {', '.join(map(str, pads[:5]))}" + (", ..." if len(pads) > 5 else "")
+
+
+def require_finite(normalised: Tensor, pad_ids: list[int], source: Path) -> None:
+    """UserError naming the first pad whose normalised volumes, (N, P), are not all finite as float32."""
+    finite = normalised.float().isfinite().all(dim=0)
+    if not finite.all():
+        pad = pad_ids[int(finite.int().argmin())]
+        raise UserError(f"{source}: the volumes of pad {pad} are too large, or too much alike, to be normalised")
 
 
 def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
@@ -92,26 +126,35 @@ def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
 
     cycle: boards between two cleanings; boards beyond the last whole cycle are left out. UserError says what is wrong.
     """
-    if seed < 0:
-        raise UserError(f"--seed {seed}: use 0 or more")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: expected a number from 0 to {2**32 - 1}")
     layout = read_layout(folder / "job.json")
+    count = len(board_files(folder / "spi_measurement"))
+    whole = count // cycle * cycle
+    inputs = digest_of(folder, whole)  # before they are read: a change meanwhile is noticed later
     boards = read_boards(folder / "spi_measurement", layout)
-    count, whole = len(boards), len(boards) // cycle * cycle
     if not whole:
-        raise UserError(f"{folder / 'spi_measurement'} holds {count} boards, fewer than one cycle of {cycle} (--cycle)")
+        raise UserError(
+            f"{folder / 'spi_measurement'} holds {number_of(count, 'board')}, fewer than one cycle of {cycle} (--cycle)"
+        )
     if whole < count:
-        say(f"{count} boards are {whole // cycle} cycles of {cycle} and {count - whole} more, which are left out")
+        cycles = number_of(whole // cycle, "cycle")
+        say(f"{count} boards are {cycles} of {cycle} and {count - whole} more, left out")
         boards = boards.first(whole)
     shared = len(boards.pad_ids) - len(set(zip(boards.rows[0].tolist(), boards.columns[0].tolist())))
     if shared:
-        say(f"{shared} of {len(boards.pad_ids)} pads lie on the pixel of another one, which hides them")
+        say(f"pads on the pixel of another one, which hides them: {shared} of {len(boards.pad_ids)}")
 
     volume = torch.from_numpy(boards.volume)  # (N, P)
     mean, std = pad_statistics(volume)
-    constant = int((volume == volume[0]).all(dim=0).sum())
-    if constant:
-        say(f"{constant} pads have the same volume on all boards: their normalised volume is 0")
+    constant = _constant(volume)
+    if constant.all():
+        raise UserError(f"{folder}: every pad has the same volume on all boards, nothing is to be learned")
+    if constant.any():
+        pads = _named(boards.pad_ids[constant.numpy()].tolist())
+        say(f"the same volume on all boards, so that its normalised volume is 0: {pads}")
     normalised = (volume - mean) / std
+    require_finite(normalised, boards.pad_ids.tolist(), folder)
     age = torch.arange(whole) % cycle
     by_age = [normalised[age == a] for a in range(cycle)]
     if by_age[0].numel() < 2:
@@ -133,10 +176,10 @@ def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
     at = (torch.from_numpy(pixel).unflatten(0, (-1, cycle)) for pixel in (boards.rows, boards.columns))
     checkpoint.write(folder / "test_pcbs.pt", place(drawn, *at, layout.height, layout.width))
     info = {"mean": means, "std": stds, "height": layout.height, "width": layout.width}
-    checkpoint.write(folder / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std})
+    checkpoint.write(folder / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std, "inputs": inputs})
     say(
-        f"{whole} boards in {whole // cycle} cycles of {cycle}, {len(boards.pad_ids)} pads, "
-        f"{layout.height} x {layout.width} pixels: {folder}"
+        f"{whole} boards in {number_of(whole // cycle, 'cycle')} of {cycle}, "
+        f"{number_of(len(boards.pad_ids), 'pad')}, {layout.height} x {layout.width} pixels: {folder}"
     )
     return boards
 
@@ -147,42 +190,116 @@ def is_prepared(folder: Path) -> bool:
 
 
 def load_prepared(folder: Path, cycle: int | None = None) -> Prepared:
-    """Read what `preprocess` wrote to `folder`. UserError where it is broken, belongs to another number of boards, or
-    to cycles of another length than `cycle` (None: any)."""
+    """Read what `preprocess` wrote to `folder`. UserError where it is damaged, belongs to other boards than lie there
+    now, or to cycles of another length than `cycle` (None: any)."""
+    again = f"{_again(folder, cycle)} makes it anew"
     info, tests = checkpoint.read(folder / "pcb_info.pt"), checkpoint.read(folder / "test_pcbs.pt")
-    names = ("mean", "std", "height", "width", "pcb_mean", "pcb_std")
-    if not isinstance(info, dict) or any(name not in info for name in names):
-        raise UserError(f"{folder / 'pcb_info.pt'} does not hold {', '.join(names)}: {AGAIN}")
-    if cycle is not None and len(info["mean"]) != cycle:
+    _require_sound(info, folder / "pcb_info.pt", again)
+    ages = len(info["mean"])
+    if cycle is not None and ages != cycle:
         raise UserError(
-            f"{folder} was preprocessed for cycles of {len(info['mean'])} boards, not {cycle}: "
-            f"give that --cycle, or run python crrn/0_preprocessing.py --cycle {cycle}"
+            f"{folder} was preprocessed for cycles of {ages} boards, not {cycle}: give --cycle {ages}, or run "
+            f"{_again(folder, cycle)}"
         )
-    if min(info["height"], info["width"]) < SMALLEST:
-        size = f"{info['height']} x {info['width']}"
-        raise UserError(f"{folder}: boards of {size} pixels are too small for the network, which needs {SMALLEST}")
-    table = _read_table(folder / "df_info.csv")
+    height, width = info["height"], info["width"]
+    if min(height, width) < SMALLEST:
+        raise UserError(
+            f"{folder}: boards of {height} x {width} pixels are too small for the network, which needs {SMALLEST}"
+        )
+    table = _read_table(folder / "df_info.csv", again)
     pads = int((table["Timestep"] == 0).sum())
-    if not pads or len(table["Timestep"]) % (pads * len(info["mean"])) or len(info["pcb_mean"]) != pads:
-        raise UserError(f"{folder / 'df_info.csv'} does not fit pcb_info.pt: {AGAIN}")
-    volume = torch.from_numpy(table["Vol"]).view(-1, pads)
-    found = sum(1 for _ in folder.glob(INPUTS[1] + ".json")) // len(info["mean"]) * len(info["mean"])
-    if found not in (0, len(volume)):
-        raise UserError(f"{folder} was preprocessed with {len(volume)} boards, now there are {found}: {AGAIN}")
-    x, y = (torch.from_numpy(table[name][:pads]) for name in "XY")
-    shape = (len(volume) // len(info["mean"]), len(info["mean"]), 1, info["height"], info["width"])
-    if not isinstance(tests, Tensor) or tests.shape != shape or not (x.max() < shape[4] and y.max() < shape[3]):
-        raise UserError(f"{folder / 'test_pcbs.pt'} does not fit pcb_info.pt and df_info.csv: {AGAIN}")
-    ids = (table["PadID"][:pads] + 1).astype(int).tolist()
-    info = {name: info[name] for name in names}
-    info["pcb_mean"], info["pcb_std"] = (torch.as_tensor(info[name]).double() for name in ("pcb_mean", "pcb_std"))
+    boards = len(table["Timestep"]) // max(pads, 1)
+    if problem := _unordered(table, boards, pads, ages):
+        raise UserError(f"{folder / 'df_info.csv'} is damaged ({problem}): {again}")
+    x, y = (torch.from_numpy(table[name]) for name in "XY")
+    if len(info["pcb_mean"]) != pads or not (x.max() < width and y.max() < height):
+        raise UserError(f"{folder / 'df_info.csv'} does not fit pcb_info.pt: {again}")
+    if (folder / "spi_measurement").is_dir():
+        found = len(board_files(folder / "spi_measurement"))
+        if found // ages * ages != boards:
+            raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {found}: {again}")
+        # The authors' files do not know their boards.
+        if "inputs" in info and digest_of(folder, boards) != info["inputs"]:
+            raise UserError(f"{folder}: job.json or boards have changed since they were preprocessed: {again}")
+    if problem := _unfit_tests(tests, (boards // ages, ages, 1, height, width)):
+        raise UserError(f"{folder / 'test_pcbs.pt'} {problem}: {again}")
     return Prepared(
-        folder=folder, **info, volume=volume, pad_ids=ids, groups=table["Group"][:pads], x=x, y=y, test_pcbs=tests
-    )  # fmt: skip
+        folder=folder,
+        **{name: info[name] for name in ("mean", "std", "height", "width")},
+        volume=torch.from_numpy(table["Vol"]).view(boards, pads),
+        pad_ids=(table["PadID"][:pads] + 1).astype(int).tolist(),
+        x=x[:pads],
+        y=y[:pads],
+        test_pcbs=tests,
+    )
 
 
-def _read_table(path: Path) -> dict[str, Any]:
-    """Columns of df_info.csv: arrays (rows,) float64, Group as a list of texts."""
+def _again(folder: Path, cycle: int | None) -> str:
+    """The command that preprocesses `folder`."""
+    arguments = [] if cycle is None else ["--cycle", str(cycle)]
+    return command("0_preprocessing.py", "--data", str(folder.resolve()), *arguments)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(type(v) is float and math.isfinite(v) for v in value)
+
+
+def _per_pad(value: Any) -> bool:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return dense and value.dim() == 1 and bool(value.isfinite().all())
+
+
+def _side(value: Any) -> bool:
+    return type(value) is int and 1 < value <= grid_side(2000) and value % 4 == 1
+
+
+# What pcb_info.pt holds.
+INFO: dict[str, Callable[[Any], bool]] = {
+    "mean": _numbers,
+    "std": lambda value: _numbers(value) and min(value) >= 0,
+    "height": _side,
+    "width": _side,
+    "pcb_mean": _per_pad,
+    "pcb_std": _per_pad,
+}
+
+
+def _require_sound(info: Any, path: Path, again: str) -> None:
+    for name, sound in INFO.items():
+        if not isinstance(info, Mapping) or not sound(info.get(name)):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what preprocessing stores: {again}")
+    if len(info["mean"]) != len(info["std"]) or len(info["pcb_mean"]) != len(info["pcb_std"]):
+        raise UserError(f"{path} is damaged: means and deviations are not equally many: {again}")
+
+
+def _unfit_tests(tests: Any, shape: tuple[int, ...]) -> str | None:
+    """Why `tests` cannot be the test sequences; None where it can."""
+    if not isinstance(tests, Tensor) or tests.layout != torch.strided or tests.dtype != torch.float32:
+        return "is no dense tensor of float32"
+    if tests.shape != shape:
+        return f"does not fit pcb_info.pt and df_info.csv (shape {tuple(tests.shape)} instead of {shape})"
+    if not tests.isfinite().all():
+        return "holds nan or infinite values"
+    return None if tests.any() else "holds nothing but zeros"
+
+
+def _unordered(table: dict[str, np.ndarray], boards: int, pads: int, cycle: int) -> str | None:
+    """Why the rows are not those of `boards` boards with the same `pads` pads each, one board after the other."""
+    if not pads or not boards or len(table["Timestep"]) != boards * pads or boards % cycle:
+        return "not all boards have the same number of pads, or not all cycles of boards"
+    ids = table["PadID"][:pads]
+    if (ids != ids.round()).any() or np.abs(ids).max() > LARGEST_ID or len(np.unique(ids)) < pads:
+        return "PadIDs are no whole numbers, or not unique"
+    times = np.repeat(np.arange(boards), pads)
+    if (table["Timestep"] != times).any() or (table["Age"] != times % cycle).any():
+        return "Timestep or Age out of order"
+    if (table["PadID"] != np.tile(ids, boards)).any():
+        return "not the same pads in the same order on all boards"
+    return None if min(table["X"].min(), table["Y"].min()) >= 0 else "X or Y below 0"
+
+
+def _read_table(path: Path, again: str) -> dict[str, np.ndarray]:
+    """Columns of df_info.csv but for Group, (rows,) float64 each."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
@@ -192,5 +309,5 @@ def _read_table(path: Path) -> dict[str, Any]:
         if not all(np.isfinite(values).all() for values in table.values()):
             raise ValueError("not all values are finite")
     except (ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{path} is broken ({error}): {AGAIN}") from error
-    return table | {"Group": list(columns["Group"])}
+        raise UserError(f"{path} is broken ({error}): {again}") from error
+    return table

@@ -102,7 +102,7 @@ def test_preprocessing_writes_everything(data):
     )
     normalised = (volume - volume.mean(0)) / volume.std(0)
     info = torch.load(data / "pcb_info.pt", weights_only=True)
-    assert set(info) == {"mean", "std", "height", "width", "pcb_mean", "pcb_std"}
+    assert set(info) == {"mean", "std", "height", "width", "pcb_mean", "pcb_std", "inputs"}
     assert (info["height"], info["width"]) == (13, 17)
     for age in range(CYCLE):
         assert info["mean"][age] == pytest.approx(normalised[age::CYCLE].mean())
@@ -143,7 +143,8 @@ def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys):
     plain = args(data, "--cycle", "4")
     assert preprocessing.main(plain) == 0
     output = capsys.readouterr().out
-    assert "2 cycles of 4 and 1 more, which are left out" in output and "1 pads have the same volume" in output
+    assert "2 cycles of 4 and 1 more, left out" in output and "the same volume on all boards" in output
+    assert "pad 4\n" in output
     table = rows(data / "df_info.csv")
     assert len(table) == 8 * PADS and {row["Vol_norm"] for row in table if row["PadID"] == "3"} == {"0.0"}
     before = (data / "df_info.csv").read_text()
@@ -233,7 +234,7 @@ def test_scoring_new_boards(trained, tmp_path):
         assert float(row["error"]) == pytest.approx(float(row["normalised"]) - float(row["expected"]), abs=1e-3)
     results = json.loads((folder / "results.json").read_text())
     limits = results["thresholds_by_cycle"]
-    assert [one["pads"] for one in limits] == [CYCLE * PADS, 2 * PADS]
+    assert [one["held_out_pads"] for one in limits] == [CYCLE * PADS, 2 * PADS]
     for row in table:
         limit, error = limits[int(row["board"]) // CYCLE], float(row["error"])
         expected = "excessive" if error > limit["excessive"] else "fine"
@@ -492,8 +493,8 @@ def pad(number, **values):
         ("spi_003.json", pad(0, PadID=0), ["spi_003.json", "PADINFO[0].PadID is 0"]),
         ("spi_003.json", pad(0, PadID=7), ["spi_003.json", "PADINFO[0].PadID is 7"]),
         ("spi_003.json", pad(0, PadID=2), ["spi_003.json", "pad 2 stands more than once"]),
-        ("spi_003.json", pad(4, PosX=17.0), ["spi_003.json", "pad 5 at (17, ", "off the board"]),
-        ("spi_003.json", pad(4, PosY=-0.1), ["spi_003.json", "off the board"]),
+        ("spi_003.json", pad(4, PosX=17.0), ["spi_003.json", "pad 5 at (17, ", "off the grid of 17 x 13 pixels"]),
+        ("spi_003.json", pad(4, PosY=-0.1), ["spi_003.json", "off the grid"]),
         ("spi_003.json", lambda board: board["PADINFO"].pop(), ["spi_003.json has 5 pads, spi_000.json has 6"]),
     ],
 )
@@ -610,7 +611,7 @@ def test_bad_preprocessed_files(trained, capsys):
     for broken in (lines[:10], lines[1:], [*lines, "1,2"], [lines[0], *(["x" + lines[1]] + lines[2:])], []):
         table.write_text("\n".join(broken))
         refused(capsys, testing.main, argv, "df_info.csv", "0_preprocessing.py")
-    table.write_text("\n".join(lines))
+    table.write_text("\n".join(lines) + "\n")
     for n in range(9, 12):
         shutil.copy(trained / "spi_measurement/spi_000.json", trained / f"spi_measurement/spi_{n:03d}.json")
     refused(capsys, testing.main, argv, "with 9 boards, now there are 12")
