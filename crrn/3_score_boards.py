@@ -169,12 +169,12 @@ def main(argv: list[str] | None = None) -> None:
     inside = options.boards / "spi_measurement"
     source = inside if inside.is_dir() else options.boards
     boards = read_new_boards(source, prepared)
+    artificial = is_synthetic(source.parent)
     output = options.output or folder / options.boards.resolve().name
     again = _require_own(output, source)
     values, expected, errors, thresholds = score(options, prepared, boards, model, device)
     say(describe(thresholds[0]))
 
-    artificial = is_synthetic(source.parent)
     order = [boards.pad_ids.tolist().index(pad) for pad in prepared.pad_ids]
     rows = []
     for n, file in enumerate(boards.files):

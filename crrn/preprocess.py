@@ -93,7 +93,7 @@ class Prepared:
             pads = _named([pad for pad, one in zip(self.pad_ids, constant.tolist()) if one])
             say(f"constant in the training cycles, so normalised by 1 instead of its deviation: {pads}")
         values = ((cycles - mean) / std).float()
-        require_finite(values.flatten(0, 1), self.pad_ids, self.folder)
+        _require_finite(values.flatten(0, 1), mean, std, self.pad_ids, self.folder)
         images = place(values, *self.pixels, self.height, self.width)
         return images[:-count], images[-count:], mean, std
 
@@ -113,9 +113,9 @@ def _named(pads: list[int]) -> str:
     return f"pad{'' if len(pads) == 1 else 's'} {', '.join(map(str, pads[:5]))}" + (", ..." if len(pads) > 5 else "")
 
 
-def require_finite(normalised: Tensor, pad_ids: list[int], source: Path) -> None:
-    """UserError naming the first pad whose normalised volumes, (N, P), are not all finite as float32."""
-    finite = normalised.float().isfinite().all(dim=0)
+def _require_finite(normalised: Tensor, mean: Tensor, std: Tensor, pad_ids: list[int], source: Path) -> None:
+    """UserError naming the first pad whose normalised volumes (N, P), mean or std (P,) are not finite."""
+    finite = normalised.float().isfinite().all(dim=0) & mean.isfinite() & std.isfinite()
     if not finite.all():
         pad = pad_ids[int(finite.int().argmin())]
         raise UserError(f"{source}: the volumes of pad {pad} are too large, or too much alike, to be normalised")
@@ -154,7 +154,7 @@ def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
         pads = _named(boards.pad_ids[constant.numpy()].tolist())
         say(f"the same volume on all boards, so that its normalised volume is 0: {pads}")
     normalised = (volume - mean) / std
-    require_finite(normalised, boards.pad_ids.tolist(), folder)
+    _require_finite(normalised, mean, std, boards.pad_ids.tolist(), folder)
     age = torch.arange(whole) % cycle
     by_age = [normalised[age == a] for a in range(cycle)]
     if by_age[0].numel() < 2:

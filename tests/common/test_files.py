@@ -130,3 +130,10 @@ def test_csv(tmp_path):
         write_csv(path, ["image", "score"], rows())
     assert path.read_bytes().decode() == expected
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_deeply_nested_json_is_refused(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"deep\.json .*nested too deeply"):
+        read_json(path)

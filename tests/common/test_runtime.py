@@ -297,3 +297,11 @@ def test_device_options_have_defaults():
     parser = argparse.ArgumentParser()
     add_device_options(parser)
     assert vars(parser.parse_args([])) == {"gpu_ids": None, "cpu": False}
+
+
+def test_nul_characters_are_no_options():
+    parser = ArgumentParser()
+    parser.add_argument("--data")
+    for parse in (parser.parse_args, parser.parse_known_args):
+        with pytest.raises(UserError, match="NUL"):
+            parse(["--data", "a\0b"])

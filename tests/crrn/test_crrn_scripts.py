@@ -1,5 +1,6 @@
 """CRRN's scripts as a user runs them: tiny boards, every file they promise, kill and resume, bad input."""
 
+import contextlib
 import csv
 import importlib
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from common import checkpoint
+from common.images import mark_synthetic
 from common.runtime import UserError
 from crrn import compare, demo_boards
 from crrn.boards import cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
@@ -77,10 +80,17 @@ def data(tmp_path):
     return write_boards(tmp_path / "mine")
 
 
-@pytest.fixture
-def trained(data, capsys):
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    data = write_boards(tmp_path_factory.mktemp("trained") / "mine")
     assert training.main(args(data, "--cpu", *TRAINED)) == 0
     return data
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A copy, to be changed freely."""
+    return Path(shutil.copytree(trained_once, tmp_path / "mine"))
 
 
 def rows(path):
@@ -137,7 +147,7 @@ def test_test_sequences_follow_each_boards_own_positions(data):
     assert load_prepared(data).mask[3, 2] and not load_prepared(data).mask[12, 0]
 
 
-def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys):
+def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys, no_pictures):
     for n in range(9):
         change(data / f"spi_measurement/spi_{n:03d}.json", lambda board: board["PADINFO"][3].update(Volume=7.1))
     plain = args(data, "--cycle", "4")
@@ -153,7 +163,9 @@ def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys):
     assert (data / "df_info.csv").read_text() == before
 
 
-def test_training_and_testing_write_everything(trained, capsys):
+def test_training_and_testing_write_everything(data, capsys):
+    trained = data
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
     folder = trained / "result/ConvConjLSTM"
     content = torch.load(folder / "model_dictionary.pt", weights_only=True)
     assert content["epoch"] == 1 and len(content["test_loss"]) == 2 and "optimizer" in content
@@ -239,6 +251,8 @@ def test_scoring_new_boards(trained, tmp_path):
         limit, error = limits[int(row["board"]) // CYCLE], float(row["error"])
         expected = "excessive" if error > limit["excessive"] else "fine"
         assert row["verdict"] == ("insufficient" if error < limit["insufficient"] else expected)
+    assert results["boards"] == str(new) and results["epochs"] == 2 and results["versions"]
+    assert results["settings"]["fpr"] == 0.2 and results["settings"]["held_out"] == 0.3
     assert results["pads"]["fine"] == sum(row["verdict"] == "fine" for row in table)
     assert sorted(path.name for path in folder.glob("*.png")) == ["boards_000.png", "boards_001.png"]
     argv = args(trained, "--cpu", "--boards", str(new.parent), "--fpr", "0.2")
@@ -246,7 +260,7 @@ def test_scoring_new_boards(trained, tmp_path):
     assert (trained / "result/ConvConjLSTM/new/pads.csv").read_bytes() == (folder / "pads.csv").read_bytes()
 
 
-def test_an_authors_checkpoint_is_continued_and_tested(data, capsys):
+def test_an_authors_checkpoint_is_continued_and_tested(data, capsys, no_pictures):
     """{epoch, test_loss, state_dict, optimizer} alone, parameters named module.<name>, as their training writes it."""
     torch.manual_seed(0)
     model = ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2)
@@ -256,13 +270,14 @@ def test_an_authors_checkpoint_is_continued_and_tested(data, capsys):
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     path = data / "result/ConvConjLSTM/model_dictionary.pt"
     path.parent.mkdir(parents=True)
-    theirs = {"epoch": 0, "test_loss": [1.5], "state_dict": state, "optimizer": optimizer.state_dict()}
+    theirs = {"epoch": 0, "test_loss": [np.float64(1.5)], "state_dict": state, "optimizer": optimizer.state_dict()}
     torch.save(theirs, path)
     assert testing.main(args(data, "--cpu")) == 0
     assert training.main(args(data, "--cpu", *TRAINED)) == 0
     assert "after epoch 1" in capsys.readouterr().out
     content = torch.load(path, weights_only=True)
     assert content["epoch"] == 1 and content["test_loss"][0] == 1.5 and len(content["test_loss"]) == 2
+    assert content["optimizer"]["param_groups"][0]["lr"] == 1e-3  # the option's, not theirs
     steps = {int(value["step"]) for value in content["optimizer"]["state"].values()}
     assert max(steps) == 3  # theirs and two of ours
     del state["module.st_decoder.s_dec.layer.3.bias"]
@@ -360,7 +375,7 @@ def test_demo_boards(tmp_path, capsys):
     refused(capsys, demo_boards.main, ["--output", str(tmp_path / "x"), "--boards", "0"], "0 boards")
 
 
-def test_compare_sums_up(data, capsys, monkeypatch):
+def test_compare_sums_up(data, capsys, monkeypatch, no_pictures):
     scripts = {"1_train.py": training, "2_test_model.py": testing}
 
     def run_here(command, check):
@@ -454,6 +469,7 @@ def test_names_and_paths_of_data(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     assert data_folder("ekra") == tmp_path / "crrn/ekra"
     assert data_folder("own") == tmp_path / "crrn/own"
+    assert data_folder("ekra/") == tmp_path / "crrn/ekra" and data_folder("here/") == Path("here")
     assert data_folder("here") == Path("here") and data_folder("./here") == Path("here")
     with pytest.raises(UserError, match=r"neither .*crrn/none nor .*none is a folder"):
         data_folder("none")
@@ -489,6 +505,10 @@ def pad(number, **values):
         ("spi_003.json", '{"PADINFO": [4]}', ["spi_003.json", "PADINFO[0] is 4"]),
         ("spi_003.json", lambda board: board["PADINFO"][1].pop("PosY"), ["spi_003.json", "PADINFO[1].PosY is missing"]),
         ("spi_003.json", pad(2, Volume=math.nan), ["spi_003.json", "PADINFO[2].Volume is nan"]),
+        ("spi_003.json", pad(2, Volume=10**400), ["spi_003.json", "PADINFO[2].Volume is 1000"]),
+        ("spi_003.json", '{"PADINFO": ' + "[" * 100_000, ["spi_003.json", "nested too deeply"]),
+        ("spi_003.json", pad(2, Volume=1e300), ["pad 3", "too large"]),
+        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, 10**30), ["Pad.ID[0] is 1000"]),
         ("spi_003.json", pad(2, Volume="12"), ["spi_003.json", "PADINFO[2].Volume is '12'"]),
         ("spi_003.json", pad(0, PadID=0), ["spi_003.json", "PADINFO[0].PadID is 0"]),
         ("spi_003.json", pad(0, PadID=7), ["spi_003.json", "PADINFO[0].PadID is 7"]),
@@ -498,7 +518,7 @@ def pad(number, **values):
         ("spi_003.json", lambda board: board["PADINFO"].pop(), ["spi_003.json has 5 pads, spi_000.json has 6"]),
     ],
 )
-def test_bad_boards(data, capsys, file, edit, words):
+def test_bad_boards(data, capsys, no_pictures, file, edit, words):
     path = data / (file if file == "job.json" else f"spi_measurement/{file}")
     if edit is None:
         path.unlink()
@@ -523,6 +543,8 @@ def test_boards_with_other_pads(data, capsys):
         (["--cycle", "1"], ["--cycle 1"]),
         (["--cycle", "x"], ["--cycle"]),
         (["--seed", "-1"], ["--seed -1"]),
+        (["--seed", str(2**64)], ["--seed", "to 4294967295"]),
+        (["--data", "a\0b"], ["NUL"]),
         (["--data", "nowhere"], ["--data nowhere", "neither"]),
         (["--data", "no/where"], ["--data no/where"]),
         (["--data", "jabil"], ["jabil"]),
@@ -545,7 +567,8 @@ def test_bad_options_of_preprocessing(data, capsys, more, words):
         (["--lr", "nan"], ["--lr nan"]),
         (["--init_tr", "1.5"], ["--init_tr 1.5", "0 to 1"]),
         (["--final_tr", "-1"], ["--final_tr -1"]),
-        (["--seed", "-1"], ["--seed -1"]),
+        (["--seed", "-1"], ["--seed -1", "0 to 4294967295"]),
+        (["--num_epochs", "9" * 400], ["--num_epochs 999", "from 1 to 1000000000"]),
         (["--gpu_ids", "x"], ["--gpu_ids"]),
         (["--gpu_ids", "-2"], ["--gpu_ids -2"]),
         (["--held_out", "1"], ["--held_out 1"]),
@@ -560,7 +583,7 @@ def test_bad_options_of_training(data, capsys, more, words):
     assert not (data / "result").exists()
 
 
-def test_checkpoints_of_something_else(trained, tmp_path, capsys):
+def test_checkpoints_of_something_else(trained, tmp_path, capsys, no_pictures):
     path = trained / "result/ConvConjLSTM/model_dictionary.pt"
     before = path.read_bytes()
     again = args(trained, "--cpu", *TRAINED)
@@ -675,3 +698,337 @@ def test_help(script, capsys):
     with pytest.raises(SystemExit) as ended:
         script.main(["--help"])
     assert ended.value.code == 0 and "--help" in capsys.readouterr().out
+
+
+MODEL = "result/ConvConjLSTM/model_dictionary.pt"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing is what takes longest; other tests look at the pictures."""
+    for script in (preprocessing, testing, scoring):
+        for name in ("draw_preprocessing", "draw_curves", "draw_errors", "draw_boards"):
+            if hasattr(script, name):
+                monkeypatch.setattr(script, name, lambda *_, **__: None)
+
+
+def measured(data: Path, *more: str) -> list[str]:
+    return args(data, "--cpu", "--mode", "ConvLSTM", "--protocol", "measured", *more)
+
+
+def test_volumes_beyond_the_numbers_are_named_not_called_fine(trained, tmp_path, capsys):
+    new = write_boards(tmp_path / "new", boards=5, seed=1) / "spi_measurement"
+    argv = args(trained, "--cpu", "--boards", str(new), "--fpr", "0.2")
+    for volume, more, words in (
+        (1e300, [], ["spi_001.json, pad 3", "cannot be normalised"]),
+        (1e7, ["--precision", "fp16"], ["no finite reconstruction in --precision fp16", "pad 3 in spi_001.json"]),
+    ):
+        change(new / "spi_001.json", pad(2, Volume=volume))
+        refused(capsys, scoring.main, [*argv, *more], *words)
+        assert not (trained / "result/ConvConjLSTM/spi_measurement/pads.csv").exists()
+    limits = {"excessive": 1.0, "insufficient": -1.0}
+    assert [scoring.verdict_of(error, limits) for error in (0, 2, -2)] == ["fine", "excessive", "insufficient"]
+    for error, wrong in ((math.nan, limits), (0.0, limits | {"excessive": math.nan})):
+        with pytest.raises(ValueError, match="no verdict"):
+            scoring.verdict_of(error, wrong)
+
+
+def test_each_held_out_cycle_is_judged_by_the_others():
+    errors = torch.linspace(-1, 1, 100).repeat(3, 1)
+    errors[2] *= 2
+    found = scoring.thresholds_of(errors, 0.02)
+    assert found["held_out_cycles"] == 3 and found["held_out_pads"] == 300 and "promised_fpr" not in found
+    assert found["fpr_of_each_cycle_by_others"][:2] == [0, 0]
+    # Limits of +-0.99 at most call half of the pads of the wider cycle wrong.
+    assert found["fpr_of_each_cycle_by_others"][2] == pytest.approx(0.5, abs=0.02)
+    assert ((errors > found["excessive"]) | (errors < found["insufficient"])).double().mean() <= 0.02
+    assert scoring.describe(found | {"fpr_of_each_cycle_by_others": [0.004, 0.012, 0.5]}) == (
+        "thresholds from 3 held-out cycles; each judged by the others: 0.4, 1.2, 50.0 % of fine pads called wrong"
+    )
+    alone = scoring.thresholds_of(errors[:1], 0.02)
+    assert math.isnan(alone["fpr_of_each_cycle_by_others"][0])
+    assert "1 held-out cycle: there is no other one" in scoring.describe(alone)
+
+
+def test_measured_models_belong_to_their_held_out_share_and_boards(data, capsys, no_pictures):
+    assert training.main(measured(data, "--held_out", "0.6", *TRAINED)) == 0
+    folder = data / "result/ConvLSTM_measured"
+    assert testing.main(measured(data)) == 0
+    assert json.loads((folder / "results.json").read_text())["settings"]["held_out"] == 0.6
+    scored = measured(data, "--boards", str(data), "--output", str(data / "scores"))
+    assert scoring.main(scored) == 0
+    results = json.loads((data / "scores/results.json").read_text())
+    assert results["thresholds_by_cycle"][0]["held_out_cycles"] == 2
+    for script, argv in ((testing, measured(data)), (scoring, scored)):
+        refused(capsys, script.main, [*argv, "--held_out", "0.3"], "held_out 0.6, not 0.3")
+    change(data / "spi_measurement/spi_001.json", pad(0, Volume=48.0))
+    assert preprocessing.main(args(data)) == 0
+    for script, argv in ((testing, measured(data)), (scoring, scored)):
+        refused(capsys, script.main, argv, "other boards")
+
+
+def test_drawn_models_of_other_boards_are_used_saying_so(trained, capsys, no_pictures):
+    folder = trained / "result/ConvConjLSTM"
+    assert testing.main(args(trained, "--cpu")) == 0
+    assert json.loads((folder / "results.json").read_text())["trained_on_these_boards"] is True
+    change(trained / "spi_measurement/spi_001.json", pad(0, Volume=48.0))
+    assert preprocessing.main(args(trained)) == 0
+    capsys.readouterr()
+    assert testing.main(args(trained, "--cpu")) == 0
+    assert "was trained on other boards" in capsys.readouterr().out
+    assert json.loads((folder / "results.json").read_text())["trained_on_these_boards"] is False
+
+
+def test_another_test_set_leaves_the_usual_results(trained, capsys, no_pictures):
+    folder = trained / "result/ConvConjLSTM"
+    assert testing.main(args(trained, "--cpu")) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert testing.main(args(trained, "--cpu", "--test_set", "measured")) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert json.loads((folder / "test_set_measured/results.json").read_text())["test_set"] == "measured"
+    shutil.rmtree(folder / "test_set_measured")
+    (folder / "test_set_measured").write_text("")
+    refused(capsys, testing.main, args(trained, "--cpu", "--test_set", "measured"), "cannot write in", "measured")
+
+
+def test_compare_tests_longer_trainings_again(data, capsys, monkeypatch, no_pictures):
+    scripts, calls = {"1_train.py": training, "2_test_model.py": testing}, []
+
+    def run_here(command, check):
+        calls.append(Path(command[1]).name)
+        return subprocess.CompletedProcess(command, scripts[calls[-1]].main(command[2:]))
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    argv = args(data, "--models", "ConvLSTM_a", "--protocols", "measured", "--seeds", "0", "--cpu", "--held_out", "0.6")
+    argv += ["--n_layers", "1", "--precision", "bf16", *TRAINED[2:]]
+    results = data / "compare/seed0/ConvLSTM_a_measured/results.json"
+    for epochs in (1, 2, 2):
+        assert compare.main([*argv, "--num_epochs", str(epochs)]) == 0
+        found = json.loads(results.read_text())
+        assert found["epochs"] == epochs
+        assert found["settings"].items() >= {"held_out": 0.6, "n_layers": 1, "precision": "bf16"}.items()
+    assert calls == ["1_train.py", "2_test_model.py"] * 2 + ["1_train.py"]
+    for more, words in (
+        (["--models", "ConvLSTM", "ConvLSTM_attn"], "--models ConvLSTM_attn"),
+        (["--models", "ConvLSTM_textbook_a"], "_a_textbook"),
+        (["--mode", "ConvLSTM"], "--models says that"),
+        (["--result=x"], "--data says that"),
+    ):
+        refused(capsys, compare.main, [*argv, *more], words)
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("spoiled", ["weights", "weights at Ctrl-C", "test loss"])
+def test_what_is_not_finite_is_never_saved(trained, capsys, monkeypatch, spoiled):
+    path = trained / MODEL
+    before = path.read_bytes()
+
+    def spoil(parameters, limit):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad[:] = math.nan
+
+    if spoiled == "test loss":
+        monkeypatch.setattr(training, "evaluate", lambda *_: math.nan)
+    else:
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
+    if spoiled == "weights at Ctrl-C":
+        monkeypatch.setattr(training, "stop_on_request", lambda: contextlib.nullcontext(lambda: True))
+    argv = args(trained, "--cpu", *TRAINED, "--num_epochs", "3", "--num_instance", "4", "--batch_size", "4")
+    refused(capsys, training.main, [*argv, "--result", str(trained / "new")], "nan at epoch 1, step 1", "--lr")
+    assert not (trained / "new/ConvConjLSTM/model_dictionary.pt").exists()
+    refused(capsys, training.main, args(trained, "--cpu", *TRAINED, "--num_epochs", "3"), "nan at epoch 3", "--lr")
+    assert path.read_bytes() == before
+
+
+def content_of(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+DAMAGES = {
+    "settings": [{}, [], None],
+    "height": [None, "13"],
+    "state_dict": [[], {1: torch.zeros(1)}, {}],
+    "epoch": ["3", math.nan, -5, True],
+    "test_loss": [None, ["a", "b"], [1.0], [math.nan, 1.0]],
+    "train_loss": [None, [1.0], 3],
+    "data": [None],
+    "fingerprint": [7],
+    "scaler": [None, {"scale": math.nan}],
+    "random": [None],
+    "loss_sum": ["x", math.inf],
+    "step": [-1, 1.0, "1"],
+}
+
+
+def test_damaged_checkpoints(trained, capsys):
+    path = trained / MODEL
+    sound = content_of(path)
+    again = args(trained, "--cpu", *TRAINED, "--num_epochs", "3")
+    for name, values in DAMAGES.items():
+        for value in values:
+            torch.save({**sound, name: value}, path)
+            refused(capsys, testing.main, args(trained, "--cpu"), path)
+            refused(capsys, training.main, again, path)
+        torch.save({key: value for key, value in sound.items() if key != name}, path)
+        refused(capsys, testing.main, args(trained, "--cpu"), path, name)
+
+    # What only the training needs.
+    for change_ in ({"step": 10**6}, {"step": 1, "random": {}}, {"step": 1, "random": {"python": (3, (1,), None)}}):
+        torch.save({**sound, **change_}, path)
+        refused(capsys, training.main, again, path, "is damaged")
+    for key, value in (
+        ("exp_avg", torch.zeros(3)), ("exp_avg", None), ("exp_avg_sq", torch.tensor(math.nan)), ("step", "x"),
+        ("step", torch.tensor(-1.0)), ("step", torch.tensor(math.nan)), ("more", 3),
+    ):  # fmt: skip
+        content = content_of_copy(sound)
+        entry = content["optimizer"]["state"][0]
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and key != "step":
+            value = entry[key].clone().fill_(value)
+        entry[key] = value
+        torch.save(content, path)
+        refused(capsys, training.main, again, path, "optimizer does not fit")
+    for optimizer in ({}, {"state": {}, "param_groups": []}, {"state": [], "param_groups": [{"params": [0]}]}):
+        torch.save({**sound, "optimizer": optimizer}, path)
+        refused(capsys, training.main, again, path, "optimizer does not fit")
+    path.unlink()
+    path.mkdir()
+    refused(capsys, testing.main, args(trained, "--cpu"), path, "is a folder")
+    refused(capsys, training.main, again, path, "is a folder")
+
+
+def content_of_copy(content: dict) -> dict:
+    """A copy whose optimizer's entries can be changed."""
+    state = {number: dict(entry) for number, entry in content["optimizer"]["state"].items()}
+    return {**content, "optimizer": {**content["optimizer"], "state": state}}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_damaged_preprocessed_files(trained, capsys):
+    argv = args(trained, "--cpu")
+    hint = f"0_preprocessing.py --data {trained} --cycle {CYCLE} makes it anew"
+    info, tests = (torch.load(trained / name, weights_only=True) for name in ("pcb_info.pt", "test_pcbs.pt"))
+    nan = math.nan
+    damages = {
+        "mean": [None, torch.tensor(0.0), [nan] * 3, ["0"] * 3, [0.0, 0.0]], "std": [None, [-1.0] * 3],
+        "height": ["13", 13.0, 14, 10**9], "width": [None],
+        "pcb_mean": [None, torch.zeros(2, 2), torch.full((PADS,), nan), torch.zeros(PADS, dtype=torch.cfloat)],
+        "pcb_std": [torch.ones(2)],
+    }  # fmt: skip
+    for name, values in damages.items():
+        for value in values:
+            checkpoint.write(trained / "pcb_info.pt", {**info, name: value})
+            refused(capsys, testing.main, argv, "pcb_info.pt is damaged", hint)
+    checkpoint.write(trained / "pcb_info.pt", [1])
+    refused(capsys, testing.main, argv, "pcb_info.pt is damaged", hint)
+    checkpoint.write(trained / "pcb_info.pt", info)
+
+    first = tests.clone()
+    first[0, 0, 0, 0, 0] = nan
+    for wrong in (first, tests.double(), tests.cfloat(), tests.to_sparse(), tests.int(), tests * 0, [1]):
+        torch.save(wrong, trained / "test_pcbs.pt")
+        refused(capsys, testing.main, argv, "test_pcbs.pt", hint)
+    torch.save(tests, trained / "test_pcbs.pt")
+
+    table = trained / "df_info.csv"
+    lines = table.read_text().splitlines()
+    for row, column, value in ((1, 2, "-1"), (1, 1, "1"), (1, 1, "1e300"), (9, 1, "5"), (9, 0, "2"), (9, 7, "2")):
+        cells = lines[row].split(",")
+        cells[column] = value
+        table.write_text("\n".join([*lines[:row], ",".join(cells), *lines[row + 1 :]]))
+        refused(capsys, testing.main, argv, "df_info.csv", hint)
+    table.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    refused(capsys, testing.main, argv, "df_info.csv is damaged", hint)
+    table.write_text("\n".join(lines))
+
+
+def test_changed_boards_are_noticed(trained, capsys, no_pictures):
+    folder = trained / "spi_measurement"
+    (folder / "spi_notes.json").write_text("{}")  # no board
+    (folder / "spi_009.json").write_bytes((folder / "spi_000.json").read_bytes())  # beyond the last whole cycle
+    assert testing.main(args(trained, "--cpu")) == 0
+    change(folder / "spi_004.json", pad(0, Volume=48.0))
+    refused(capsys, testing.main, args(trained, "--cpu"), "boards have changed", f"--data {trained} --cycle 3 makes")
+    assert preprocessing.main(args(trained)) == 0
+    assert testing.main(args(trained, "--cpu")) == 0
+    info = torch.load(trained / "pcb_info.pt", weights_only=True)
+    del info["inputs"]  # as the authors' files
+    torch.save(info, trained / "pcb_info.pt")
+    assert load_prepared(trained).cycle == CYCLE
+    (folder / "spi_0004.json").write_text("{}")
+    refused(capsys, preprocessing.main, args(trained), "spi_0004.json and spi_004.json have the same number")
+
+
+def test_test_sequences_enter_the_network_as_they_are(data, monkeypatch, no_pictures):
+    """But for the anomalies: pads that lay elsewhere than on the first board stay there."""
+    change(data / "spi_measurement/spi_004.json", lambda board: board["PADINFO"][0].update(PosX=0.2, PosY=12.9))
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
+    seen = []
+    monkeypatch.setattr(testing, "reconstruct", lambda model, images, *_: seen.append(images) or images * 0)
+    assert testing.main(args(data, "--cpu")) == 0
+    prepared = load_prepared(data)
+    off = ~prepared.mask
+    assert prepared.test_pcbs[1, 1, 0, 12, 0] != 0 and off[12, 0]
+    assert all(torch.equal(images[..., off], prepared.test_pcbs[: len(images)][..., off]) for images in seen)
+    changed = (seen[0] != prepared.test_pcbs)[..., prepared.mask.nonzero()[:, 0], prepared.mask.nonzero()[:, 1]]
+    assert 0 < changed.float().mean() < 0.3  # the anomalies, at a rate of 0.1
+
+
+def test_outputs_are_their_own(trained, tmp_path, capsys, monkeypatch):
+    demo = [write_boards(tmp_path / name, boards=5, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    out = tmp_path / "out"
+    argv = args(trained, "--cpu", "--fpr", "0.2", "--output", str(out))
+    titles = []
+    monkeypatch.setattr(scoring, "draw_boards", lambda path, *more, **_: (titles.append(more[3]), path.touch()))
+    mark_synthetic(demo[0], "a test")
+    assert scoring.main([*argv, "--boards", str(demo[0])]) == 0
+    assert all(title.startswith("synthetic boards: signed error") for title in titles) and len(titles) == 2
+    refused(capsys, scoring.main, [*argv, "--boards", str(demo[1])], "results of other boards")
+    (demo[0] / "SYNTHETIC").unlink()
+    for n in (3, 4):
+        (demo[0] / f"spi_measurement/spi_{n:03d}.json").unlink()
+    (out / "boards_own.png").touch()
+    assert scoring.main([*argv, "--boards", str(demo[0])]) == 0
+    assert sorted(path.name for path in out.glob("*.png")) == ["boards_000.png", "boards_own.png"]
+    assert titles[-1].startswith("signed error")
+    own = [*argv[:-2], "--boards", str(demo[1]), "--output"]
+    refused(capsys, scoring.main, [*own, str(trained / "result/ConvConjLSTM")], "holds a model")
+    refused(capsys, scoring.main, [*own, str(demo[1] / "spi_measurement/out")], "among the boards")
+    (tmp_path / "file").touch()
+    refused(capsys, scoring.main, [*own, str(tmp_path / "file")], "cannot write in")
+    refused(capsys, training.main, args(trained, "--cpu", "--result", str(tmp_path / "file")), "cannot write in")
+
+
+def test_constant_pads(data, capsys, no_pictures):
+    for n in range(6):
+        change(data / f"spi_measurement/spi_{n:03d}.json", pad(3, Volume=7.0))
+    assert training.main(measured(data, *TRAINED)) == 0
+    assert "constant in the training cycles, so normalised by 1 instead of its deviation: pad 4\n" in (
+        capsys.readouterr().out
+    )
+    for n in range(6):
+        change(data / f"spi_measurement/spi_{n:03d}.json", lambda b: [one.update(Volume=7.0) for one in b["PADINFO"]])
+    assert preprocessing.main(args(data)) == 0
+    again = measured(data, *TRAINED, "--result", str(data / "new"))
+    refused(capsys, training.main, again, "no pad's volume changes in the training cycles")
+    for n in range(6, 9):
+        change(data / f"spi_measurement/spi_{n:03d}.json", lambda b: [one.update(Volume=7.0) for one in b["PADINFO"]])
+    refused(capsys, preprocessing.main, args(data), "every pad has the same volume")
+
+
+def test_teacher_ratios_clipping_and_weight_decay(trained, capsys, monkeypatch):
+    def ratios(epochs: int) -> list[float]:
+        options = Namespace(init_tr=0.25, final_tr=0.05, num_epochs=epochs)
+        return [training.teacher_ratio(options, epoch) for epoch in range(epochs)]
+
+    assert ratios(5) == pytest.approx([0.25, 0.2, 0.15, 0.1, 0.05]) and ratios(1) == [0.25]
+    limits, clip = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda values, limit: (limits.append(limit), clip(values, limit))
+    )
+    capsys.readouterr()
+    assert training.main(args(trained, "--cpu", *TRAINED, "--num_epochs", "3")) == 0
+    assert "the teacher ratio followed --num_epochs 2 so far, from here on 3" in capsys.readouterr().out
+    assert limits == [0.5, 0.5]
+    (group,) = content_of(trained / MODEL)["optimizer"]["param_groups"]
+    assert (group["lr"], group["weight_decay"], group["fused"]) == (1e-3, 1e-5, True)
