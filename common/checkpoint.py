@@ -122,6 +122,35 @@ def _unfit(value: Any, own: Tensor) -> str | None:
     return None if value.isfinite().all() else "holds nan or infinite values"
 
 
+def load_optimizer(optimizer: torch.optim.Adam, state: Mapping[str, Any], source: str | Path) -> None:
+    """Put a stored state's moments into `optimizer`, which keeps its own options; UserError where they do not fit."""
+    (group,) = optimizer.param_groups
+    own = {name: value for name, value in group.items() if name != "params"}
+    try:
+        # With our options, torch puts the state where the fused Adam needs it.
+        groups = [{**stored, **own} for stored in state["param_groups"]]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        fits = all(_moments_fit(parameter, entry) for parameter, entry in optimizer.state.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{source}: its optimizer does not fit the model ({reason})") from error
+    if not fits:
+        raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
+
+
+def _moments_fit(parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
+    if not isinstance(parameter, Tensor) or set(entry) != {"step", "exp_avg", "exp_avg_sq"}:
+        return False
+    step, mean, square = entry["step"], entry["exp_avg"], entry["exp_avg_sq"]
+    return (
+        all(value.layout == torch.strided and value.isfinite().all() for value in (step, mean, square))
+        and step.shape == ()
+        and step >= 0
+        and mean.shape == square.shape == parameter.shape
+        and bool((square >= 0).all())
+    )
+
+
 def random_state() -> dict[str, Any]:
     """State of every random generator that `common.runtime.seed_all` seeds, as plain values and tensors."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state()

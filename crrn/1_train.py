@@ -29,7 +29,6 @@ from crrn.checkpoints import (
     build_model,
     check_options,
     load_checkpoint,
-    load_optimizer,
     reconstruct,
     require_random_state,
     result_folder,
@@ -63,7 +62,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     if path.exists():
         stored = load_checkpoint(path, options, prepared, train=True)
         checkpoint.load_parameters(model, stored["state_dict"], path)
-        load_optimizer(optimizer, stored["optimizer"], path)
+        checkpoint.load_optimizer(optimizer, stored["optimizer"], path)
         first_epoch, first_step, loss_sum = stored["epoch"] + 1, stored.get("step", 0), stored.get("loss_sum", 0.0)
         if first_step:
             if first_step > steps:

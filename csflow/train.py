@@ -67,10 +67,7 @@ def train(
             )
         require_same_weights(train_set, stored, config.model_file)
         checkpoint.load_parameters(model, stored["model"], config.model_file)
-        try:
-            optimizer.load_state_dict(stored["optimizer"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{config.model_file} is damaged: its optimizer does not fit the model") from error
+        checkpoint.load_optimizer(optimizer, stored["optimizer"], config.model_file)
         about = {name: stored[name] for name in about} | {"device": str(device)}
         _say_continued(config, about["epoch"], about["step"])
     first_epoch, first_step = about["epoch"], about["step"]

@@ -134,7 +134,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         stored = checkpoint.load(state_file, "memae")
         _same_training(settings, about, stored, state_file)
         checkpoint.load_parameters(model, stored["model"], state_file)
-        optimizer.load_state_dict(stored["optimizer"])
+        checkpoint.load_optimizer(optimizer, stored["optimizer"], state_file)
         scaler.load_state_dict(stored["scaler"])
         epoch, step, iteration = stored["epoch"], stored["step"], stored["iteration"]
         log_end, seconds, sums, history = stored["log_end"], stored["seconds"], stored["sums"], stored["history"]

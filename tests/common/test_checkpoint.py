@@ -174,6 +174,50 @@ def test_parameters_without_usable_values_are_refused(value, word):
     assert torch.equal(model.weight, torch.ones(2))
 
 
+def adam_after_a_step(fused: bool, lr: float = 0.1) -> tuple[torch.nn.Module, torch.optim.Adam]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_an_optimizer_takes_the_moments_and_keeps_its_options():
+    _, plain = adam_after_a_step(fused=False)
+    model, fused = adam_after_a_step(fused=True, lr=0.5)
+    for state in fused.state.values():
+        state["exp_avg"].zero_()
+    checkpoint.load_optimizer(fused, plain.state_dict(), "file.pt")
+    assert (fused.param_groups[0]["lr"], fused.param_groups[0]["fused"]) == (0.5, True)
+    for one, other in zip(fused.state.values(), plain.state.values()):
+        assert torch.equal(one["exp_avg"], other["exp_avg"]) and one["step"] == 1
+    fused.step()
+    assert model.weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state["param_groups"].clear(),
+        lambda state: state.update(state=5),
+        lambda state: state["state"][0].pop("step"),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(3)),  # fused Adam would read beyond its end
+        lambda state: state["state"][0]["exp_avg"].fill_(float("nan")),
+        lambda state: state["state"][0]["exp_avg_sq"].fill_(-1.0),
+        lambda state: state["state"][0].update(exp_avg="text"),
+    ],
+)
+def test_an_optimizers_state_that_does_not_fit_is_refused(change):
+    _, stored = adam_after_a_step(fused=True)
+    state = stored.state_dict()
+    change(state)
+    _, optimizer = adam_after_a_step(fused=True)
+    with pytest.raises(UserError, match=r"file\.pt: its optimizer does not fit"):
+        checkpoint.load_optimizer(optimizer, state, "file.pt")
+
+
 def test_a_format_that_is_no_number_is_refused(tmp_path):
     checkpoint.write(tmp_path / "a.pt", {"kind": "csflow", "format": "x"})
     with pytest.raises(UserError, match="damaged"):
