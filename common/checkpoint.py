@@ -132,8 +132,7 @@ def load_optimizer(optimizer: torch.optim.Adam, state: Mapping[str, Any], source
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         fits = all(_moments_fit(parameter, entry) for parameter, entry in optimizer.state.items())
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source}: its optimizer does not fit the model ({reason})") from error
+        raise UserError(f"{source}: its optimizer does not fit the model ({_first_line(error)})") from error
     if not fits:
         raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
 

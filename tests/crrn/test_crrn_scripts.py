@@ -27,6 +27,7 @@ from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
 from crrn.preprocess import load_prepared
 from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
+from tests.helpers import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 preprocessing, training, testing, scoring = (
@@ -63,16 +64,6 @@ def change(path: Path, edit) -> None:
 
 def args(data: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--cycle", str(CYCLE), *more]
-
-
-def refused(capsys, call, argv, *words):
-    """The call ends with status 2 and one line on stderr that holds all `words`."""
-    capsys.readouterr()
-    assert call(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    for word in words:
-        assert str(word) in error, error
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from common.demo_data import make_textures
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
+from tests.helpers import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img_size", "128", "--fc_internal", "8", "--kernel_sizes", "3", "--batch_size", "4"]
@@ -58,16 +59,6 @@ def results(place):
 def rows(path):
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def refused(capsys, call, argv, *words):
-    """The call ends with status 2 and one line on stderr that holds all `words`."""
-    capsys.readouterr()
-    assert call(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    for word in words:
-        assert str(word) in error
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from memae import script_img_prep, script_index_gen
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
 from memae.data.video_datasets import load_batches, read_index, windows
 from memae.script_img_prep import labels_from_intervals, labels_from_masks, read_intervals
+from tests.helpers import refused
 
 
 def grey(value, size=(16, 16)):
@@ -27,15 +28,6 @@ def make_video(folder, frames, first=1, size=(16, 16), suffix=".png", digits=3):
     for k in range(first, first + frames):
         grey(k % 256, size).save(folder / f"{k:0{digits}d}{suffix}")
     return folder
-
-
-def refused(capsys, call, argv, *words):
-    capsys.readouterr()
-    assert call([str(part) for part in argv]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    for word in words:
-        assert str(word) in error, error
 
 
 def prep(*argv):

@@ -22,6 +22,7 @@ from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
 from memae.utils import clip_errors, setting_name
+from tests.helpers import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--MemDim", "8", "--UseCUDA", "no"]
@@ -61,15 +62,6 @@ def trained(videos, tmp_path_factory):
 
 
 NAME = "MemAE_Conv3DSpar_stripes_MemDim8_EntW0.0002_ShrThres0.0025_Seed1_Non"
-
-
-def refused(capsys, call, argv, *words):
-    capsys.readouterr()
-    assert call([str(part) for part in argv]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    for word in words:
-        assert str(word) in error, error
 
 
 def test_options_are_the_originals():
