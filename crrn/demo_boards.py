@@ -28,7 +28,7 @@ from common.runtime import ArgumentParser, say, script
 from crrn.boards import DEFAULT, data_folder, is_synthetic
 from crrn.preprocess import Prepared, is_prepared, load_prepared, preprocess
 
-LENGTH, WIDTH = 40.0, 32.0  # mm; on a grid of 41 x 33 pixels
+LENGTH, WIDTH = 32.0, 24.0  # mm; on a grid of 33 x 25 pixels
 CYCLE = 20  # boards between two cleanings of the stencil
 # Components: outline as (rows, columns) of pads, whether only the rim has pads, how many, shape, mean volume.
 COMPONENTS = [
@@ -45,7 +45,7 @@ REACH, MEMORY = 8.0, 0.8  # mm over which neighbours are alike; correlation of o
 
 
 def make_boards(folder: str | Path, seed: int = 0, boards: int = 200, run: int = 0) -> None:
-    """Write `boards` boards of 40 x 32 mm to `folder`, which must not hold anything yet.
+    """Write `boards` boards of 32 x 24 mm to `folder`, which must not hold anything yet.
 
     seed: of pads and volumes; run: another number gives other volumes of the same pads, a new print run. Same arguments
     give same files. Each pad has a pixel of its own. UserError where the folder cannot be made or a number makes no

@@ -60,7 +60,8 @@ class StackedConvLSTM(nn.Module):
         memories: list[Tensor | None] = [None] * steps
         for layer, cell in enumerate(self.conv_lstm):
             # The input's share of the gates needs no state: all steps in one convolution.
-            gates = cell.input_gates(x).unflatten(0, (steps, -1))
+            # unbind, since the gradient of an index would be a tensor of zeros as large as all steps, for each of them.
+            gates = cell.input_gates(x).unflatten(0, (steps, -1)).unbind()
             hidden = hiddens[layer] if hiddens else None
             outputs, maps = [], []
             for t in range(steps):

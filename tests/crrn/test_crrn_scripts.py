@@ -353,7 +353,7 @@ def test_demo_boards(tmp_path, capsys):
         read_boards(tmp_path / name / "spi_measurement", read_layout(tmp_path / name / "job.json"))
         for name in ("one", "three")
     )
-    assert (one.layout.height, one.layout.width) == (33, 41)
+    assert (one.layout.height, one.layout.width) == (25, 33)
     pixels = set(zip(one.rows[0].tolist(), one.columns[0].tolist()))
     assert len(pixels) == len(one.pad_ids) > 100 and len(set(one.groups)) == 6
     assert (one.rows == one.rows[0]).all() and (one.columns == one.columns[0]).all()
