@@ -1,0 +1,173 @@
+"""Scores of images, thresholds and verdicts, and the inference of train.py: tables and pictures of a whole data set."""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.checkpoint import versions
+from common.files import require_writable, write_csv, write_json
+from common.images import read_mask
+from common.metrics import PixelMetrics, image_auroc, threshold_for_fpr
+from common.runtime import UserError, progress, say
+from crn.options import SCORES, plain
+from crn.training.dataset import Dataset, Images, Item, read, viewable
+from crn.training.utils import Model, load_model, save_grid, save_picture, to_bytes
+
+NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
+
+
+@torch.no_grad()
+def score_batches(
+    model: Model, images: Images, batch_size: int, device: torch.device, title: str | None = None
+) -> Iterator[tuple[list[int], Tensor, dict[str, Tensor]]]:
+    """Numbers, prepared images (B, 3, H, W) and `model.scores` of each batch, in float32 and eval mode.
+
+    title: of the progress shown. Raises UserError where a score is not finite: it ranks nowhere.
+    """
+    training = model.training
+    model.eval()
+    batches = [batch.tolist() for batch in torch.arange(len(images)).split(batch_size)]
+    loaded = images.batches(batches)
+    try:
+        for batch, x in zip(progress(batches, title or "", hide=title is None), loaded):
+            x = x.to(device, non_blocking=True)
+            scored = model.scores(x)
+            if not all(scored[name].isfinite().all() for name in SCORES):
+                raise UserError("the scores are not finite: the model is diverged or an image holds huge values")
+            yield batch, x, scored
+    finally:
+        model.train(training)
+
+
+def score_all(model: Model, images: Images, batch_size: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Both scores of all images, (N,), and "map", the highest value of each image's difference map."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in (*SCORES, "map")}
+    for _, _, scored in score_batches(model, images, batch_size, device):
+        for name in SCORES:
+            rows[name].append(scored[name])
+        rows["map"].append(scored["difference"].mean(dim=1).flatten(1).amax(dim=1))
+    return {name: torch.cat(values).cpu().double().numpy() for name, values in rows.items()}
+
+
+def thresholds(calibration: Mapping[str, list[float]] | None, fpr: float, score: str) -> dict[str, Any] | None:
+    """Thresholds from the held-out good images: an image is defective if its score is above "image"; a pixel is if
+    its difference is above "pixel", which at most a share `fpr` of good images exceed anywhere.
+
+    None without held-out images. "promised_fpr" is the rate that so many images can vouch for.
+    """
+    if calibration is None:
+        return None
+    image, promised = threshold_for_fpr(calibration[score], fpr)
+    pixel, _ = threshold_for_fpr(calibration["map"], fpr)
+    count = len(calibration["map"])
+    if promised > fpr:
+        say(
+            f"{count} held-out good images cannot vouch for a false-positive rate of {fpr:g}, only for "
+            f"{promised:.2g}: the threshold is their highest score"
+        )
+    return {"image": image, "pixel": pixel, "images": count, "fpr": fpr, "promised_fpr": promised}
+
+
+def verdict_of(score: float, threshold: Mapping[str, Any] | None) -> str:
+    """ "good", "defective", or nothing without a threshold."""
+    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
+
+
+def resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, (h, w) -> (H, W) = size."""
+    return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """Score the test part, then the training part with the model in opt.model_input; returns the results.
+
+    Writes --anomaly-score-file, beside it the results as .json, and under --image-output-path for each image, under its
+    path in the data set: inference/ with the image, what the model makes of it and their difference side by side, and
+    diff/ with the difference at the image's own size. There the published v = mean over channels of |x - D(G(x))| - 1
+    is shown as (v + 1) / 2. Nothing that is there already is deleted.
+    """
+    parts = {"test": dataset.test, "train": dataset.train}
+    for folder in (opt.image_output_path / "inference", opt.image_output_path / "diff", opt.anomaly_score_file.parent):
+        require_writable(folder)
+    model, about = load_model(opt)
+    model.to(device, memory_format=torch.channels_last)
+    threshold = thresholds(about.get("calibration"), opt.fpr, "inference")
+    if threshold is None:
+        say(NO_THRESHOLD)
+    rows: list[list[Any]] = []
+    pixels = PixelMetrics() if any(item.mask for item in dataset.test) else None
+    try:
+        for part, items in parts.items():
+            images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
+            for batch, x, scored in score_batches(model, images, opt.batch_size, device, f"scoring the {part} part"):
+                for row, index in enumerate(batch):
+                    item = items[index]
+                    score, other = (float(scored[name][row]) for name in SCORES)
+                    rows.append([item.name, score, other, part, item.label, verdict_of(score, threshold)])
+                    difference = scored["difference"][row].mean(dim=0)  # (h, w)
+                    _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
+                    if pixels is not None and part == "test" and (item.mask or not item.label):
+                        _count_pixels(pixels, item, dataset.kind, difference)
+    finally:  # whatever ends this, the scores so far stay
+        header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
+        write_csv(opt.anomaly_score_file, header, rows)
+    results = _results(opt, dataset, about, rows, threshold, pixels, device)
+    path = opt.anomaly_score_file.with_suffix(".json")
+    write_json(path, results)
+    say(
+        f"image AUROC {results['image_auroc']:.4f} (inference score), {results['image_auroc_validation']:.4f} "
+        f"(validation score): {opt.anomaly_score_file}, {path.name}, pictures in {opt.image_output_path}"
+    )
+    return results
+
+
+def _save_pictures(opt: Namespace, kind: str, item: Item, x: Tensor, shown: Tensor, difference: Tensor) -> None:
+    grey = (difference / 2).expand(3, -1, -1)  # (v + 1) / 2
+    panels = [*viewable(torch.stack((x, shown)), kind), grey]
+    save_grid(opt.image_output_path / "inference" / f"{item.name}.png", [torch.stack(panels)])
+    size = read(item, kind).shape[1:]
+    save_picture(opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(resized(grey[0], size)))
+
+
+def _count_pixels(pixels: PixelMetrics, item: Item, kind: str, difference: Tensor) -> None:
+    size = tuple(read(item, kind).shape[1:])
+    mask = read_mask(item.mask, size) if item.mask else None
+    pixels.update(resized(difference, size).cpu(), mask)
+
+
+def _results(
+    opt: Namespace,
+    dataset: Dataset,
+    about: Mapping[str, Any],
+    rows: Sequence[Sequence[Any]],
+    threshold: Mapping[str, Any] | None,
+    pixels: PixelMetrics | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    tested = [row for row in rows if row[3] == "test"]
+    labels = np.array([row[4] for row in tested])
+    results = {
+        "method": opt.model,
+        "data": dataset.data,
+        "trained_on": about.get("data"),
+        "model": str(opt.model_input),
+        "batches_trained": about.get("batch"),
+        "images": {"good": int((labels == 0).sum()), "defective": int((labels > 0).sum())},
+        "image_auroc": image_auroc(labels, [row[1] for row in tested]),
+        "image_auroc_validation": image_auroc(labels, [row[2] for row in tested]),
+    }
+    if threshold:
+        called = np.array([row[5] == "defective" for row in tested])
+        rates = {
+            "fpr_on_test_good": float(called[labels == 0].mean()),
+            "detection_rate": float(called[labels > 0].mean()),
+        }
+        results["threshold"] = {**threshold, **rates}
+    if pixels is not None:
+        results |= pixels.compute()
+    return results | {"device": str(device), "settings": plain(opt), "versions": versions()}

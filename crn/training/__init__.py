@@ -1,0 +1,1 @@
+"""Networks, models, data and files of CRN and DAGAN."""

@@ -1,0 +1,260 @@
+"""The three data sets: which images train and test, how they are read and normalised, batches of them.
+
+MVTec        root/train/good, root/test/<good or a defect>; all of train/good trains
+Panorama     root/good_ones, root/bad_ones; the first int(0.7 n) of the sorted good images train
+RoadImages   root/{good_ones,bad_ones}/{intensity_files,height_files}, paired by sorted order; split like Panorama
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from common.files import UserError, reason
+from common.images import fingerprint, image_files, image_size, mvtec_samples, read_image, require_readable, synthetic
+from common.runtime import progress, say
+
+DATASETS = ("MVTec", "Panorama", "RoadImages")
+TRAINED_SHARE = 0.7  # of the good images of Panorama and RoadImages
+BAD_PER_TRAINED = 2  # at most so many bad images of Panorama for each training image
+IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # mean and standard deviation of R, G, B
+HALF = torch.full((2, 3), 0.5)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: `name` is its path within the data set (RoadImages: the intensity file's), `label` 0 is good."""
+
+    name: str
+    path: Path
+    label: int = 0
+    height: Path | None = None  # RoadImages
+    mask: Path | None = None  # MVTec
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its files, masks apart."""
+        return [self.path, *([self.height] if self.height else [])]
+
+
+@dataclass
+class Dataset:
+    """Training and test part of the folder `root`, and what they are."""
+
+    kind: str
+    root: Path
+    train: list[Item]
+    test: list[Item]
+    synthetic: bool
+    fingerprint: str
+
+    @property
+    def data(self) -> str:
+        """What results say they were computed on: "synthetic", or the folder."""
+        return "synthetic" if self.synthetic else str(self.root.resolve())
+
+
+def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
+    """List the images of a data set, check that each can be read, and keep at most `limit` of each part, evenly spaced.
+
+    Raises UserError where folders or images are missing, unpaired, or cannot be read.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give the data set's with --dataset-path, or try --demo")
+    if kind == "MVTec":
+        train, test = (_mvtec(root, part) for part in ("train", "test"))
+    else:
+        listed = _road if kind == "RoadImages" else _panorama
+        good, bad = listed(root, "good_ones", 0), listed(root, "bad_ones", 1)
+        split = int(TRAINED_SHARE * len(good))
+        if split < 1 or split == len(good):
+            raise UserError(f"{root / 'good_ones'} has {len(good)} images: at least 2 are needed to train and to test")
+        train = good[:split]
+        test = good[split:] + (bad[: BAD_PER_TRAINED * split] if kind == "Panorama" else bad)
+    made = synthetic(root)
+    if made:
+        say(f"the images in {root} are generated stand-ins, not real data")
+    train, test = _thinned(train, limit), _thinned(test, limit)
+    if len({item.label > 0 for item in test}) < 2:
+        raise UserError(
+            f"the test part of {root} has only {'bad' if test[0].label else 'good'} images: both are needed"
+        )
+    require_sound(train + test)
+    paths = [path for item in train + test for path in item.paths]
+    return Dataset(kind, root, train, test, made, fingerprint(paths, root))
+
+
+def _thinned(items: list[Item], limit: int | None) -> list[Item]:
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _mvtec(root: Path, part: str) -> list[Item]:
+    samples, _ = mvtec_samples(root, part)
+    items = [
+        Item(sample.path.relative_to(root).as_posix(), sample.path, sample.label, mask=sample.mask)
+        for sample in samples
+    ]
+    return sorted(items, key=lambda item: item.name)
+
+
+def _panorama(root: Path, part: str, label: int) -> list[Item]:
+    return [Item(path.relative_to(root).as_posix(), path, label) for path in _files(root / part)]
+
+
+def _road(root: Path, part: str, label: int) -> list[Item]:
+    return road_items(root / part, root, label)
+
+
+def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
+    """The pairs of folder/intensity_files and folder/height_files, by sorted order; names are relative to `root`.
+
+    Raises UserError where files are missing, unequal in number, or some have a partner of the same name and others not.
+    """
+    intensities, heights = _files(folder / "intensity_files"), _files(folder / "height_files")
+    if len(intensities) != len(heights):
+        raise UserError(
+            f"{folder} has {len(intensities)} images in intensity_files and {len(heights)} in height_files: each needs "
+            "its partner"
+        )
+    stems = [{path.stem for path in paths} for paths in (intensities, heights)]
+    if stems[0] & stems[1] and (alone := sorted(stems[0] ^ stems[1])):
+        raise UserError(f"{folder}: {alone[0]} has no partner of the same name in intensity_files or height_files")
+    return [
+        Item(intensity.relative_to(root).as_posix(), intensity, label, height)
+        for intensity, height in zip(intensities, heights)
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    return image_files(folder)
+
+
+def unlabelled(folder: Path, kind: str) -> list[Item]:
+    """Images to score: those of a folder, of RoadImages the pairs in folder/{intensity_files,height_files}; or one
+    image. Raises UserError where there are none."""
+    if kind == "RoadImages":
+        return road_items(folder, folder)
+    root = folder if folder.is_dir() else folder.parent
+    return [Item(path.relative_to(root).as_posix(), path) for path in image_files(folder)]
+
+
+def require_sound(items: Sequence[Item]) -> None:
+    """Raise one UserError that names all images that cannot be read, or masks and height images of other sizes."""
+    plain = [path for item in items if not item.height for path in item.paths]
+    require_readable(plain + [item.mask for item in items if item.mask])
+    problems = []
+    roads = [item for item in items if item.height]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems += [error for error in progress(pool.map(_road_problem, roads), "checking", len(roads)) if error]
+    for item in items:
+        if item.mask and (size := image_size(item.mask)) != (wanted := image_size(item.path)):
+            problems.append(f"mask {item.mask} is {size[1]} x {size[0]} pixels, its image {wanted[1]} x {wanted[0]}")
+    if problems:
+        raise UserError(f"{len(problems)} images cannot be used, mend or remove them: {'; '.join(problems)}")
+
+
+def _road_problem(item: Item) -> str | None:
+    try:
+        read(item, "RoadImages")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def read(item: Item, kind: str) -> Tensor:
+    """The image as the data set has it, (3, H, W): RGB in 0..1, of RoadImages (height, intensity, intensity), each the
+    first channel: 8 bits scaled to 0..1, other depths as they are. Raises UserError where it cannot be read."""
+    if kind != "RoadImages":
+        return torch.from_numpy(np.array(read_image(item.path))).movedim(-1, 0) / 255
+    intensity, height = _first_channel(item.path), _first_channel(item.height)
+    if intensity.shape != height.shape:
+        raise UserError(f"{item.path} and {item.height} differ in size: {intensity.shape} and {height.shape}")
+    return torch.stack((height, intensity, intensity))
+
+
+def _first_channel(path: Path) -> Tensor:
+    """(H, W) float32."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("L") if image.mode in ("1", "P") else image)
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {reason(error)}") from error
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
+        raise UserError(f"cannot read image {path}: {' '.join(str(error).split())}") from error
+    values = values[..., 0] if values.ndim == 3 else values
+    channel = torch.from_numpy(values.astype(np.float32))
+    if not channel.isfinite().all():
+        raise UserError(f"cannot read image {path}: it holds nan or infinite values")
+    return channel / 255 if values.dtype == np.uint8 else channel
+
+
+def mean_and_std(kind: str) -> Tensor:
+    """(2, 3): what images are normalised by."""
+    return IMAGENET if kind == "MVTec" else HALF
+
+
+def prepare(image: Tensor, kind: str, imsize: int, antialias: bool = False) -> Tensor:
+    """Resize (3, H, W) bilinearly to (3, imsize, imsize) and normalise."""
+    image = F.interpolate(image[None], (imsize, imsize), mode="bilinear", align_corners=False, antialias=antialias)[0]
+    mean, std = mean_and_std(kind)
+    return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def viewable(images: Tensor, kind: str) -> Tensor:
+    """Undo the normalisation of (B, 3, H, W): values in 0..1."""
+    mean, std = mean_and_std(kind).to(images.device)
+    return (images * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+
+
+class Images:
+    """Prepared images by number, decoded once and kept as long as they fit into `limit_gib`."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        kind: str,
+        imsize: int,
+        antialias: bool = False,
+        threads: int = 0,
+        limit_gib: float = 4.0,
+    ):
+        """threads: that decode images (0: as many as there are processors, and no batch ahead)."""
+        self.items, self.kind, self.imsize, self.antialias, self.threads = items, kind, imsize, antialias, threads
+        self.room = int(limit_gib * 2**30 / (3 * imsize * imsize * 4))  # images
+        self.kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def one(self, index: int) -> Tensor:
+        """Image number `index`, (3, imsize, imsize). UserError where it cannot be read."""
+        if index in self.kept:
+            return self.kept[index]
+        image = prepare(read(self.items[index], self.kind), self.kind, self.imsize, self.antialias)
+        if len(self.kept) < self.room:
+            self.kept[index] = image
+        return image
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """The images of each batch of numbers, (B, 3, imsize, imsize); with threads, the next batch is read while
+        this one is computed."""
+        ahead = 1 if self.threads else 0
+        with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
+            waiting = []
+            for batch in batches:
+                waiting.append([pool.submit(self.one, index) for index in batch])
+                if len(waiting) > ahead:
+                    yield torch.stack([future.result() for future in waiting.pop(0)])
+            for futures in waiting:
+                yield torch.stack([future.result() for future in futures])

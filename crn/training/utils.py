@@ -1,0 +1,300 @@
+"""Files of CRN: checkpoints (ours and the authors'), the metrics' table, pictures, and Weights & Biases."""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common import checkpoint
+from common.files import UserError, atomic_write, reason, write_csv
+from common.runtime import say
+from crn.options import plain
+from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
+from crn.training.double_skip import DAGAN
+from crn.training.networks import load_optimizer
+from crn.training.skipnetworks import NORMS
+
+Model = CompetitiveReconstructionNetwork | DAGAN
+
+# What a model is made of, and with what else a training can be continued.
+ARCHITECTURE = ("model", "num_competitive_units", "ngf", "improved", "use_dropout", "norm")
+BINDING = (
+    *ARCHITECTURE, "dataset", "imsize", "antialias", "max_network_depth", "batch_size", "seed", "optimizer", "lr",
+    "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share", "validation_interval",
+    "reconstruction_weight", "feedback_weight", "discrimination_weight", "adversarial_loss_weight",
+    "contextual_loss_weight", "discriminator_reconstruction_loss_weight",
+)  # fmt: skip
+# The authors' checkpoints hold best_gen and best_disc as NumPy integers, which torch does not read unless told to.
+NUMPY_INTEGERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Int64DType,
+    np.dtypes.Int32DType,
+]
+
+
+def make_model(opt: Namespace, levels: int | None = None) -> Model:
+    """The network that the options describe, with new weights; `levels` takes precedence over what imsize tells.
+
+    Raises UserError for sizes that do not fit.
+    """
+    if opt.model == "dagan":
+        return DAGAN(
+            levels or levels_of(opt.imsize, None), opt.norm, opt.use_dropout, opt.ngf, opt.adversarial_loss_weight,
+            opt.contextual_loss_weight, opt.discriminator_reconstruction_loss_weight,
+        )  # fmt: skip
+    return CompetitiveReconstructionNetwork(
+        opt.num_competitive_units, levels or levels_of(opt.imsize, opt.max_network_depth), opt.improved, opt.norm,
+        opt.use_dropout, opt.ngf, opt.reconstruction_weight, opt.feedback_weight, opt.discrimination_weight,
+    )  # fmt: skip
+
+
+def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
+    """The model in opt.model_input, in eval mode on the CPU, and what is stored beside it.
+
+    A file of ours brings its settings: `opt` takes over the network's, and image size and smoothing unless they are on
+    the command line. The authors' Lightning checkpoints bring their number of units; the rest must be on the command
+    line. Raises UserError where the file is missing, broken, or of another model.
+    """
+    path = opt.model_input
+    content = read(path)
+    if "state_dict" in content:
+        return _from_lightning(opt, content), {}
+    require_sound(content, path)
+    settings = content["settings"]
+    if settings["model"] != opt.model:
+        raise UserError(f"{path} is a checkpoint of --model {settings['model']}, not of {opt.model}")
+    if settings["dataset"] != opt.dataset:
+        say(f"{path} was trained on {settings['dataset']}, not on {opt.dataset}")
+    for name in ARCHITECTURE:
+        if name in opt.given and getattr(opt, name) != settings[name]:
+            raise UserError(f"{path} has {name.replace('_', '-')} {settings[name]}, not {getattr(opt, name)}")
+        setattr(opt, name, settings[name])
+    for name in ("imsize", "antialias", "max_network_depth"):
+        if name not in opt.given:
+            setattr(opt, name, settings[name])
+        elif getattr(opt, name) != settings[name]:
+            option = name.replace("_", "-")
+            say(f"--{option} {getattr(opt, name)}, though {path} was trained with {settings[name]}")
+    require_fitting(opt.imsize, content["levels"])
+    model = make_model(opt, content["levels"])
+    checkpoint.load_parameters(model, content["model"], path)
+    set_bookkeeping(model, content["bookkeeping"], path)
+    return model.eval(), content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
+    with torch.serialization.safe_globals(NUMPY_INTEGERS):
+        content = checkpoint.read(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return dict(content)
+    return checkpoint.load(path, "crn")
+
+
+def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> Model:
+    """The authors' checkpoint: parameters under "state_dict", best_gen and best_disc beside it."""
+    path, state = opt.model_input, content["state_dict"]
+    units = {match[1] for key in state if (match := re.match(r"competitive_units\.(\d+)\.", str(key)))}
+    if bool(units) != (opt.model == "crn"):
+        raise UserError(f"{path} is a checkpoint of --model {'crn' if units else 'dagan'}, not of {opt.model}")
+    if units:
+        opt.num_competitive_units = len(units)
+    model = make_model(opt)
+    try:
+        checkpoint.load_parameters(model, state, path)
+    except UserError as error:
+        raise UserError(
+            f"{error}; --imsize, --max-network-depth, --improved and --norm must be the training's"
+        ) from None
+    if units:
+        try:
+            model.best_gen, model.best_disc = (int(content[name]) for name in ("best_gen", "best_disc"))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} does not say which units are best (best_gen and best_disc)") from None
+        _require_units(model, path)
+    return model.eval()
+
+
+def set_bookkeeping(model: Model, stored: Mapping[str, Any], path: Path) -> None:
+    """Undo `model.bookkeeping()`. UserError where it belongs to other units."""
+    if isinstance(model, DAGAN):
+        return
+    count = len(model.competitive_units)
+    for name in ("reconstruction_losses", "advantages"):
+        values = stored.get(name)
+        if not isinstance(values, list) or len(values) != count or not all(isinstance(v, float) for v in values):
+            raise UserError(f"{path} is damaged: its {name} are not those of {count} units")
+        setattr(model, name, list(values))
+    model.best_gen, model.best_disc = stored.get("best_gen"), stored.get("best_disc")
+    _require_units(model, path)
+
+
+def _require_units(model: CompetitiveReconstructionNetwork, path: Path) -> None:
+    for unit in (model.best_gen, model.best_disc):
+        if not isinstance(unit, int) or not 0 <= unit < len(model.competitive_units):
+            raise UserError(f"{path} is damaged: its best unit {unit!r} is none of {len(model.competitive_units)}")
+
+
+def require_sound(content: Mapping[str, Any], path: Path, resumable: bool = False) -> None:
+    """UserError unless a checkpoint of ours holds what is needed to score, or to continue its training."""
+
+    def scores(value: Any) -> bool:
+        return isinstance(value, list) and len(value) > 0 and all(isinstance(v, float) for v in value)
+
+    def settings(value: Any) -> bool:
+        return isinstance(value, Mapping) and set(BINDING) <= value.keys() and value["norm"] in NORMS
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int) and value >= 0
+
+    def calibration(value: Any) -> bool:
+        names = ("validation", "inference", "map")
+        return value is None or (isinstance(value, Mapping) and all(scores(value.get(name)) for name in names))
+
+    checks = {
+        "settings": settings,
+        "model": lambda value: isinstance(value, Mapping),
+        "bookkeeping": lambda value: isinstance(value, Mapping),
+        "levels": lambda value: number(value) and 5 <= value <= 30,
+        "calibration": calibration,
+    }
+    if resumable:
+        checks |= dict.fromkeys(("epoch", "step", "batch", "version"), number)
+        checks["optimizers"] = lambda value: isinstance(value, list)
+        checks |= dict.fromkeys(("random", "scaler"), lambda value: isinstance(value, Mapping))
+        checks["history"] = lambda value: isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+        checks["seconds"] = lambda value: isinstance(value, float)
+        checks["fingerprint"] = lambda value: isinstance(value, str)
+    for name, sound in checks.items():
+        if not sound(content.get(name)):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CRN stores")
+
+
+def load_training(
+    path: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler, opt: Namespace,
+    fingerprint: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Put the training in `path` into model, optimizers, scaler and random generators; returns the rest of the file.
+
+    Raises UserError where it had other settings or images.
+    """
+    content = read(path)
+    if "state_dict" in content:
+        raise UserError(f"{path} is no checkpoint of ours: use it with --model-input")
+    require_sound(content, path, resumable=True)
+    theirs = content["settings"]
+    names = BINDING + (("epochs", "training_steps") if opt.lr_scheduler == "cosine" else ())
+    unlike = [
+        f"{name.replace('_', '-')} {theirs.get(name)}, not {getattr(opt, name)}"
+        for name in names
+        if theirs.get(name) != getattr(opt, name)
+    ]
+    remedy = "or another --checkpoint-path, or --resume no to train anew in its place"
+    if unlike:
+        raise UserError(f"{path} belongs to a training with other settings: {'; '.join(unlike)}. Use these, {remedy}")
+    if content["fingerprint"] != fingerprint:
+        raise UserError(f"{path} belongs to a training on other images: use the same, {remedy}")
+    checkpoint.load_parameters(model, content["model"], path)
+    set_bookkeeping(model, content["bookkeeping"], path)
+    if len(content["optimizers"]) != len(optimizers):
+        raise UserError(f"{path} is damaged: it has {len(content['optimizers'])} optimizers, not {len(optimizers)}")
+    for optimizer, state in zip(optimizers, content["optimizers"]):
+        load_optimizer(optimizer, state, opt, path)
+    scaler.load_state_dict(content["scaler"])
+    checkpoint.set_random_state(content["random"])
+    return content
+
+
+def new_version(log_dir: Path) -> int:
+    """Make log_dir/version_N with the smallest N above all that are there, and return N."""
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [
+                int(match[1]) for path in log_dir.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))
+            ]
+            number = max(taken, default=-1) + 1
+            try:
+                (log_dir / f"version_{number}").mkdir()
+            except FileExistsError:  # another run was faster
+                continue
+            return number
+    except OSError as error:
+        raise UserError(f"cannot write in {log_dir}: {reason(error)}") from error
+
+
+def write_metrics(path: Path, history: Sequence[Mapping[str, Any]], units: int) -> None:
+    """The table of all validations so far; a unit that has not trained yet has no loss."""
+    names = [
+        "epoch", "batch", "metrics/score", "metrics/max_roc_auc", "metrics/inference_roc_auc", "metrics/traintime",
+        "best_gen", "best_disc", *(f"unit_losses/loss_{unit}" for unit in range(units)),
+    ]  # fmt: skip
+    write_csv(path, names, ([row.get(name, "") for name in names] for row in history))
+
+
+def save_grid(path: Path, rows: Sequence[Tensor]) -> None:
+    """Write images (B, 3, H, W) in 0..1, one row of the picture for each of `rows`."""
+    picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows * H, B * W)
+    save_picture(path, to_bytes(picture.movedim(0, -1)))
+
+
+def to_bytes(values: Tensor) -> np.ndarray:
+    """0..1 -> 0..255, uint8; what lies outside is clipped."""
+    return values.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as PNG."""
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, "PNG")
+
+
+class Board:
+    """Weights & Biases, if asked for; else nothing."""
+
+    def __init__(self, opt: Namespace, folder: Path, run: str | None = None):
+        """folder: where its files go; run: the one to continue. UserError where it cannot start."""
+        self.run = None
+        if not opt.wandb:
+            return
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("--wandb needs the package wandb: pip install wandb") from error
+        try:
+            self.run = wandb.init(
+                project="crn", name=opt.experiment, dir=str(folder), config=plain(opt), id=run,
+                resume="allow" if run else None,
+            )  # fmt: skip
+        except (wandb.errors.Error, OSError) as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"--wandb: {words}; log in (wandb login), or set WANDB_MODE=offline") from error
+        self.image = wandb.Image
+
+    @property
+    def id(self) -> str | None:
+        """The run's name for itself, by which it is continued."""
+        return self.run.id if self.run else None
+
+    def log(self, values: Mapping[str, Any], batch: int) -> None:
+        """Numbers after `batch` batches."""
+        if self.run:
+            self.run.log({**values, "batch": batch})
+
+    def picture(self, path: Path, batch: int) -> None:
+        """The picture in `path`."""
+        if self.run:
+            self.run.log({"images": self.image(str(path)), "batch": batch})
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.run:
+            self.run.finish()

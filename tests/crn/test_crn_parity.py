@@ -1,0 +1,163 @@
+"""CRN and DAGAN against numbers of the authors' own code (tests/parity), gradients and whole steps included."""
+
+import copy
+import json
+import runpy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crn.training.crn import CompetitiveReconstructionNetwork
+from crn.training.double_skip import DAGAN
+from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, UpsampledConv2d, get_norm_layer
+
+PARITY = Path(__file__).parents[1] / "parity"
+_rules = runpy.run_path(str(PARITY / "fill.py"))
+fill, draw = _rules["fill"], _rules["draw"]
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+@cache
+def case(name: str):
+    return json.loads((PARITY / f"{name}.json").read_text()), dict(np.load(PARITY / f"{name}.npz"))
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """As many as the authors' numbers were computed with: other numbers of threads sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_parity(ours, theirs, rtol=1e-4) -> None:
+    np.testing.assert_allclose(torch.as_tensor(ours).detach().numpy(), theirs, rtol=rtol, atol=1e-5)
+
+
+def names_and_shapes(model):
+    return [(name, list(value.shape)) for name, value in model.state_dict().items()]
+
+
+@pytest.mark.parametrize("name", ["crn_unet_batch", "crn_unet_improved_batch", "crn_unet_improved_instance"])
+def test_unets(name):
+    settings, arrays = case(name)
+    unet = UnetGeneratorImproved if "improved" in name else UnetGenerator
+    model = unet(3, 3, settings["num_downs"], norm_layer=get_norm_layer(settings["norm"]))
+    assert names_and_shapes(model) == list(settings["keys"].items())
+    model.load_state_dict(fill(model.state_dict()))
+    x = draw(settings["input_seed"], *settings["shape"])
+    output = model.train()(x)
+    assert_parity(output.flatten()[::11], arrays["output_first"])
+    loss = F.l1_loss(output, x)
+    assert_parity(loss, arrays["loss"])
+    loss.backward()
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    theirs = {key.removeprefix("gradnorm/"): float(v) for key, v in arrays.items() if key.startswith("gradnorm/")}
+    assert norms.keys() == theirs.keys()
+    slack = 1e-4 * max(theirs.values())
+    for key, value in theirs.items():
+        assert norms[key] == pytest.approx(value, rel=1e-3, abs=slack), key
+    with torch.no_grad():
+        assert_parity(model.eval()(x).flatten()[::11], arrays["output_eval"])
+
+
+def filled_units(settings):
+    model = CompetitiveReconstructionNetwork(
+        settings["units"], settings["num_downs"], settings["improved"], settings["norm"],
+        reconstruction_weight=settings["reconstruction_weight"], feedback_weight=settings["feedback_weight"],
+        discrimination_weight=settings["discrimination_weight"],
+    )  # fmt: skip
+    model.load_state_dict(fill(model.state_dict()))
+    return model.train()
+
+
+def test_competitive_steps():
+    settings, arrays = case("crn_step")
+    model = filled_units(settings)
+    optimizers = [torch.optim.Adam(unit.parameters(), settings["lr"], fused=True) for unit in model.networks]
+    for step, seed in enumerate(settings["input_seeds"]):
+        model.training_step(draw(seed, *settings["shape"]), optimizers, (0, 1), NO_SCALER)
+        for g, d in ((0, 1), (1, 0)):
+            theirs = arrays[f"step{step}/gen{g}"]  # |x - G(x)|, |G(x) - D(G(x))|, |x - D(x)|, and the second again
+            assert_parity(model.reconstruction_losses[g], theirs[0])
+            assert_parity(model.reconstruction_losses[d], theirs[2])
+            assert_parity(model.advantages[d], theirs[3] - theirs[2])
+            assert theirs[1] == theirs[3]
+    for i, unit in enumerate(model.competitive_units):
+        total = sum(parameter.abs().double().sum().item() for parameter in unit.parameters())
+        assert total == pytest.approx(float(arrays[f"paramsum/{i}"]), rel=1e-4)
+    model.best_gen, model.best_disc = settings["generator_for_scores"], settings["discriminator_for_scores"]
+    with torch.no_grad():
+        scores = model.eval().scores(draw(settings["eval_input_seed"], *settings["shape"]))
+    assert_parity(scores["validation"], arrays["val_score"])
+    assert_parity(scores["inference"], arrays["inference_score"])
+
+
+def published_step(model, optimizers, pair, x):
+    """The competition as published, every pass made: what `training_step` must come to with fewer."""
+    w_r, w_f, w_d = model.weights
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    for g, d in (pair, pair[::-1]):
+        generator, discriminator = model.competitive_units[g], model.competitive_units[d]
+        rec = generator(x)
+        (w_r * F.l1_loss(x, rec) + w_f * F.l1_loss(rec, discriminator(rec).detach())).backward()
+        discriminator(x)
+        (4 - w_d * F.l1_loss(rec.detach(), discriminator(rec.detach()))).backward()
+    for unit in set(pair):
+        optimizers[unit].step()
+
+
+@pytest.mark.parametrize(("norm", "improved", "pair"), [("batch", True, (1, 0)), ("instance", False, (0, 0))])
+def test_step_equals_the_published_passes(norm, improved, pair):
+    """Also for a unit that plays both roles, and for instance norms."""
+    torch.manual_seed(0)
+    ours = CompetitiveReconstructionNetwork(len(set(pair)), 5, improved, norm, ngf=4)
+    theirs = copy.deepcopy(ours)
+    for step in range(2):
+        x = draw(step, 2, 3, 32, 32)
+        for model, call in ((ours, None), (theirs, published_step)):
+            optimizers = [torch.optim.SGD(unit.parameters(), 1e-2) for unit in model.networks]
+            if call:
+                call(model, optimizers, pair, x)
+            else:
+                model.training_step(x, optimizers, pair, NO_SCALER)
+    for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_upsampling_is_part_of_the_convolution():
+    torch.manual_seed(0)
+    layer = UpsampledConv2d(3, 4, bias=True).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.double)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), plain)
+
+
+def test_dagan():
+    settings, arrays = case("crn_dagan")
+    model = DAGAN(
+        6,
+ adversarial_loss_weight=settings["adversarial_loss_weight"], contextual_loss_weight=settings["contextual_loss_weight"],
+        discriminator_reconstruction_loss_weight=settings["discriminator_reconstruction_loss_weight"],
+    )  # fmt: skip
+    assert names_and_shapes(model.generator) == list(settings["generator_keys"].items())
+    assert names_and_shapes(model.discriminator) == list(settings["discriminator_keys"].items())
+    model.load_state_dict(fill(model.state_dict()))
+    x = draw(settings["input_seed"], *settings["shape"])
+    optimizers = [torch.optim.SGD(network.parameters(), 0) for network in model.networks]
+    losses = list(model.train().training_step(x, optimizers, (0, 1), NO_SCALER).values())
+    adversarial, contextual, generator = arrays["generator_losses"]
+    reconstruction, discrimination, discriminator = arrays["discriminator_losses"]
+    assert adversarial == discrimination
+    assert_parity(losses, [generator, adversarial, contextual, discriminator, reconstruction])
+    with torch.no_grad():  # the running statistics have seen D's three passes
+        model.eval()
+        assert_parity(model.scores(x)["validation"], arrays["score"])
+        assert_parity(model.generator(x).flatten()[::11], arrays["reconstruction"])
+        assert_parity(model.discriminator(x)[0].flatten()[::11], arrays["discrimination"])
