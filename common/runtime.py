@@ -21,9 +21,11 @@ from tqdm import tqdm
 from common.files import UserError, reason
 
 __all__ = [
+    "PRECISIONS",
     "ArgumentParser",
     "UserError",
     "add_device_options",
+    "autocast",
     "pick_device",
     "progress",
     "say",
@@ -32,10 +34,20 @@ __all__ = [
     "stop_on_request",
 ]
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def say(message: str) -> None:
-    """Print one line at once, so that a log file shows it while the program still runs."""
-    print(message, flush=True)
+    """Print one line at once, so that a log file shows it while the program still runs.
+
+    Of several processes (torchrun), the first one speaks.
+    """
+    if not _silent():
+        print(message, flush=True)
+
+
+def _silent() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
@@ -152,6 +164,16 @@ def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = Fals
     return device
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within this context, convolutions and matrix products compute in `precision`: fp32, bf16 or fp16.
+
+    Raises UserError for fp16 without a GPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
 def seed_all(seed: int) -> None:
     """Seed every random generator in use: Python's, NumPy's legacy one and torch's on all devices."""
     random.seed(seed)
@@ -164,7 +186,7 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
 
     Both go to stderr and show rate and remaining time. `hide` shows nothing.
     """
-    if hide or sys.stderr is None:
+    if hide or _silent() or sys.stderr is None:
         yield from items
         return
     if sys.stderr.isatty():
@@ -193,15 +215,18 @@ def _duration(seconds: float) -> str:
 def stop_on_request() -> Iterator[Callable[[], bool]]:
     """Within the block, Ctrl-C and SIGTERM only raise a flag; the loop asks for it between steps and saves.
 
-    Yields a function that says whether to stop. A second Ctrl-C interrupts at once.
+    Yields a function that says whether to stop. A second Ctrl-C interrupts at once, unless it comes within a second:
+    torchrun passes on what the terminal has sent already.
     """
-    requested = False
+    requested = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal requested
         if requested:
-            raise KeyboardInterrupt
-        requested = True
+            if time.monotonic() - requested > 1:
+                raise KeyboardInterrupt
+            return
+        requested = time.monotonic()
         print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
 
     try:
@@ -209,7 +234,7 @@ def stop_on_request() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not in the main thread: signals are the caller's affair
         before = {}
     try:
-        yield lambda: requested
+        yield lambda: bool(requested)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 
 from common import checkpoint
 from common.files import require_writable, write_json
-from common.runtime import ArgumentParser, UserError, progress, say, script, seed_all, stop_on_request
+from common.runtime import ArgumentParser, UserError, autocast, progress, say, script, seed_all, stop_on_request
 from crrn.boards import cycle_of, is_synthetic, number_of
 from crrn.checkpoints import (
     HELD_OUT,
     MODEL_SETTINGS,
     TRAINING_SETTINGS,
     add_model_options,
-    autocast,
     build_model,
     check_options,
     load_checkpoint,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.runtime import ArgumentParser, UserError, say
+from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, say
 from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
@@ -45,7 +45,7 @@ def add_model_options(parser: ArgumentParser, gpu_ids: list[int]) -> None:
     help = f"share of the measured cycles not trained on; unset: the trained model's, or {HELD_OUT}"
     parser.add_argument("--held_out", type=float, help=help)
     parser.add_argument("--result", type=Path, help="folder for models and results; unset: result/ in the data folder")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
     parser.add_argument("--gpu_ids", type=int, nargs="+", default=gpu_ids, help="GPUs; the first one is used")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
@@ -235,9 +235,3 @@ def reconstruct(
         with autocast(device, precision):
             outputs.append(model(batch.to(device)).float().cpu())
     return torch.cat(outputs)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within the context, convolutions compute in `precision`: fp32, bf16 or fp16."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.runtime import ArgumentParser, UserError
+from common.runtime import PRECISIONS, ArgumentParser, UserError
 
 HERE = Path(__file__).resolve().parent
 # Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
@@ -74,7 +74,7 @@ class Config:
     meta_epochs: int = _setting(50, "how often to train sub_epochs epochs and evaluate", int)
     sub_epochs: int = _setting(10, "epochs between evaluations", int)
     seed: int = _setting(0, "of the initial weights, the batches and the held-out share", int)
-    precision: str = _setting("float32", "bfloat16 is faster, less exact", choices=("float32", "bfloat16"))
+    precision: str = _setting("fp32", "of the training steps; bf16: faster, less exact; fp16: GPU", choices=PRECISIONS)
     save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", yes_no)
     save_every: float = _setting(60.0, "seconds of training between saves, which follow evaluations", float)
     resume: bool = _setting(True, "continue an interrupted training of the same name; False: start anew", yes_no)

@@ -108,7 +108,7 @@ class ParallelGlowCoupling(nn.Module):
         """y = exp(l(s)) * x + t, or its inverse, with the log-determinant, at each scale."""
         y, log_det = [], []
         for x_s, r in zip(x, s_t):
-            s, t = r.to(x_s.dtype).chunk(2, dim=1)  # with bfloat16, the convolutions' outputs return to float32 here
+            s, t = r.to(x_s.dtype).chunk(2, dim=1)  # with bf16, the convolutions' outputs return to float32 here
             l_s = self.log_scale(s)
             y.append((x_s - t) * torch.exp(-l_s) if reverse else torch.exp(l_s) * x_s + t)
             log_det.append(-l_s.sum(dim=(1, 2, 3)) if reverse else l_s.sum(dim=(1, 2, 3)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common import distributed
 from common.files import require_writable
 from common.runtime import pick_device, say, script
 from csflow.config import parse
@@ -19,12 +20,13 @@ from csflow.utils import load_dataset
 def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
     config = parse(argv, "Train CS-Flow on the good images of a class and evaluate it on the test images.")
-    device = pick_device(config.device, config.gpu_ids, config.cpu)
-    ensure_dummy_data(config)
-    dataset = load_dataset(config)
-    for folder in (config.model_file.parent, config.result_dir, config.score_picture_dir, config.map_picture_dir):
-        require_writable(folder)
-    train_set, test_set, extractor = load_features(config, dataset, device)
+    device = distributed.join(pick_device(config.device, config.gpu_ids, config.cpu))
+    with distributed.first_alone():
+        ensure_dummy_data(config)
+        dataset = load_dataset(config)
+        for folder in (config.model_file.parent, config.result_dir, config.score_picture_dir, config.map_picture_dir):
+            require_writable(folder)
+        train_set, test_set, extractor = load_features(config, dataset, device)
     try:
         model, about = train(config, dataset, train_set, test_set, extractor, device)
     except KeyboardInterrupt:

@@ -294,7 +294,7 @@ TRAINED = {
     "history": lambda value: value is None or _history(value),
 }
 RESUMABLE = {
-    "optimizer": lambda value: isinstance(value, Mapping),
+    **dict.fromkeys(("optimizer", "scaler"), lambda value: isinstance(value, Mapping)),
     "history": _history,
     **dict.fromkeys(("data", "device", "fingerprint", "weights"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),

@@ -1,14 +1,15 @@
 """Training of the flow: data, forward, loss, backward, step; an evaluation after every sub_epochs epochs."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.metrics import image_auroc
-from common.runtime import UserError, progress, say, seed_all, stop_on_request
+from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
 from csflow.utils import (
@@ -44,6 +45,7 @@ def train(
     model = get_cs_flow_model(config, N_FEAT[extractor]).to(device)
     # fused: the same update in one pass over the parameters, five times as fast on a CPU
     optimizer = torch.optim.Adam(model.parameters(), config.lr_init, eps=1e-4, weight_decay=1e-5, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     about = {
         "extractor": extractor,
         "weights": train_set.weights,
@@ -68,19 +70,21 @@ def train(
         require_same_weights(train_set, stored, config.model_file)
         checkpoint.load_parameters(model, stored["model"], config.model_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], config.model_file)
+        scaler.load_state_dict(stored["scaler"])
         about = {name: stored[name] for name in about} | {"device": str(device)}
         _say_continued(config, about["epoch"], about["step"])
     first_epoch, first_step = about["epoch"], about["step"]
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    network = distributed.parallel(model)
     last_saved = time.monotonic()
 
     def save(epoch: int, step: int) -> None:
         nonlocal last_saved
         last_saved = time.monotonic()
         about.update(epoch=epoch, step=step)
-        if config.save_model:
-            save_model(config.model_file, model, config, optimizer=optimizer.state_dict(), **about)
+        if config.save_model and not distributed.rank():
+            states = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            save_model(config.model_file, model, config, **states, **about)
 
     epochs = range(first_epoch, config.meta_epochs * config.sub_epochs)
     with stop_on_request() as stop:
@@ -90,17 +94,21 @@ def train(
             if epoch % config.sub_epochs == 0 and first_step == 0:
                 about["loss_sum"] = 0.0
             for step in range(first_step, len(batches)):
-                features = [x.to(device) for x in train_set.batch(batches[step])]
-                with autocast:
-                    z, log_det = model(features)
-                loss = get_loss(z, log_det)
-                _require_finite(loss, epoch, step, config)
+                rows, weight = distributed.share(batches[step])
+                features = [x.to(device) for x in train_set.batch(rows)]
+                with autocast(device, config.precision):
+                    z, log_det = network(features)
+                loss = weight * get_loss(z, log_det)
+                mean = distributed.mean_of(loss.item(), device)
+                _require_finite(mean, epoch, step, config)
                 optimizer.zero_grad()
-                loss.backward()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                about["loss_sum"] += loss.item() * len(batches[step])
-                if stop():
+                scaler.step(optimizer)
+                scaler.update()
+                about["loss_sum"] += mean * len(batches[step])
+                if distributed.anywhere(stop(), device):
                     about["calibration"] = None  # it belonged to the parameters of the last evaluation
                     save(epoch, step + 1)
                     raise KeyboardInterrupt
@@ -115,7 +123,7 @@ def train(
                 about["history"].append({"epoch": epoch + 1, "train_loss": mean_loss, **evaluation})
                 if config.verbose and _worth_a_line(epoch, config):
                     _say_evaluation(about["history"][-1], config)
-                stopping = stop()
+                stopping = distributed.anywhere(stop(), device)
                 if stopping or epoch + 1 == epochs.stop or time.monotonic() - last_saved >= config.save_every:
                     save(epoch + 1, 0)
                 if stopping:
@@ -157,11 +165,11 @@ def _evaluate(
     return result, calibration
 
 
-def _require_finite(loss: torch.Tensor, epoch: int, step: int, config: Config) -> None:
-    if not torch.isfinite(loss):
+def _require_finite(loss: float, epoch: int, step: int, config: Config) -> None:
+    if not math.isfinite(loss):
         saved = f"; the last saved model ({config.model_file}) stays" if config.model_file.exists() else ""
         raise UserError(
-            f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: training stops{saved}. "
+            f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}: training stops{saved}. "
             "Try a lower --lr_init or --clamp"
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
+from common import distributed
 from common.images import (
     Sample,
     fingerprint,
@@ -178,14 +179,18 @@ def run_flow(
     Raises UserError where any of these is not finite: such a score ranks nowhere.
     """
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
-    for batch in torch.tensor(indices, dtype=torch.long).split(config.batch_size):
+    own = distributed.part(indices)
+    # A process for which nothing is left scores the first image, to be left out: networks take no empty batch.
+    for batch in torch.tensor(own if len(own) else indices[:1]).split(config.batch_size):
         z, log_det = model([x.to(device) for x in features.batch(batch.tolist())])
         scores = image_scores(z)
         rows["std"].append(scores["std"])
         rows["mean"].append(scores["mean"])
         rows["map"].append(anomaly_maps(z))
         rows["loss"].append(image_losses(z, log_det))
-    scored = {name: torch.cat(values).float().cpu().numpy() for name, values in rows.items()}
+    scored = {
+        name: distributed.gathered(torch.cat(values)[: len(own)].float().cpu().numpy()) for name, values in rows.items()
+    }
     if not all(np.isfinite(values).all() for values in scored.values()):
         raise UserError("the scores are not finite: the model is diverged or the features are damaged")
     return scored

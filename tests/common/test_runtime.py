@@ -283,12 +283,15 @@ def test_stop_on_request(capsys, number):
     assert signal.getsignal(number) is before
 
 
-def test_second_ctrl_c_interrupts_at_once():
+def test_second_ctrl_c_interrupts_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_request() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
+        os.kill(os.getpid(), signal.SIGINT)  # what torchrun passes on
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 

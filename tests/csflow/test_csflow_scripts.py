@@ -128,7 +128,7 @@ def test_computed_features_train_like_stored_ones(bricks, place):
 def test_bfloat16_stays_close(bricks, place):
     assert main.main(options(bricks, place, *TRAINED)) == 0
     exact = results(place)["history"][-1]["train_loss"]
-    assert main.main(options(bricks, place, *TRAINED, "--precision", "bfloat16", "--resume", "False")) == 0
+    assert main.main(options(bricks, place, *TRAINED, "--precision", "bf16", "--resume", "False")) == 0
     assert results(place)["history"][-1]["train_loss"] == pytest.approx(exact, rel=0.02)
 
 
@@ -477,6 +477,31 @@ def test_interrupted_training_ends_with_the_same_numbers(bricks, repository, tmp
     assert one["history"] == other["history"] and one["calibration"] == other["calibration"]
     read = [(here / "results" / name / "scores.csv").read_text() for name in ("whole", "m")]
     assert read[0] == read[1]
+
+
+def test_two_processes_train_like_one(bricks, repository, tmp_path):
+    here = repository / "csflow"
+    argv = options(bricks, tmp_path, *TINY, "--batch_size", "3", "--meta_epochs", "2", "--sub_epochs", "1")
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("main.py", *argv, "--modelname", "one")
+    together = run("-m", "torch.distributed.run", "--nproc_per_node=2", "main.py", *argv, "--modelname", "two")
+    assert together.count("image AUROC 0.") <= 3 and together.count("results: ") == 1  # one process speaks
+    one, two = (torch.load(here / "models/tmp" / name, weights_only=True) for name in ("one", "two"))
+    for key, value in one["model"].items():
+        assert torch.allclose(value, two["model"][key], atol=1e-5), key
+    for before, after in zip(one["history"], two["history"]):
+        assert after == pytest.approx(before, abs=1e-4)
+    scores = [
+        [float(row["score_std"]) for row in rows(here / "results" / name / "scores.csv")] for name in ("one", "two")
+    ]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    # What two processes saved, one continues.
+    assert "continuing" in run("main.py", *argv, "--modelname", "two", "--meta_epochs", "3")
 
 
 def test_full_disk_keeps_the_old_model(bricks, trained):

@@ -1,0 +1,267 @@
+"""How fast is each method here, and how near to what the machine can do at all: python benchmarks/speed.py
+
+For every method, one training step and scoring, in each precision and memory layout: the median of at least 5
+repetitions with the fastest and the slowest, peak memory, and the share of the machine's own peak: floating-point
+operations per second (torch.utils.flop_counter) over those of a large convolution, measured in the same process before
+and after. Writes a table and <output>.json. --only csflow crrn; --large takes the papers' sizes, for a GPU.
+"""
+
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.checkpoint import versions
+from common.files import write_json
+from common.memory import reuse_memory
+from common.runtime import ArgumentParser, UserError, pick_device, say, script
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = ("contiguous", "channels_last")
+TASKS = ("step", "scoring")
+Work = tuple[Callable[[], object], Callable[[], object], int]  # one training step, one scoring, clips or images of it
+
+
+def csflow(device: torch.device, precision: str, layout: str, large: bool) -> Work:
+    """512 px (768), features of EfficientNet-B5, 1 block of 512 (4 of 1024), batch 16."""
+    from csflow.config import Config
+    from csflow.model import N_FEAT, get_cs_flow_model
+    from csflow.utils import get_loss, image_scores
+
+    sizes = {"n_coupling_blocks": 4, "fc_internal": 1024} if large else {"n_coupling_blocks": 1, "fc_internal": 512}
+    model = get_cs_flow_model(Config(**sizes), N_FEAT["effnetB5"]).to(device)
+    model.to(memory_format=_format(layout, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-4, eps=1e-4, weight_decay=1e-5, fused=True)
+    side = 24 if large else 16
+    x = [_random((16, 304, side >> s, side >> s), device, layout) for s in range(3)]
+    autocast = _autocast(device, precision)
+
+    def step():
+        with autocast:
+            z, log_det = model(x)
+        loss = get_loss(z, log_det)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    @torch.no_grad()
+    def scoring():
+        with autocast:
+            return image_scores(model(x)[0])
+
+    return step, scoring, len(x[0])
+
+
+def crrn(device: torch.device, precision: str, layout: str, large: bool) -> Work:
+    """ConvConjLSTM, 2 layers, batch 5, 20 steps, 61 x 77 pixels."""
+    from crrn.checkpoints import CHANNELS, KERNELS
+    from crrn.model.ConvRRN import ST_EncDec
+
+    model = ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2).to(device)
+    model.to(memory_format=_format(layout, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, weight_decay=1e-5, fused=True)
+    x = torch.randn(5, 20, 1, 61, 77, device=device)
+    autocast = _autocast(device, precision)
+
+    def step():
+        model.train()
+        with autocast:
+            output = model(x, 0.25)
+        loss = F.mse_loss(output.float(), x)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+
+    @torch.no_grad()
+    def scoring():
+        model.eval()
+        with autocast:
+            return x - model(x).float()
+
+    return step, scoring, len(x)
+
+
+def memae(device: torch.device, precision: str, layout: str, large: bool) -> Work:
+    """conv3d, 2000 items, batch 2 of 16 x 128 x 128 (14 of 16 x 256 x 256)."""
+    from memae.models import AutoEncoderCov3DMem, EntropyLossEncap
+    from memae.utils import clip_errors
+
+    model = AutoEncoderCov3DMem(1, 2000).to(device)
+    model.to(memory_format=_format(layout, 5))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+    x = _random((14, 1, 16, 256, 256) if large else (2, 1, 16, 128, 128), device, layout)
+    autocast = _autocast(device, precision)
+
+    def step():
+        model.train()
+        with autocast:
+            out = model(x)
+        loss = F.mse_loss(out["output"].float(), x) + 0.0002 * EntropyLossEncap()(out["att"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def scoring():
+        model.eval()
+        with autocast:
+            return clip_errors(model(x)["output"], x, "MemAE")
+
+    return step, scoring, len(x)
+
+
+METHODS = {"csflow": csflow, "crrn": crrn, "memae": memae}
+
+
+def _format(layout: str, dimensions: int) -> torch.memory_format:
+    if layout == "contiguous":
+        return torch.contiguous_format
+    return torch.channels_last if dimensions == 4 else torch.channels_last_3d
+
+
+def _random(shape: tuple[int, ...], device: torch.device, layout: str) -> torch.Tensor:
+    return torch.randn(shape, device=device).to(memory_format=_format(layout, len(shape)))
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Durations of `repeats` calls, after one to warm up; by events on a GPU."""
+    work()
+    durations = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            durations.append(start.elapsed_time(end) / 1000)
+        else:
+            started = time.perf_counter()
+            work()
+            durations.append(time.perf_counter() - started)
+    return durations
+
+
+def peak(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of a large 5 x 5 convolution, the best of 5 and of both layouts."""
+    side, batch = (64, 64) if device.type == "cuda" else (64, 4)
+    best = 0.0
+    for layout in LAYOUTS:
+        x = _random((batch, 256, side, side), device, layout).to(PRECISIONS[precision])
+        weight = _random((256, 256, 5, 5), device, layout).to(PRECISIONS[precision])
+        with torch.no_grad():
+            fastest = min(seconds(lambda: F.conv2d(x, weight, padding=2), device, 5))  # noqa: B023
+        best = max(best, 2 * batch * side**2 * 256**2 * 25 / fastest)
+    return best
+
+
+def memory(device: torch.device) -> float:
+    """Peak memory in GiB: of the GPU's tensors, else of the process (Linux; nan elsewhere)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def measure(case: tuple[str, str, str, str, str, bool, int, int]) -> dict[str, object]:
+    """One case in a process of its own: method, task, precision, layout, device, large, repeats, threads."""
+    method, task, precision, layout, device_name, large, repeats, threads = case
+    if threads:
+        torch.set_num_threads(threads)
+    reuse_memory()
+    torch.manual_seed(0)
+    device = torch.device(device_name)
+    step, scoring, items = METHODS[method](device, precision, layout, large)
+    work = step if task == "step" else scoring
+    before = peak(device, precision)
+    durations = seconds(work, device, repeats)
+    after = peak(device, precision)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    operations, median = counter.get_total_flops(), statistics.median(durations)
+    return {
+        "method": method, "task": task, "precision": precision, "layout": layout, "items": items,
+        "median_s": median, "min_s": min(durations), "max_s": max(durations), "repeats": repeats,
+        "gflop": operations / 1e9, "gflops": operations / median / 1e9, "peak_gflops": max(before, after) / 1e9,
+        "share_of_peak": operations / median / max(before, after), "memory_gib": memory(device),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+HEADER = (
+    "| method | task | precision | layout | median | min to max | GFLOP/s | of peak | memory |\n" + "|---" * 9 + "|"
+)
+
+
+def line(result: dict) -> str:
+    """One row of the table."""
+    low, high = result["min_s"], result["max_s"]
+    return (
+        f"| {result['method']} | {result['task']} | {result['precision']} | {result['layout']} "
+        f"| {result['median_s']:.3f} s | {low:.3f} to {high:.3f} s "
+        f"| {result['gflops']:.0f} | {result['share_of_peak']:.0%} | {result['memory_gib']:.1f} GiB |"
+    )
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Measure all cases, one process after the other."""
+    parser = ArgumentParser(description="Time training steps and scoring of the methods.")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to time")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of the networks")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the memory")
+    parser.add_argument("--repeats", type=int, default=5, help="timed repetitions of each case")
+    parser.add_argument("--threads", type=int, default=0, help="threads on a CPU; 0: PyTorch's choice")
+    parser.add_argument("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results"
+    )
+    options = parser.parse_args(argv)
+    if options.repeats < 5:
+        raise UserError(f"--repeats {options.repeats}: expected at least 5, fewer say nothing")
+    if not 0 <= options.threads <= 1024:
+        raise UserError(f"--threads {options.threads}: expected 0 to 1024")
+    device = pick_device(options.device)
+    if "fp16" in options.precisions and device.type != "cuda":
+        raise UserError("--precisions fp16 needs a GPU: use fp32 and bf16 on the CPU")
+    cases = [
+        (method, task, precision, layout, str(device), options.large, options.repeats, options.threads)
+        for method in options.only
+        for precision in options.precisions
+        for layout in options.layouts
+        for task in options.tasks
+    ]
+    say(HEADER)
+    results = []
+    for case in cases:
+        # A process for each: its peak memory is its own, and what one case allocated does not help the next.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            results.append(pool.apply(measure, (case,)))
+        say(line(results[-1]))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
+    say(f"results: {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

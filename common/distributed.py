@@ -1,0 +1,131 @@
+"""Several processes, one training: torchrun --nproc_per_node=N script.py ...
+
+Every process computes its share of the very same batches and the gradients are averaged, so that N processes take the
+steps that one would take (batch norms, which normalise each share on its own, apart). The first process logs and saves.
+Without torchrun, all of this does nothing.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.files import UserError
+
+
+def join(device: torch.device) -> torch.device:
+    """Meet the other processes of torchrun, by NCCL on GPUs and gloo on CPUs; returns the device of this process.
+
+    device: what a single process would use. UserError where there are more processes than GPUs on this machine.
+    """
+    if not dist.is_torchelastic_launched():
+        return device
+    local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device.type == "cuda":
+        if count > torch.cuda.device_count():
+            raise UserError(f"torchrun started {count} processes, this machine has {torch.cuda.device_count()} GPUs")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"torchrun works on CUDA GPUs and CPUs, not on {device.type}: add the option for the CPU")
+    # Long, since the others wait while the first process makes data or extracts features.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    atexit.register(dist.destroy_process_group)
+    return device
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through the block before the others do: it makes what they then find."""
+    if rank():
+        dist.barrier()
+    yield
+    if size() > 1 and not rank():
+        dist.barrier()
+
+
+def part(items: Sequence) -> Sequence:
+    """Every size-th item, from this process's number on; empty where there are more processes than items."""
+    return items[rank() :: size()]
+
+
+def share(batch: Sequence) -> tuple[Sequence, float]:
+    """This process's `part` of a batch to train on, and the weight of its mean loss.
+
+    The mean over all processes of weight * mean loss is the batch's mean loss, however the batch divides. A process
+    for which nothing is left gets the first entry with the weight 0.
+    """
+    own = part(batch)
+    return (own, len(own) * size() / len(batch)) if len(own) else (batch[:1], 0.0)
+
+
+def parallel(model: nn.Module, unused: bool = False, sync_bn: bool = False) -> nn.Module:
+    """What to call in training in place of `model`: it averages the gradients of all processes in the backward pass.
+
+    unused: some parameters take no part in some steps; sync_bn: batch norms over all processes (GPUs only).
+    """
+    if sync_bn:
+        if next(model.parameters()).device.type != "cuda":
+            raise UserError("--sync_bn needs GPUs: on a CPU, batch norms are of each process's share")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if size() == 1:
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=unused)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """For steps with several forward passes through one network, which `parallel` cannot follow: average in one go.
+
+    Parameters without a gradient must be the same ones in all processes.
+    """
+    if size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / size()).split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def mean_of(value: float, device: torch.device) -> float:
+    """The mean of a number over all processes."""
+    if size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    dist.all_reduce(tensor)
+    return tensor.item() / size()
+
+
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is raised in any process: all must leave a loop at the same step."""
+    return flag if size() == 1 else mean_of(float(flag), device) > 0
+
+
+def gathered(values: np.ndarray) -> np.ndarray:
+    """The rows of all processes, each of which has those of its `part`, in the order of the items; none twice."""
+    if size() == 1:
+        return values
+    parts: list[Any] = [None] * size()
+    dist.all_gather_object(parts, values)
+    rows = np.empty((sum(map(len, parts)), *values.shape[1:]), values.dtype)
+    for number, one in enumerate(parts):
+        rows[number :: size()] = one
+    return rows
