@@ -1,0 +1,58 @@
+"""Train and test RIAD: python run.py, with no arguments on MNIST; --help lists every option.
+
+Writes to --output (default: this folder) Checkpoint/{base,model_0_finepoch,model_1_best_loss,model_2_best_*}.pth,
+results_tr/ (history, masks, pictures of each epoch), results_te/ (scores and pictures of each saved network) and
+result.json.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from common.files import require_writable
+from common.memory import reuse_memory
+from common.runtime import pick_device, say, script, seed_all
+from riad.source import datamanager, options, procedure
+from riad.source.agent import Agent
+
+
+def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
+    """The device that --gpu, --ngpu and --cpu name."""
+    if ngpu > 1:
+        say(f"one GPU computes, not --ngpu {ngpu}: several at once are not supported yet")
+    return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Data, training, test."""
+    settings = options.parse(argv)
+    device = device_of(settings.gpu, settings.ngpu, settings.cpu)
+    if device.type == "cpu":
+        reuse_memory()
+    data = datamanager.load(settings)
+    options.check_size(settings)
+    for folder in (procedure.PATH_CKPT, "results_tr/gen", "results_te"):
+        require_writable(settings.output / folder)
+    say(
+        f"{data.data}: {len(data.train)} good images to train on, {len(data.validation.images)} to validate, "
+        f"{len(data.test.images)} to test; {settings.img_size} x {settings.img_size}, {settings.algorithm}, {device}"
+    )
+    seed_all(settings.seed)
+    agent = Agent(settings, data.channels, -(-len(data.train) // settings.batch), device)
+    try:
+        procedure.training(settings, data, agent)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+        say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
+        raise
+    stored = procedure.load(settings.output / procedure.PATH_CKPT / procedure.STATE, resumable=True)
+    procedure.test(settings, data, agent, stored["history"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The network with its optimizer: one training batch, validation, scores; the seed's algorithm and the paper's."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import checkpoint
+from common.runtime import UserError
+from riad.source import connector
+from riad.source.losses import l2_loss, magnitudes, msgms_loss, msgms_map, ssim_loss, ssim_map
+from riad.source.masks import content_keys, disjoint_masks, epoch_keys, mix
+
+SCALES = {"repo": 3, "paper": 4}  # of the MSGMS
+PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "rms": {"step", "square_avg"}}
+
+
+def learning_rate(mode: int, lr: float, epoch: float) -> float:
+    """The rate at `epoch`, a fraction that counts finished training, for --mode_lr.
+
+    0: lr. 1: linear warm-up over 5 epochs, then lr. 2: warm-up, then cosine from lr down to lr / 5 in periods of 20,
+    40, 80, ... epochs, until epoch 250; a tenth of the last rate from then on. 3: lr, a tenth of it from epoch 250 on.
+    """
+    if mode == 0:
+        return lr
+    if mode == 3:
+        return lr if epoch < 250 else lr / 10
+    if epoch < 5:
+        return lr * epoch / 5
+    if mode == 1:
+        return lr
+    since, period = min(epoch, 250) - 5, 20
+    while since >= period:
+        since, period = since - period, 2 * period
+    low = lr / 5
+    rate = low + (lr - low) * (1 + torch.cos(torch.tensor(torch.pi * since / period)).item()) / 2
+    return rate if epoch < 250 else rate / 10
+
+
+class Agent:
+    """A network and its training.
+
+    settings: the options of run.py, complete; channels: of the images; batches: per epoch, which the learning rate
+    depends on. Images come as (B, C, H, W) uint8.
+    """
+
+    def __init__(self, settings: Namespace, channels: int, batches: int, device: torch.device):
+        self.settings, self.device = settings, device
+        self.size = (settings.img_size, settings.img_size)
+        self.scales = SCALES[settings.algorithm]
+        self.network = connector.connect(settings, channels).to(device)
+        parameters, lr, decay = self.network.parameters(), settings.lr, settings.weight_decay
+        if settings.mode_optim == "adam":
+            self.optimizer = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)  # one pass over them
+        elif settings.mode_optim == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, lr, momentum=0.1, weight_decay=decay, fused=True)
+        else:
+            self.optimizer = torch.optim.RMSprop(parameters, lr, weight_decay=decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.steps = 0  # of the optimizer
+        masks = settings.disjoint_n * len(settings.list_k)
+        self.steps_per_epoch = batches * (masks if settings.algorithm == "repo" else 1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 to float on the device: 0..1 by each image's minimum and maximum, paper: -1..1."""
+        x = images.to(self.device).float()
+        if self.settings.algorithm == "paper":
+            return (x / 255 - 0.5) / 0.5
+        low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+        return (x - low) / (high - low).clamp(min=1)
+
+    def train_batch(self, images: Tensor, rows: Tensor, epoch: int, batch: int) -> dict[str, float]:
+        """Train on one batch; rows: (B,) numbers of the images. Returns "loss", "l2", "msgms", "ssim", their means.
+
+        Raises UserError where the loss is not finite.
+        """
+        self.network.train()
+        x = self.prepare(images)
+        train = self._train_repo if self.settings.algorithm == "repo" else self._train_paper
+        return train(x, rows.to(self.device), epoch, batch)
+
+    def _train_repo(self, x: Tensor, rows: Tensor, epoch: int, batch: int) -> dict[str, float]:
+        """The seed's: all masked images in image-major order, in slices of B, each one step of the optimizer."""
+        keys = epoch_keys(self.settings.seed, epoch, rows)
+        masks = torch.cat([self._masks(keys, k) for k in self.settings.list_k], dim=1)  # (B, M, 1, H, W)
+        masked = (x[:, None] * masks).flatten(0, 1)  # (B M, C, H, W), image-major
+        source = torch.arange(len(x), device=self.device).repeat_interleave(masks.shape[1])  # image of each
+        with torch.no_grad():
+            g = magnitudes(x, self.scales)  # once for all masks
+        sums: dict[str, Tensor] = {}
+        for part, image in zip(masked.split(len(x)), source.split(len(x))):
+            with self._autocast():
+                output = self.network(part)
+            losses = {
+                "l2": l2_loss(x[image], output).mean(),
+                "msgms": msgms_map([g_s[image] for g_s in g], magnitudes(output, self.scales)).mean(),
+                "ssim": ssim_loss(x[image], output).mean(),
+            }
+            self._step(losses)
+            sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
+        return self._finite({name: value / masks.shape[1] for name, value in sums.items()}, epoch, batch)
+
+    def _train_paper(self, x: Tensor, rows: Tensor, epoch: int, batch: int) -> dict[str, float]:
+        """The paper's: one cell size and one mask set for the batch, n passes, one step on the assembled image."""
+        key = epoch_keys(self.settings.seed, epoch, rows[:1])
+        masks = self._masks(key, self.settings.list_k[int(mix(key)) % len(self.settings.list_k)])
+        with self._autocast():
+            outputs = self.inpaint(x, masks)
+        losses = self._paper_losses(x, assemble(outputs, masks))
+        self._step(losses)
+        return self._finite({name: value.detach() for name, value in losses.items()}, epoch, batch)
+
+    def _paper_losses(self, x: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        g, g_r = magnitudes(grey(x), self.scales), magnitudes(grey(reconstruction), self.scales)
+        return {
+            "l2": l2_loss(x, reconstruction).mean(),
+            "msgms": msgms_loss(g, g_r),
+            "ssim": (1 - ssim_map(x, reconstruction, value_range=2)).mean(),
+        }
+
+    def _weighted(self, losses: Mapping[str, Any]) -> Any:
+        l2, msgms, ssim = self.settings.weights
+        return l2 * losses["l2"] + msgms * losses["msgms"] + ssim * losses["ssim"]
+
+    def _step(self, losses: Mapping[str, Tensor]) -> None:
+        self.steps += 1
+        rate = learning_rate(self.settings.mode_lr, self.settings.lr, self.steps / self.steps_per_epoch)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.zero_grad()
+        self.scaler.scale(self._weighted(losses)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _finite(self, losses: Mapping[str, Tensor], epoch: int, batch: int) -> dict[str, float]:
+        values = torch.stack([self._weighted(losses), *losses.values()]).tolist()  # one transfer from the device
+        result = dict(zip(["loss", *losses], values))
+        if not all(map(torch.isfinite, torch.tensor(values))):
+            raise UserError(
+                f"the loss is {result['loss']} in epoch {epoch + 1}, batch {batch + 1}: training stops, what is saved "
+                "stays. Try a lower --lr, or --precision fp32"
+            )
+        return result
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.settings.precision
+        return torch.autocast(self.device.type, PRECISION.get(precision), enabled=precision in PRECISION)
+
+    def _masks(self, keys: Tensor, k: int) -> Tensor:
+        return disjoint_masks(keys, self.size, k, self.settings.disjoint_n)[:, :, None]  # (B, n, 1, H, W)
+
+    def inpaint(self, x: Tensor, masks: Tensor) -> Tensor:
+        """The network's outputs for `x` (B, C, H, W) under each of its masks (B or 1, n, 1, H, W): (B, n, C, H, W)."""
+        return self.network((x[:, None] * masks).flatten(0, 1)).unflatten(0, (len(x), -1))
+
+    @torch.no_grad()
+    def validation_loss(self, images: Tensor, batch: int) -> float:
+        """The paper's loss of a batch in eval mode; its masks and cell size are the same in every epoch."""
+        self.network.eval()
+        x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
+        masks = self._masks(keys, self.settings.list_k[batch % len(self.settings.list_k)])
+        return float(self._weighted(self._paper_losses(x, assemble(self.inpaint(x, masks), masks))))
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstructions (B, C, H, W) in 0..1 and anomaly maps (B, H, W), whose maxima are the images' scores.
+
+        images: (B, C, H, W) uint8. Reconstructions are made of the hidden cells, as the mean over cell sizes. In full
+        precision. Raises UserError where a map is not finite.
+        """
+        self.network.eval()
+        x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
+        reconstructions, maps = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        for k in self.settings.list_k:
+            masks = self._masks(keys, k)
+            outputs = self.inpaint(x, masks)
+            reconstruction = assemble(outputs, masks)
+            reconstructions += reconstruction / len(self.settings.list_k)
+            part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
+            maps += part / len(self.settings.list_k)
+        if not maps.isfinite().all():
+            raise UserError("the scores are not finite: the model is diverged")
+        if self.settings.algorithm == "paper":
+            reconstructions = reconstructions / 2 + 0.5
+            smooth = self.settings.smooth
+            maps = F.avg_pool2d(maps, smooth, stride=1, padding=smooth // 2, count_include_pad=False)
+        return reconstructions, maps[:, 0]
+
+    def repo_map(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """The seed's: mean over the masks of the MSGMS map of image and output, (B, 1, H, W)."""
+        g = [g_s.repeat_interleave(outputs.shape[1], dim=0) for g_s in magnitudes(x, self.scales)]
+        maps = msgms_map(g, magnitudes(outputs.flatten(0, 1), self.scales))
+        return maps.unflatten(0, (len(x), -1)).mean(dim=1)
+
+    def paper_map(self, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """The paper's: MSGMS map of image and assembled reconstruction, (B, 1, H, W)."""
+        return msgms_map(magnitudes(grey(x), self.scales), magnitudes(grey(reconstruction), self.scales))
+
+    def state(self) -> dict[str, Any]:
+        """What continuing the training needs."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state(self, stored: Mapping[str, Any], path: Any) -> None:
+        """Put back what `state` returned; UserError where it does not fit."""
+        checkpoint.load_parameters(self.network, stored["model"], path)
+        try:
+            (group,) = self.optimizer.param_groups
+            own = {name: value for name, value in group.items() if name != "params"}
+            groups = [{**of_file, **own} for of_file in stored["optimizer"]["param_groups"]]
+            self.optimizer.load_state_dict({"state": stored["optimizer"]["state"], "param_groups": groups})
+            fits = all(self._moments_fit(parameter, entry) for parameter, entry in self.optimizer.state.items())
+            self.scaler.load_state_dict(stored["scaler"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: its optimizer does not fit the model ({error})") from error
+        if not fits:
+            raise UserError(f"{path}: its optimizer does not fit the model (moments of other shapes, or not finite)")
+        self.steps = stored["steps"]
+
+    def _moments_fit(self, parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
+        return set(entry) == MOMENTS[self.settings.mode_optim] and all(
+            value.shape == (() if name == "step" else parameter.shape) and bool(value.isfinite().all())
+            for name, value in entry.items()
+        )
+
+
+def assemble(outputs: Tensor, masks: Tensor) -> Tensor:
+    """The reconstruction (paper, section 3.1): of each mask's output (B, n, C, H, W) the hidden cells; (B, C, H, W)."""
+    return ((1 - masks) * outputs).sum(dim=1)
+
+
+def grey(image: Tensor) -> Tensor:
+    """Mean over channels, (B, 1, H, W)."""
+    return image.mean(dim=1, keepdim=True)

@@ -1,0 +1,267 @@
+"""MNIST, scikit-learn's digits, and folders in MVTec AD's layout: images to train, to validate and to test on."""
+
+import os
+import socket
+import tempfile
+import zlib
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+from common.files import UserError, reason
+from common.images import (
+    Sample,
+    fingerprint,
+    mvtec_samples,
+    read_image,
+    require_fitting_masks,
+    require_readable,
+    synthetic,
+)
+from common.runtime import progress, say
+from riad.source.options import HERE, SIDES
+
+
+class Images(Protocol):
+    """Images that are read when they are needed."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """(len(rows), C, H, W) uint8."""
+        ...
+
+
+@dataclass
+class InMemory:
+    """Images as one tensor (N, C, H, W), uint8."""
+
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        return self.images[torch.as_tensor(rows, dtype=torch.long)]
+
+
+@dataclass
+class InFiles:
+    """Images read from their files, as RGB of `side` x `side` pixels."""
+
+    paths: list[Path]
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(lambda row: to_tensor(read_image(self.paths[row]), self.side), rows)))
+
+
+def to_tensor(image: Image.Image, side: int) -> Tensor:
+    """An RGB image, resized (bilinear, antialiased), as (3, side, side) uint8."""
+    resized = np.array(image.resize((side, side), Image.Resampling.BILINEAR))
+    return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+@dataclass
+class Part:
+    """Images with their classes: `labels` 0 is good and any other value is not; `classes` index `class_names`."""
+
+    images: Images
+    classes: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    samples: list[Sample] | None = None  # mvtec: with the defects' masks
+
+
+@dataclass
+class DataSet:
+    """train: the good images to learn from; validation: labelled (MNIST, repo) or further good ones; test."""
+
+    train: Images
+    validation: Part
+    test: Part
+    class_names: list[str]
+    data: str  # what results say they were computed on
+    fingerprint: str
+
+    @property
+    def channels(self) -> int:
+        """Of each image."""
+        return self.test.images.batch([0]).shape[1]
+
+
+def load(settings: Namespace) -> DataSet:
+    """The data that the options name; sets settings.dataset and settings.img_size where they were left open.
+
+    Raises UserError where images are missing or unreadable.
+    """
+    if settings.dataset == "mvtec":
+        settings.img_size = settings.img_size or 256
+        return _mvtec(settings)
+    settings.img_size = settings.img_size or SIDES[settings.algorithm, "mnist"]
+    asked, root = settings.dataset is not None, settings.data_path or HERE / "data"
+    if settings.dataset != "digits":
+        try:
+            images, digits, test_images, test_digits = _mnist(root)
+            settings.dataset, data = "mnist", "MNIST"
+        except UserError as error:
+            if asked or (root / "MNIST").exists():  # files that are broken are no reason to take others
+                raise
+            say(f"{error}; scikit-learn's digits stand in for it")
+            settings.dataset = "digits"
+    if settings.dataset == "digits":
+        images, digits, test_images, test_digits = _digits()
+        data = "scikit-learn's digits, 8 x 8, scaled up" + ("" if asked else " (a stand-in for MNIST)")
+    return _of_digits(settings, images, digits, test_images, test_digits, data)
+
+
+def _mnist(root: Path) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
+    """MNIST's training and test images (N, 28, 28) uint8 with their digits, downloaded where they are not in `root`."""
+    if not (root / "MNIST").exists():
+        _download(root)
+    try:
+        parts = [MNIST(root, train=train, download=False) for train in (True, False)]
+        arrays = [value for part in parts for value in (part.data, part.targets.numpy())]
+    except Exception as error:  # torchvision's reader asserts, unpacks and indexes whatever it finds
+        raise UserError(
+            f"cannot read MNIST in {root / 'MNIST/raw'}: its files are missing or damaged; remove {root / 'MNIST'}, or "
+            "give another --data_path"
+        ) from error
+    for images, digits in (arrays[:2], arrays[2:]):
+        sound = images.ndim == 3 and images.dtype == torch.uint8 and len(images) == len(digits) > 1
+        if not sound or not ((digits >= 0) & (digits <= 9)).all():
+            raise UserError(
+                f"{root / 'MNIST/raw'} does not hold MNIST: images of {tuple(images.shape)}, {len(digits)} labels"
+            )
+    return tuple(arrays)
+
+
+def _download(root: Path) -> None:
+    say(f"no MNIST in {root}: downloading it")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; without it, a silent server would hold us forever
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as temporary:
+            MNIST(temporary, download=True)
+            Path(temporary, "MNIST").rename(root / "MNIST")
+    except (OSError, RuntimeError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"MNIST is not in {root} and cannot be downloaded ({words}): put its four files into {root / 'MNIST/raw'}, "
+            "or use --dataset digits"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _digits() -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
+    """scikit-learn's 1797 digits, two of three to train on: (N, 28, 28) uint8 and the digits, twice."""
+    found = load_digits()
+    small = torch.from_numpy(found.images).float()[:, None] / 16  # (N, 1, 8, 8), 0..1
+    large = F.interpolate(small, 28, mode="bilinear", align_corners=False)[:, 0]
+    images, third = (large * 255).round().byte(), np.arange(len(large)) % 3 == 2
+    return images[~third], found.target[~third], images[third], found.target[third]
+
+
+def _of_digits(
+    settings: Namespace, images: Tensor, digits: np.ndarray, test_images: Tensor, test_digits: np.ndarray, data: str
+) -> DataSet:
+    """settings.select_norm is good. Test: the first half of the test images. Validation: the second half, or, where no
+    labels may choose the epoch (--algorithm paper), a share of the training images."""
+    normal, side = settings.select_norm, settings.img_size
+    rows = np.flatnonzero(digits == normal)[: settings.train_images or None]
+    if not len(rows):
+        raise UserError(f"--select_norm {normal}: there is no such digit to train on")
+
+    def part(chosen: np.ndarray, name: str) -> Part:
+        classes = test_digits[chosen]
+        names = [f"{name}/{row}" for row in chosen]
+        return Part(InMemory(_sized(test_images[chosen], side)), classes, (classes != normal).astype(int), names)
+
+    half = len(test_digits) // 2
+    test = part(np.arange(half), "test")
+    if settings.algorithm == "repo":
+        train_rows, validation = rows, part(np.arange(half, len(test_digits))[: settings.eval_images or None], "test")
+        if validation.labels.all() or not validation.labels.any():
+            raise UserError(f"--eval_images {settings.eval_images}: too few, all of them are of one class")
+    else:
+        train_rows, held = split(rows, settings)
+        validation = _good(InMemory(_sized(images[held], side)), [f"train/{row}" for row in held], normal)
+    train = InMemory(_sized(images[train_rows], side))
+    mark = zlib.crc32(test.images.images.numpy().tobytes(), zlib.crc32(train.images.numpy().tobytes()))
+    return DataSet(train, validation, test, [str(digit) for digit in range(10)], data, f"{mark:08x}")
+
+
+def _sized(images: Tensor, side: int) -> Tensor:
+    """(N, h, w) uint8 to (N, 1, side, side) uint8, bilinear where sizes differ."""
+    images = images[:, None]
+    if images.shape[2:] == (side, side):
+        return images.contiguous()
+    resized = F.interpolate(images.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resized.round().clamp(0, 255).byte()
+
+
+def _mvtec(settings: Namespace) -> DataSet:
+    if settings.data_path is None:
+        raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
+    root = settings.data_path
+    train, _ = mvtec_samples(root, "train")
+    test, class_names = mvtec_samples(root, "test")
+    paths = [sample.path for sample in train + test]
+    require_readable([*paths, *(sample.mask for sample in test if sample.mask)])
+    require_fitting_masks(test)
+    made = synthetic(root)
+    if made:
+        say(f"the images in {root} are generated stand-ins, not real data")
+    train = train[: settings.train_images or None]
+    rows, held = split(np.arange(len(train)), settings)
+    files = InFiles([sample.path for sample in train], settings.img_size)
+    both = []
+    for chosen in (rows, held):  # decoded once, N * 3 * img_size^2 bytes
+        images = torch.empty((len(chosen), 3, settings.img_size, settings.img_size), dtype=torch.uint8)
+        for start in progress(range(0, len(chosen), 64), "reading images"):
+            images[start : start + 64] = files.batch(chosen[start : start + 64])
+        both.append(InMemory(images))
+
+    def name(sample: Sample) -> str:
+        return sample.path.relative_to(root).as_posix()
+
+    classes = np.array([sample.label for sample in test])
+    test_files = InFiles([sample.path for sample in test], settings.img_size)
+    return DataSet(
+        both[0],
+        _good(both[1], [name(train[row]) for row in held], 0),
+        Part(test_files, classes, (classes > 0).astype(int), [name(sample) for sample in test], test),
+        class_names,
+        "synthetic" if made else str(root.resolve()),
+        fingerprint(paths, root),
+    )
+
+
+def _good(images: Images, names: list[str], class_number: int) -> Part:
+    return Part(images, np.full(len(images), class_number), np.zeros(len(images), int), names)
+
+
+def split(rows: np.ndarray, settings: Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` to train on and to validate on, both at least one; the draw depends on the seed alone."""
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} good image to train on: two are needed, one of them for validation")
+    held = min(max(round(settings.validation_share * len(rows)), 1), len(rows) - 1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).numpy()
+    return np.sort(rows[order[held:]]), np.sort(rows[order[:held]])

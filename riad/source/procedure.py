@@ -1,0 +1,405 @@
+"""Training with its validation, checkpoints and pictures, and the test of what was saved."""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import checkpoint
+from common.files import UserError, write_csv, write_json
+from common.images import image_size, read_mask
+from common.metrics import PixelMetrics, average_precision, image_auroc, threshold_for_fpr
+from common.runtime import progress, say, stop_on_request
+from riad.source import options, utils
+from riad.source.agent import Agent
+from riad.source.datamanager import DataSet, Images, Part
+from riad.source.masks import content_keys, disjoint_masks
+
+PATH_CKPT = "Checkpoint"
+STATE = "resume.pth"
+FINE, LOSS = "model_0_finepoch.pth", "model_1_best_loss.pth"
+BEST = {"auroc": "model_2_best_auroc.pth", "val_loss": "model_2_best_val_loss.pth"}
+CHOSEN_BY = {
+    FINE: "nothing: the last epoch",
+    LOSS: "lowest L2 loss in training",
+    BEST["auroc"]: "highest AUROC on the validation half",
+    BEST["val_loss"]: "lowest loss on the validation share of the good images",
+}
+COLUMNS = ("epoch", "time", "loss", "l2", "ssim", "msgms", "rate")
+
+
+def criterion(data: DataSet) -> str:
+    """What chooses the epoch: "auroc" where the validation images are labelled, else "val_loss"."""
+    return "auroc" if data.validation.labels.any() else "val_loss"
+
+
+def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
+    """Train for settings.epochs, or continue, and write checkpoints, history and pictures.
+
+    Raises KeyboardInterrupt, after saving, where the user stops it; UserError where the folder holds another training.
+    """
+    folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
+    about = {
+        "settings": options.plain(settings),
+        "data": data.data,
+        "fingerprint": data.fingerprint,
+        "channels": data.channels,
+        "class_names": data.class_names,
+    }
+    place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
+    if settings.resume and (folder / STATE).exists():
+        stored = load(folder / STATE, resumable=True)
+        options.require_same_training(settings, stored["settings"], folder / STATE)
+        if stored["fingerprint"] != data.fingerprint:
+            raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
+        agent.load_state(stored, folder / STATE)
+        place = {name: stored[name] for name in place}
+        trained = place["epoch"] >= settings.epochs
+        say(
+            f"{folder} is trained for {place['epoch']} epochs already"
+            if trained
+            else f"continuing {folder} {_at(place)}"
+        )
+        if place["epoch"] > settings.epochs:
+            raise UserError(f"--epochs {settings.epochs}: fewer than it is trained for; --resume False trains anew")
+    else:
+        if settings.resume and (any(folder.glob("*.pth")) or (settings.output / "result.json").exists()):
+            raise UserError(
+                f"{settings.output} holds results that cannot be continued: use another --output, or --resume False to "
+                "replace them"
+            )
+        checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
+        save_network(folder / "base.pth", agent, 0, about)
+    if settings.figures_every:
+        draw_masks(settings, data, agent)
+    shown = _first_of_each_class(data.test)
+    batches = -(-len(data.train) // settings.batch)
+    ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
+    started = saved = time.monotonic()
+    board = _board(settings.output / PATH_CKPT)
+
+    def save() -> None:
+        nonlocal started, saved
+        now = time.monotonic()
+        place["seconds"] += now - started
+        started = saved = now
+        checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
+
+    with stop_on_request() as stop:
+        while place["epoch"] < settings.epochs:
+            epoch = place["epoch"]
+            order = _order(len(data.train), settings.seed, epoch)
+            for number in range(place["batch"], batches):
+                next(ahead)
+                rows = order[number * settings.batch : (number + 1) * settings.batch]
+                losses = agent.train_batch(data.train.batch(rows), rows, epoch, number)
+                share = len(rows) / len(order)
+                place["sums"] = {name: place["sums"].get(name, 0.0) + share * losses[name] for name in losses}
+                place["batch"] = number + 1
+                if stop() and place["batch"] < batches:
+                    save()
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved >= settings.save_every and place["batch"] < batches:
+                    save()
+            picture = settings.figures_every and ((epoch + 1) % settings.figures_every == 0)
+            value, scores = _validate(agent, data.validation, chosen_by, settings)
+            entry = {
+                "epoch": epoch + 1,
+                "time": place["seconds"] + time.monotonic() - started,
+                **place["sums"],
+                "rate": agent.optimizer.param_groups[0]["lr"],
+                chosen_by: value,
+            }
+            history = [*place["history"], entry]
+            place.update(epoch=epoch + 1, batch=0, sums={}, history=history)
+            # Before the state: a training killed in between comes here again with the same numbers.
+            for name in _best_now(history, chosen_by) + [FINE] * (epoch + 1 == settings.epochs or stop()):
+                save_network(folder / name, agent, epoch + 1, about)
+            _write_history(settings.output / "results_tr", history, chosen_by)
+            if picture:
+                _draw_epoch(settings, data, agent, shown, scores, epoch + 1)
+            if board:
+                for name in entry.keys() - {"epoch", "time"}:
+                    board.add_scalar(name, entry[name], epoch + 1)
+            if _worth_a_line(epoch, settings.epochs):
+                say(f"epoch {epoch + 1:4d}: loss {entry['loss']:.5f}, validation {chosen_by} {value:.5f}")
+            stopping = stop()
+            if stopping or epoch + 1 == settings.epochs or time.monotonic() - saved >= settings.save_every:
+                save()
+            if stopping:
+                raise KeyboardInterrupt
+
+
+def save_network(path: Path, agent: Agent, epoch: int, about: Mapping[str, Any], **content: Any) -> None:
+    """Write the network after `epoch`, with what `about` tells of the training, and `content`."""
+    kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels", "class_names")}
+    checkpoint.save(path, "riad", model=agent.network.state_dict(), epoch=epoch, **kept, **content)
+
+
+def _at(place: dict[str, Any]) -> str:
+    return f"after epoch {place['epoch']}" + (f", batch {place['batch']}" if place["batch"] else "")
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """The images' order depends on seed and epoch alone, so that a training interrupted anywhere goes on with the very
+    batches that are left."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def _best_now(history: list[dict[str, Any]], chosen_by: str) -> list[str]:
+    """The files for which the last epoch is the best so far; ties go to the later one."""
+    last = history[-1]
+    names = [LOSS] if last["l2"] <= min(entry["l2"] for entry in history) else []
+    values = [entry[chosen_by] for entry in history]
+    if last[chosen_by] == (max(values) if chosen_by == "auroc" else min(values)):
+        names.append(BEST[chosen_by])
+    return names
+
+
+def _worth_a_line(epoch: int, epochs: int) -> bool:
+    return epoch + 1 == epochs or (epoch + 1) % max(epochs // 10, 1) == 0
+
+
+def _board(folder: Path) -> Any:
+    """A TensorBoard writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("tensorboard is not installed (pip install tensorboard): the curves go to results_tr/history.* only")
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _validate(agent: Agent, part: Part, chosen_by: str, settings: Namespace) -> tuple[float, np.ndarray | None]:
+    """The value that chooses the epoch, and with labels the scores it comes from."""
+    if chosen_by == "auroc":
+        scores = score_all(agent, part.images, settings, "validating")
+        return image_auroc(part.labels, scores), scores
+    total = 0.0
+    for number, start in enumerate(progress(range(0, len(part.images), settings.batch_score), "validating")):
+        images = part.images.batch(range(start, min(start + settings.batch_score, len(part.images))))
+        total += agent.validation_loss(images, number) * len(images)
+    return total / len(part.images), None
+
+
+def score_batches(agent: Agent, images: Images, settings: Namespace, title: str) -> Iterator[tuple[int, Tensor]]:
+    """(first row, anomaly maps (B, H, W) on the CPU) of one batch after the other."""
+    starts = range(0, len(images), settings.batch_score)
+    for start in progress(starts, title):
+        batch = images.batch(range(start, min(start + settings.batch_score, len(images))))
+        yield start, agent.score(batch)[1].cpu()
+
+
+def score_all(agent: Agent, images: Images, settings: Namespace, title: str) -> np.ndarray:
+    """Each image's score (N,): the maximum of its anomaly map."""
+    return np.concatenate([maps.amax(dim=(1, 2)).numpy() for _, maps in score_batches(agent, images, settings, title)])
+
+
+def _write_history(folder: Path, history: list[dict[str, Any]], chosen_by: str) -> None:
+    columns = [*COLUMNS, chosen_by]
+    write_csv(folder / "history.csv", columns, [[entry[name] for name in columns] for entry in history])
+    utils.loss_curves(folder / "history.png", history, chosen_by)
+
+
+def _first_of_each_class(part: Part) -> list[int]:
+    return [int(np.flatnonzero(part.classes == number)[0]) for number in np.unique(part.classes)][:12]
+
+
+def _draw_epoch(
+    settings: Namespace, data: DataSet, agent: Agent, shown: list[int], scores: np.ndarray | None, epoch: int
+) -> None:
+    folder = settings.output / "results_tr/gen"
+    _draw_images(folder / f"generation_{epoch:08d}.png", data, agent, shown, f"epoch {epoch}, test images")
+    if scores is not None:
+        title = f"epoch {epoch}, validation images"
+        utils.violin(folder / f"auroc_{epoch:08d}.png", data.validation.labels, scores, title)
+
+
+def _draw_images(path: Path, data: DataSet, agent: Agent, rows: list[int], title: str) -> None:
+    images = data.test.images.batch(rows)
+    reconstructions, maps = agent.score(images)
+    x = agent.prepare(images)
+    x = x / 2 + 0.5 if agent.settings.algorithm == "paper" else x
+    pictures = [value.permute(0, 2, 3, 1).cpu().numpy() for value in (x, reconstructions)]
+    captions = [data.class_names[data.test.classes[row]] for row in rows]
+    utils.generation(path, *pictures, maps.cpu().numpy(), captions, title)
+
+
+def draw_masks(settings: Namespace, data: DataSet, agent: Agent) -> None:
+    """Draw the masks of the first training image, what they leave of it, and what is inpainted nowhere yet."""
+    images = data.train.batch([0])
+    keys = content_keys(settings.seed, images.to(agent.device))
+    x = agent.prepare(images)
+    shown = x / 2 + 0.5 if settings.algorithm == "paper" else x
+    masks, masked = [], []
+    for k in settings.list_k:
+        mask = disjoint_masks(keys, agent.size, k, settings.disjoint_n)[0].cpu()  # (n, H, W)
+        masks.append((f"k = {k}", list(mask[:12].numpy())))
+        values = (shown[0].cpu() * mask[:12, None]).permute(0, 2, 3, 1).numpy()
+        masked.append((f"k = {k}", [np.squeeze(value) for value in values]))
+    captions = [f"mask {number + 1}" for number in range(min(settings.disjoint_n, 12))]
+    utils.grid(settings.output / "results_tr/masks.png", masks, "disjoint masks (black: hidden)", captions)
+    utils.grid(settings.output / "results_tr/masked.png", masked, "masked inputs", captions)
+
+
+def load(path: Path, resumable: bool = False) -> dict[str, Any]:
+    """A checkpoint of ours; UserError where it is missing or damaged."""
+    content = checkpoint.load(path, "riad")
+    checks = dict.fromkeys(("settings", "model"), dict) | dict.fromkeys(("data", "fingerprint"), str)
+    checks |= {"channels": int, "class_names": list, "epoch": int}
+    if resumable:
+        checks |= dict.fromkeys(("optimizer", "scaler", "sums"), dict) | dict.fromkeys(("steps", "batch"), int)
+        checks |= {"seconds": float, "history": list}
+    for name, kind in checks.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what RIAD stores")
+    return content
+
+
+def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Score the test images with each saved network; writes results_te and result.json, returns what is in the latter.
+
+    The network that the validation images chose is the result; the others stand beside it. Stores the scores of the
+    good validation images, from which thresholds come, in the checkpoints.
+    """
+    folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
+    found: dict[str, dict[str, Any]] = {}
+    for name in (FINE, LOSS, BEST[chosen_by]):
+        content = load(folder / name)
+        checkpoint.load_parameters(agent.network, content["model"], folder / name)
+        entry = next((other for other in found.values() if other["epoch"] == content["epoch"]), None)
+        if entry is None:  # else this network was tested under another name
+            calibration = _calibrate(agent, data.validation, settings)
+            scores, pixels = _score_test(agent, data.test, settings)
+            entry = {
+                "epoch": content["epoch"],
+                "scores": scores,
+                "pixels": pixels,
+                "calibration": calibration,
+                "threshold": thresholds(calibration, settings.fpr),
+            }
+        save_network(folder / name, agent, content["epoch"], content, calibration=entry["calibration"])
+        found[name] = entry
+        _write_test(settings.output / "results_te", name, data, entry, agent)
+    best = found[BEST[chosen_by]]
+    result = {
+        "name_best": BEST[chosen_by],
+        **_measures(data.test, best),
+        **{name: getattr(settings, name) for name in ("select_norm", "masking_mode", "disjoint_n", "nn")},
+        "dim_h": settings.img_size,
+        "dim_w": settings.img_size,
+        "dim_c": data.channels,
+        "ksize": settings.ksize,
+        "mode_optim": settings.mode_optim,
+        "learning_rate": settings.lr,
+        "mode_lr": settings.mode_lr,
+        "path_ckpt": PATH_CKPT,
+        "ngpu": settings.ngpu,
+        "device": str(agent.device),
+        "filters": str([data.channels, *settings.filters]),
+        "data": data.data,
+        "images": {"train": len(data.train), "validation": len(data.validation.images), "test": len(data.test.images)},
+        "models": {
+            name: {"epoch": entry["epoch"], "chosen_by": CHOSEN_BY[name], **_measures(data.test, entry)}
+            for name, entry in found.items()
+        },
+        "threshold": _rates(best, data.test),
+        "history": history,
+        "settings": options.plain(settings),
+        "versions": checkpoint.versions(),
+    }
+    write_json(settings.output / "result.json", result)
+    for name, entry in result["models"].items():
+        more = f", pixel AUROC {entry['pixel_auroc']:.4f}, AUPRO {entry['aupro']:.4f}" if "aupro" in entry else ""
+        say(f"{name}, epoch {entry['epoch']} ({entry['chosen_by']}): test AUROC {entry['auroc']:.4f}{more}")
+    rates = result["threshold"]
+    say(
+        f"threshold {rates['image']:.4g} for a false-positive rate of {rates['promised_fpr']:.2g}, from "
+        f"{rates['images']} good validation images: {rates['fpr_on_test_good']:.3f} of the good test images are called "
+        f"defective, {rates['detection_rate']:.3f} of the others"
+    )
+    say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
+    return result
+
+
+def _calibrate(agent: Agent, part: Part, settings: Namespace) -> list[float]:
+    """Scores of the good validation images."""
+    rows = np.flatnonzero(part.labels == 0)
+    chunks = torch.tensor(rows).split(settings.batch_score)
+    maps = (agent.score(part.images.batch(chunk))[1] for chunk in progress(chunks, "scoring good validation images"))
+    return torch.cat([batch.amax(dim=(1, 2)) for batch in maps]).tolist()
+
+
+def thresholds(calibration: list[float] | None, fpr: float) -> dict[str, Any] | None:
+    """The threshold for images and pixels alike, since an image's score is its map's maximum; None without scores.
+
+    "promised_fpr" is the rate that so many images can vouch for.
+    """
+    if not calibration:
+        return None
+    limit, promised = threshold_for_fpr(calibration, fpr)
+    if promised > fpr:
+        say(
+            f"{len(calibration)} good validation images cannot vouch for a false-positive rate of {fpr:g}, only for "
+            f"{promised:.2g}: the threshold is their highest score"
+        )
+    return {"image": limit, "images": len(calibration), "fpr": fpr, "promised_fpr": promised}
+
+
+def upsample(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Map (h, w) at the network's resolution to (H, W), bilinear."""
+    resized = torch.nn.functional.interpolate(anomaly_map[None, None], size, mode="bilinear", align_corners=False)
+    return resized[0, 0].numpy()
+
+
+def _score_test(agent: Agent, part: Part, settings: Namespace) -> tuple[np.ndarray, dict[str, float]]:
+    """Scores (N,), and pixel metrics where there are masks."""
+    with_masks = part.samples and any(sample.mask for sample in part.samples)
+    metrics, scores, without = PixelMetrics(), [], 0
+    for start, maps in score_batches(agent, part.images, settings, "testing"):
+        scores.append(maps.amax(dim=(1, 2)).numpy())
+        for sample, anomaly_map in zip(part.samples[start : start + len(maps)] if with_masks else [], maps):
+            if sample.label and sample.mask is None:
+                without += 1  # nobody knows which of its pixels are defective
+                continue
+            size = image_size(sample.path)
+            metrics.update(upsample(anomaly_map, size), read_mask(sample.mask, size) if sample.mask else None)
+    pixels = metrics.compute() | {"defective_images_without_mask": without} if with_masks else {}
+    return np.concatenate(scores), pixels
+
+
+def _measures(part: Part, entry: dict[str, Any]) -> dict[str, Any]:
+    scores = entry["scores"]
+    return {
+        "auroc": image_auroc(part.labels, scores),
+        "loss": float(scores[part.labels == 0].mean()),
+        "average_precision": average_precision(part.labels, scores),
+        **entry["pixels"],
+    }
+
+
+def _rates(entry: dict[str, Any], part: Part) -> dict[str, Any]:
+    called = entry["scores"] > entry["threshold"]["image"]
+    detected = float(called[part.labels > 0].mean()) if part.labels.any() else float("nan")
+    return entry["threshold"] | {"fpr_on_test_good": float(called[part.labels == 0].mean()), "detection_rate": detected}
+
+
+def verdict_of(score: float, threshold: dict[str, Any] | None) -> str:
+    """ "good", "defective", or nothing without a threshold."""
+    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
+
+
+def _write_test(folder: Path, name: str, data: DataSet, entry: dict[str, Any], agent: Agent) -> None:
+    part, stem = data.test, Path(name).stem
+    rows = [
+        [label, score, data.class_names[number], image, verdict_of(score, entry["threshold"])]
+        for label, score, number, image in zip(part.labels, entry["scores"], part.classes, part.names)
+    ]
+    write_csv(folder / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
+    utils.violin(folder / f"auroc_{stem}.png", part.labels, entry["scores"], f"{stem}, test images")
+    _draw_images(folder / f"generation_{stem}.png", data, agent, _first_of_each_class(part), f"{stem}, test images")

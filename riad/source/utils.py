@@ -1,0 +1,101 @@
+"""Pictures: masks, masked inputs, reconstructions, scores and losses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.figures import overlay, save_figure
+from common.metrics import image_auroc
+
+GOOD, OTHER = "#0072B2", "#D55E00"  # Okabe & Ito's, which people with any kind of colour blindness can tell apart
+
+
+def grid(
+    path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str, captions: Sequence[str] = ()
+) -> None:
+    """Draw rows of images, each (name, images (H, W) or (H, W, 3) in 0..1), with a caption above each column."""
+    columns = max(len(images) for _, images in rows)
+    figure = Figure((1.1 * columns + 1.3, 1.1 * len(rows) + 0.9), dpi=100)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, images) in zip(axes, rows):
+        for cell in line:
+            cell.axis("off")
+        for cell, image in zip(line, images):
+            cell.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for cell, caption in zip(axes[0], captions):
+        cell.set_title(caption, fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left=1.2 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.65 / height)
+    save_figure(figure, path)
+
+
+def generation(
+    path: Path,
+    images: np.ndarray,
+    reconstructions: np.ndarray,
+    maps: np.ndarray,
+    captions: Sequence[str],
+    title: str,
+) -> None:
+    """Draw input, reconstruction, map and overlay below each other.
+
+    images, reconstructions: (N, H, W, 1 or 3) in 0..1; maps: (N, H, W), shown on one scale from 0 to their maximum.
+    """
+    shown = [np.squeeze(values.clip(0, 1)) if values.shape[-1] == 1 else values.clip(0, 1) for values in images]
+    made = [np.squeeze(values.clip(0, 1)) if values.shape[-1] == 1 else values.clip(0, 1) for values in reconstructions]
+    hottest = max(float(maps.max()), 1e-6)
+    heated = [
+        overlay((np.broadcast_to(image, (*image.shape[:2], 3)) * 255).astype(np.uint8), heat, 0, hottest) / 255
+        for image, heat in zip(images.clip(0, 1), maps)
+    ]
+    rows = [("input", shown), ("reconstruction", made), ("map", list(maps / hottest)), ("overlay", heated)]
+    grid(path, rows, title, captions)
+
+
+def violin(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
+    """Draw how the scores of good images (label 0) and of others are distributed, with the AUROC where both exist."""
+    figure = Figure((4.5, 3.8), dpi=100)
+    axes = figure.subplots()
+    groups = [("good", GOOD, scores[labels == 0]), ("not good", OTHER, scores[labels > 0])]
+    groups = [group for group in groups if len(group[2])]
+    for place, (_, colour, values) in enumerate(groups):
+        if len(values) > 1 and np.ptp(values) > 0:
+            body = axes.violinplot(values, [place], widths=0.8, showmedians=True, showextrema=True)
+            for part in (*body["bodies"], body["cmedians"], body["cbars"], body["cmins"], body["cmaxes"]):
+                part.set_color(colour)
+        else:
+            axes.plot(np.full(len(values), place), values, "o", color=colour)
+    axes.set_xticks(range(len(groups)), [f"{name} ({len(values)})" for name, _, values in groups])
+    axes.set_ylabel("anomaly score")
+    axes.grid(axis="y", alpha=0.3)
+    auroc = f"\nAUROC {image_auroc(labels, scores):.4f}" if len(groups) == 2 else ""
+    axes.set_title(title + auroc, fontsize=10, parse_math=False)
+    figure.set_layout_engine("tight")
+    save_figure(figure, path)
+
+
+def loss_curves(path: Path, history: Sequence[dict[str, Any]], chosen_by: str) -> None:
+    """Draw total, L2, SSIM and MSGMS loss, the learning rate and what chooses the epoch, over epochs."""
+    panels = [("loss", "total loss"), ("l2", "L2"), ("ssim", "SSIM"), ("msgms", "MSGMS"), ("rate", "learning rate")]
+    panels.append((chosen_by, f"validation: {chosen_by}"))
+    figure = Figure((10, 5), dpi=100)
+    epochs = [entry["epoch"] for entry in history]
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels):
+        _curve(axes, epochs, [entry[key] for entry in history], title)
+    figure.set_layout_engine("tight")
+    save_figure(figure, path)
+
+
+def _curve(axes: Axes, epochs: Sequence[int], values: Sequence[float], title: str) -> None:
+    axes.plot(epochs, values, marker="o" if len(epochs) == 1 else None, color=GOOD)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
