@@ -10,9 +10,9 @@ FOLD_FROM = 2000  # pixels in a batch; with fewer, preparing the folded kernel t
 class Layer(nn.Module):
     """Convolution, batch norm and LeakyReLU (slope 0: ReLU); `upsample` doubles height and width first.
 
-    (B, channels_in, h, w) to (B, channels_out, h', w'). In eval mode the batch norm is folded into the convolution, which
-    then computes channels last: a third faster on a CPU. Training does not, where PyTorch's batch norm is less exact in
-    that layout (gradients off by 1e-3) and nothing is gained.
+    (B, channels_in, h, w) to (B, channels_out, h', w'). In eval mode the batch norm is folded into the convolution,
+    which then computes channels last: a third faster on a CPU. Training does not: there PyTorch's batch norm is less
+    exact in that layout (gradients off by 1e-3), for a gain of 7 %.
     """
 
     def __init__(

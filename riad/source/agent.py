@@ -162,21 +162,24 @@ class Agent:
         self.network.eval()
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
         masks = self._masks(keys, self.settings.list_k[batch % len(self.settings.list_k)])
-        return float(self._weighted(self._paper_losses(x, assemble(self.inpaint(x, masks), masks))))
+        with self._autocast():
+            outputs = self.inpaint(x, masks)
+        return float(self._weighted(self._paper_losses(x, assemble(outputs, masks))))
 
     @torch.no_grad()
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions (B, C, H, W) in 0..1 and anomaly maps (B, H, W), whose maxima are the images' scores.
 
-        images: (B, C, H, W) uint8. Reconstructions are made of the hidden cells, as the mean over cell sizes. In full
-        precision. Raises UserError where a map is not finite.
+        images: (B, C, H, W) uint8. Reconstructions are made of the hidden cells, as the mean over cell sizes.
+        Raises UserError where a map is not finite.
         """
         self.network.eval()
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
         reconstructions, maps = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         for k in self.settings.list_k:
             masks = self._masks(keys, k)
-            outputs = self.inpaint(x, masks)
+            with self._autocast():
+                outputs = self.inpaint(x, masks)
             reconstruction = assemble(outputs, masks)
             reconstructions += reconstruction / len(self.settings.list_k)
             part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)

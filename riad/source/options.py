@@ -87,7 +87,7 @@ def build_parser() -> ArgumentParser:
     add("--weight_decay", type=float, help="weight decay (repo: 0; paper: 1e-5)")
     add("--batch", type=int, help="images per batch (repo: 16; paper: 4)")
     add("--epochs", type=int, default=300, help="epochs")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the training steps")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network's passes")
     add("--seed", type=int, default=0, help="of weights, batches, masks and the validation share")
     # scores
     add("--smooth", type=int, help="side of the mean filter over anomaly maps, pixels, odd (paper: 21)")
