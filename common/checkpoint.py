@@ -4,7 +4,7 @@ import errno
 import pickle
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,9 @@ def read(path: str | Path) -> Any:
     except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise UserError(f"cannot read {path}: {reason(error)}") from error
-        raise UserError(f"{path} is broken or no checkpoint: {_first_line(error)}") from error
+        # Only torch's own words mean something to people; those on garbage are such as "105".
+        why = f": {_first_line(error)}" if isinstance(error, RuntimeError) else ""
+        raise UserError(f"{path} is broken or no checkpoint{why}") from error
 
 
 def _read(path: Path) -> Any:
@@ -95,6 +97,26 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # files of torch before 1.6 are no zip archives and cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_sound(
+    content: Mapping[str, Any], path: str | Path, checks: Mapping[str, Callable[[Any], bool]], owner: str
+) -> None:
+    """Raise UserError for the first entry of `content`, read from `path`, that its check by name refuses.
+
+    A missing entry is checked as None; owner: who stores such files, such as "CS-Flow".
+    """
+    for name, sound in checks.items():
+        if not sound(content.get(name)):
+            raise UserError(f"{path} is damaged: its {name!r} is missing or not what {owner} stores")
+
+
+def finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all parameters, buffers and the optimizer's moments are: after a fine loss, a step may have spoiled
+    them, and only sound ones are worth saving."""
+    moments = (value for entry in optimizer.state.values() for value in entry.values())
+    tensors = (value for value in (*model.state_dict().values(), *moments) if isinstance(value, Tensor))
+    return all(value.isfinite().all().item() for value in tensors)
 
 
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

@@ -124,7 +124,18 @@ def curve_figure(
     axes.set_xlabel(_short(x_name, 60), parse_math=False)
     axes.set_ylabel(_short(y_name, 40), parse_math=False)
     _legend(axes)
+    _make_room_left(figure, axes)
     save_figure(figure, path)
+
+
+def _make_room_left(figure: Figure, axes: Axes) -> None:
+    """Widen `figure` where the numbers along the y axis are so long that the axis's name would be cut off."""
+    missing = 0.08 - axes.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).x0 / figure.dpi  # inches
+    if missing > 0:
+        (width, height), box = figure.get_size_inches(), axes.get_position()
+        figure.set_size_inches(width + missing, height)
+        left, span = (box.x0 * width + missing) / (width + missing), box.width * width / (width + missing)
+        axes.set_position((left, box.y0, span, box.height))
 
 
 def map_sheet(

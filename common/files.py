@@ -20,18 +20,28 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def first_process() -> bool:
+    """Whether this is the first or the only process of a run: of several (torchrun), it alone speaks and writes."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file that takes the place of `path` only when the block ends without an error.
 
     Whatever goes wrong (full disk, kill, exception), the old file stays as it was. Missing folders are made.
     Text is UTF-8, with backslash escapes for names that are not. Raises UserError where the file cannot be written.
+    What processes other than the first one write is dropped: it would be the same.
     """
     path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    if not first_process():
+        with tempfile.TemporaryFile(f"{mode}+", **text) as file:
+            yield file
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
         descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         with os.fdopen(descriptor, mode, **text) as file:

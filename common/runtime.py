@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import UserError, reason
+from common.files import UserError, first_process, reason
 
 __all__ = [
     "PRECISIONS",
@@ -42,12 +42,8 @@ def say(message: str) -> None:
 
     Of several processes (torchrun), the first one speaks.
     """
-    if not _silent():
+    if first_process():
         print(message, flush=True)
-
-
-def _silent() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
@@ -186,7 +182,7 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
 
     Both go to stderr and show rate and remaining time. `hide` shows nothing.
     """
-    if hide or _silent() or sys.stderr is None:
+    if hide or not first_process() or sys.stderr is None:
         yield from items
         return
     if sys.stderr.isatty():

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.files import require_writable, write_json
+from common.memory import reuse_memory
 from common.runtime import ArgumentParser, UserError, autocast, progress, say, script, seed_all, stop_on_request
 from crrn.boards import cycle_of, is_synthetic, number_of
 from crrn.checkpoints import (
@@ -29,7 +30,6 @@ from crrn.checkpoints import (
     check_options,
     load_checkpoint,
     reconstruct,
-    require_random_state,
     result_folder,
 )
 from crrn.demo_boards import ensure_prepared
@@ -54,6 +54,8 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
 
     seed_all(options.seed)
     model = build_model(options).to(device)
+    # Unused: ConvSTLSTM's h2m in its first layer.
+    network = distributed.parallel(model, unused=options.mode == "ConvSTLSTM")
     # fused: the same update in one pass over the parameters, faster on every device
     optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -63,10 +65,8 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
         checkpoint.load_parameters(model, stored["state_dict"], path)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], path)
         first_epoch, first_step, loss_sum = stored["epoch"] + 1, stored.get("step", 0), stored.get("loss_sum", 0.0)
-        if first_step:
-            if first_step > steps:
-                raise UserError(f"{path} is damaged: its 'step' is {first_step} of {steps}")
-            require_random_state(stored["random"], path)
+        if first_step > steps:
+            raise UserError(f"{path} is damaged: its 'step' is {first_step} of {steps}")
         test_loss = stored["test_loss"]
         train_loss = stored.get("train_loss", [float("nan")] * len(test_loss))  # the authors' files have none
         if stored.get("scaler"):
@@ -99,7 +99,6 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             train_loss=train_loss,
             step=step,  # of the next epoch: those done
             loss_sum=loss_sum,
-            random=checkpoint.random_state(),
             scaler=scaler.state_dict(),
             settings={name: getattr(options, name) for name in MODEL_SETTINGS + TRAINING_SETTINGS},
             height=prepared.height,
@@ -112,16 +111,14 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     with stop_on_request() as stop:
         for epoch in range(first_epoch, options.num_epochs):
             started = time.monotonic()
-            if first_step:
-                checkpoint.set_random_state(stored["random"])
-            else:
-                # All that is random in an epoch depends on seed and epoch alone: it can be repeated.
-                seed_all(options.seed * 1_000_003 + epoch)
+            if not first_step:
                 loss_sum = 0.0
             ratio = teacher_ratio(options, epoch)
             title = f"epoch {epoch + 1}/{options.num_epochs}" + (f" (loss {train_loss[-1]:.4f})" if train_loss else "")
             model.train()
             for step in progress(range(first_step, steps), title):
+                # All that is random in a step depends on seed, epoch and step alone: it can be repeated.
+                seed_all((options.seed * 1_000_003 + epoch) * 1_000_003 + step)
                 if measured is None:
                     values = draw_sequences(
                         options.batch_size, len(prepared.pad_ids), prepared.mean, prepared.std
@@ -130,18 +127,23 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
                 else:
                     clean = measured[torch.randint(len(measured), (options.batch_size,))]
                 clean = clean.to(device)
+                corrupted, weight = distributed.share(corrupt(clean, mask))
+                clean, _ = distributed.share(clean)
+                if distributed.rank():  # dropout and teacher forcing of its own
+                    torch.manual_seed(torch.initial_seed() + distributed.rank())
                 with autocast(device, options.precision):
-                    output = model(corrupt(clean, mask), ratio)
-                loss = F.mse_loss(output.float(), clean)
-                stop_if_not_finite("the loss is", loss.item(), epoch, step + 1)
+                    output = network(corrupted, ratio)
+                loss = weight * F.mse_loss(output.float(), clean)
+                mean = distributed.mean_of(loss.item(), device)
+                stop_if_not_finite("the loss is", mean, epoch, step + 1)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 scaler.step(optimizer)
                 scaler.update()
-                loss_sum += loss.item()
-                if stop():
+                loss_sum += mean
+                if distributed.anywhere(stop(), device):
                     save(epoch - 1, step + 1)
                     raise KeyboardInterrupt
             first_step = 0
@@ -156,7 +158,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
                 f"{test_loss[-1]:.4f} (zeros: {_power(test_set):.4f}); teacher ratio {ratio:.3f}, {seconds:.0f} s, "
                 f"about {left / 60:.0f} min left"
             )
-            if stop():
+            if distributed.anywhere(stop(), device):
                 raise KeyboardInterrupt
     _write_summary(options, prepared, path, train_loss, test_loss, device)
 
@@ -248,8 +250,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     options.held_out = HELD_OUT if options.held_out is None else options.held_out
     cycle = cycle_of(options.data, options.cycle)
-    device = device_of(options.gpu_ids, options.cpu)
-    prepared = ensure_prepared(options.data, cycle)
+    device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    reuse_memory()
+    with distributed.first_alone():
+        prepared = ensure_prepared(options.data, cycle)
     path = result_folder(options, prepared.folder) / "model_dictionary.pt"
     require_writable(path.parent)
     try:

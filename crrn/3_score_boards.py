@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.files import read_json, require_writable, write_csv, write_json
 from common.metrics import threshold_for_fpr
 from common.runtime import ArgumentParser, UserError, progress, say, script
@@ -162,8 +162,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     check_options(options, batch_size=(1, 1e9), fpr=(1e-6, 0.5))
     cycle = cycle_of(options.data, options.cycle)
-    device = device_of(options.gpu_ids, options.cpu)
-    prepared = ensure_prepared(options.data, cycle)
+    device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    with distributed.first_alone():
+        prepared = ensure_prepared(options.data, cycle)
     folder = result_folder(options, prepared.folder)
     model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
     inside = options.boards / "spi_measurement"

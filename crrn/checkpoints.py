@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, say
 from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
@@ -169,7 +169,6 @@ OURS: dict[str, Callable[[Any, Mapping], bool]] = {
     "settings": lambda value, all_: _options(value),
     "step": lambda value, all_: _count(value),
     "loss_sum": lambda value, all_: _finite(value),
-    "random": lambda value, all_: isinstance(value, Mapping),
     "scaler": lambda value, all_: _scaler(value),
     "height": lambda value, all_: _count(value),
     "width": lambda value, all_: _count(value),
@@ -216,22 +215,19 @@ def _shared_arguments(options: argparse.Namespace) -> list[str]:
     return arguments
 
 
-def require_random_state(state: Mapping[str, Any], path: Path) -> None:
-    """Set all random generators to `state`; UserError where it is none."""
-    try:
-        checkpoint.set_random_state(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{path} is damaged: its 'random' is not what CRRN stores") from error
-
-
 @torch.no_grad()
 def reconstruct(
     model: ST_EncDec, sequences: Tensor, batch_size: int, device: torch.device, precision: str = "fp32"
 ) -> Tensor:
-    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape, float32, on the CPU."""
+    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape, float32, on the CPU.
+
+    Of several processes, each reconstructs its part; all get the whole.
+    """
     model.eval()
     outputs = []
-    for batch in sequences.split(batch_size):
+    own = distributed.part(sequences)
+    # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
+    for batch in (own if len(own) else sequences[:1]).split(batch_size):
         with autocast(device, precision):
             outputs.append(model(batch.to(device)).float().cpu())
-    return torch.cat(outputs)
+    return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(own)].numpy()))

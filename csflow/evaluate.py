@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import distributed
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import write_csv, write_json
@@ -78,8 +77,6 @@ def evaluate(
     """
     labels = np.array([sample.label for sample in dataset.test])
     scored = run_flow(model, test_set, range(len(labels)), config, device)
-    if distributed.rank():
-        return {}  # the first process reports
     scores = scored[config.score]
     threshold = thresholds(about.get("calibration"), config)
     # Of other images than these, the history would read like results on them.

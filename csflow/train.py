@@ -82,7 +82,7 @@ def train(
         nonlocal last_saved
         last_saved = time.monotonic()
         about.update(epoch=epoch, step=step)
-        if config.save_model and not distributed.rank():
+        if config.save_model:
             states = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
             save_model(config.model_file, model, config, **states, **about)
 

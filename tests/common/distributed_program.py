@@ -1,5 +1,6 @@
 """What tests/common/test_distributed.py starts with torchrun; every process writes what it found to argv[1]<rank>."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -60,20 +61,24 @@ except UserError as error:
     refusal = str(error)
 say("said once")
 list(progress(range(2), "not shown by the others", every=0))
-write_json(
-    folder / f"result_{rank}.json",
-    {
-        "size": size,
-        "found": found,
-        "loss": [distributed.mean_of(loss.item(), device), whole.item()],
-        "by_wrapper": furthest(by_wrapper),
-        "by_hand": furthest(by_hand),
-        "few": distributed.share([7])[1],
-        "anywhere": [distributed.anywhere(rank == 1, device), distributed.anywhere(False, device)],
-        "gathered": [
-            distributed.gathered(np.array(distributed.part(range(n)), dtype=np.int64).reshape(-1, 1)).ravel().tolist()
-            for n in (5, 1)
-        ],
-        "refusal": refusal,
-    },
+write_json(folder / "shared.json", rank)  # the first process's alone is kept
+(folder / f"result_{rank}.json").write_text(
+    json.dumps(
+        {
+            "size": size,
+            "found": found,
+            "loss": [distributed.mean_of(loss.item(), device), whole.item()],
+            "by_wrapper": furthest(by_wrapper),
+            "by_hand": furthest(by_hand),
+            "few": distributed.share([7])[1],
+            "anywhere": [distributed.anywhere(rank == 1, device), distributed.anywhere(False, device)],
+            "gathered": [
+                distributed.gathered(np.array(distributed.part(range(n)), dtype=np.int64).reshape(-1, 1))
+                .ravel()
+                .tolist()
+                for n in (5, 1)
+            ],
+            "refusal": refusal,
+        }
+    )
 )

@@ -336,3 +336,35 @@ def test_bare_content_is_written_and_read(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="broken"):
         checkpoint.read(path)
+
+
+def test_entries_are_checked_by_name(tmp_path):
+    checks = {"epoch": lambda value: isinstance(value, int), "model": lambda value: isinstance(value, dict)}
+    checkpoint.require_sound({"epoch": 1, "model": {}, "more": None}, tmp_path, checks, "CS-Flow")
+    for content, name in (({"epoch": "1", "model": {}}, "epoch"), ({"epoch": 1}, "model")):
+        with pytest.raises(UserError, match=f"damaged: its '{name}' is missing or not what CS-Flow stores"):
+            checkpoint.require_sound(content, tmp_path, checks, "CS-Flow")
+
+
+def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
+    for spoil in (None, "weight", "running_var", "exp_avg_sq"):
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.randn(3, 2)).square().sum().backward()
+        optimizer.step()
+        assert checkpoint.finite(model, optimizer)
+        places = {
+            "weight": model[0].weight.data,
+            "running_var": model[1].running_var,
+            "exp_avg_sq": optimizer.state[model[0].bias]["exp_avg_sq"],
+        }
+        if spoil:
+            places[spoil][0] = float("inf")
+            assert not checkpoint.finite(model, optimizer), spoil
+
+
+def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):
+    (tmp_path / "a.pt").write_text("important notes\n")
+    with pytest.raises(UserError) as caught:
+        checkpoint.read(tmp_path / "a.pt")
+    assert str(caught.value).endswith(("broken or no checkpoint", "tensors and plain values"))

@@ -31,6 +31,15 @@ def test_one_point_is_visible(tmp_path):
     assert (point < 200).sum() > (empty < 200).sum() + 10
 
 
+def test_the_name_of_the_y_axis_is_whole_beside_long_numbers(tmp_path):
+    for name, values in (("short", [1, 2]), ("long", [0.000251, 0.000263])):
+        curve_figure(tmp_path / f"{name}.png", {"a": ([0, 1], values)}, "t", "x", "error, scaled")
+    short, long = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("short", "long"))
+    assert short.shape[0] == long.shape[0] and short.shape[1] < long.shape[1]
+    for picture in (short, long):
+        assert (picture[:, :5] > 200).all() and (picture[:, :40] < 100).any()
+
+
 def test_bad_curves(tmp_path):
     with pytest.raises(ValueError, match="shape"):
         curve_figure(tmp_path / "a.png", {"a": ([1, 2], [3])}, "t", "x", "y")

@@ -20,6 +20,7 @@ def test_two_processes(tmp_path):
     assert ended.stdout.count("said once") == 1 and ended.stderr.count("not shown by the others: 1/2") == 1
     one, two = (json.loads((tmp_path / f"result_{rank}.json").read_text()) for rank in range(2))
     assert one["found"] == ["met_by_0"] and two["found"] == ["met_by_0", "met_by_1"]
+    assert json.loads((tmp_path / "shared.json").read_text()) == 0
     assert (one["few"], two["few"]) == (2.0, 0.0)
     for result in (one, two):
         assert result["size"] == 2

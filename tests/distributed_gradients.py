@@ -1,0 +1,67 @@
+"""What tests/test_distributed_gradients.py starts with torchrun: one backward pass of every method's network in two
+processes, batch norms in eval mode; the first process prints, per method, how far the gradients are from its own."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+
+from common import distributed
+from crrn.model.ConvRRN import ST_EncDec
+from csflow.model import CSFlow
+from csflow.utils import get_loss
+from memae.models import AutoEncoderCov3DMem, EntropyLossEncap
+
+
+def csflow():
+    x = [torch.randn(3, 4, 4 >> s, 4 >> s) for s in range(3)]
+    return CSFlow(4, 2, 8, [3, 5], 3.0), x, lambda model, *part: get_loss(*model(list(part)))
+
+
+def crrn(mode, is_attn):
+    x = [torch.randn(3, 4, 1, 13, 17)]
+    network = ST_EncDec(mode, [1, 4, 4], [5, 5], 2, is_attn)
+    return network, x, lambda model, part: F.mse_loss(model(part), part)
+
+
+def memae():
+    def loss(model, part):
+        out = model(part)
+        return F.mse_loss(out["output"], part) + 0.1 * EntropyLossEncap()(out["att"])
+
+    return AutoEncoderCov3DMem(1, 10, 0.01), [torch.randn(3, 1, 8, 16, 16)], loss
+
+
+METHODS = {
+    "csflow": csflow,
+    "crrn": lambda: crrn("ConvConjLSTM", True),
+    "crrn, parameters that take no part": lambda: crrn("ConvSTLSTM", False),
+    "memae": memae,
+}
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+device = distributed.join(torch.device("cpu"))
+found = {}
+for name, make in METHODS.items():
+    torch.manual_seed(0)
+    model, inputs, loss_of = make()
+    model.eval()
+    loss_of(model, *inputs).backward()
+    alone = gradients(model)
+    model.zero_grad()
+    parts, weights = zip(*(distributed.share(x) for x in inputs))
+    wrapped = distributed.parallel(model, unused="no part" in name)
+    (weights[0] * loss_of(wrapped, *parts)).backward()
+    together = gradients(model)
+    found[name] = max((together[key] - value).abs().max().item() for key, value in alone.items())
+    assert len(alone) > 3 and max(value.abs().max().item() for value in alone.values()) > 1e-3, name
+if not distributed.rank():
+    print(json.dumps(found))
