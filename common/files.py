@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 class UserError(Exception):
     """Something the user can mend. The scripts print it as one line and end with exit status 2."""
@@ -67,6 +72,29 @@ def require_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {reason(error)}") from error
+
+
+@contextmanager
+def only_run(folder: str | Path) -> Iterator[None]:
+    """Within the block, no other run can enter it for the same folder; UserError where one is in it already.
+
+    Two runs that write to one folder would spoil each other's results. The system keeps the lock as long as the process
+    lives, whatever ends it; on systems without such locks (Windows) there is none.
+    """
+    if fcntl is None or not first_process():
+        yield
+        return
+    require_writable(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"another run is writing to {folder}: wait for its end, or give this one another name"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import write_csv, write_json
+from common.files import only_run, require_writable, write_csv, write_json
 from common.images import image_size, read_image, read_mask
 from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
 from common.runtime import pick_device, progress, say, script
@@ -239,7 +239,10 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_dataset(config)
     _, test_set, _ = load_features(config, dataset, device)
     require_same_weights(test_set, about, config.model_file)
-    evaluate(config, dataset, model, test_set, about, device)
+    for folder in (config.score_picture_dir, config.map_picture_dir):
+        require_writable(folder)
+    with only_run(config.result_dir):
+        evaluate(config, dataset, model, test_set, about, device)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ Writes to feature_path/<class>/: <class>_scale_{0,1,2}_{train,test}.npy, <class>
 (of the test part), and <class>_features.json, which says how and from what they were made.
 """
 
+import io
+import os
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -14,12 +18,14 @@ import numpy as np
 import torch
 
 from common.checkpoint import versions
-from common.files import atomic_write, read_json, write_json
-from common.runtime import UserError, pick_device, progress, say, script
+from common.files import atomic_write, only_run, read_json, write_json
+from common.runtime import UserError, pick_device, progress, say, script, stop_on_request
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.model import N_FEAT, FeatureExtractor, load_extractor
 from csflow.utils import Dataset, StoredFeatures, load_dataset, load_images
+
+SAVE_EVERY = 20.0  # seconds between the moments from which an interrupted extraction goes on
 
 
 def feature_file(config: Config, name: str) -> Path:
@@ -28,25 +34,13 @@ def feature_file(config: Config, name: str) -> Path:
 
 
 def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
-    """Extract and store the features of both parts; nothing is replaced before all of them are computed."""
+    """Extract and store the features of both parts; what is stored counts only when all of them are computed.
+
+    Interrupted, the next extraction of the same images with the same extractor goes on where this one was.
+    KeyboardInterrupt after Ctrl-C, when what was computed is on the disk.
+    """
     extractor, name = load_extractor(config, device)
     parts = {"train": dataset.train, "test": dataset.test}
-    with ExitStack() as stack:
-        for part, samples in parts.items():
-            files = []
-            for scale in range(config.n_scales):
-                files.append(stack.enter_context(atomic_write(feature_file(config, f"scale_{scale}_{part}.npy"))))
-                shape = _shape(config, name, len(samples), scale)
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(files[-1], header)
-            batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
-            for batch in progress(batches, f"features of {part}", hide=config.hide_tqdm_bar):
-                for file, features in zip(files, _features(batch, config, extractor, device)):
-                    file.write(np.ascontiguousarray(features, dtype="<f4").data)
-        # From here to the last line, an interruption leaves features that count as missing, never as others.
-        feature_file(config, "features.json").unlink(missing_ok=True)
-    _write_array(feature_file(config, "labels.npy"), np.array([sample.label for sample in dataset.test]))
-    _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
     about = {
         "extractor": name,
         "weights": extractor.checksum(),
@@ -56,8 +50,79 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
         "counts": {part: len(samples) for part, samples in parts.items()},
         "versions": versions(),
     }
-    write_json(feature_file(config, "features.json"), about)
+    folder, progress_file = feature_file(config, "features.json").parent, feature_file(config, "extracting.json")
+    with only_run(folder), stop_on_request() as stop:
+        done = _done_before(progress_file, about)
+        for part, samples in parts.items():
+            shapes = [_shape(config, name, len(samples), scale) for scale in range(config.n_scales)]
+            paths = [feature_file(config, f"scale_{scale}_{part}.npy.part") for scale in range(config.n_scales)]
+            with ExitStack() as stack:
+                files = [stack.enter_context(_open_at(path, shape, done[part])) for path, shape in zip(paths, shapes)]
+                starts = range(done[part], len(samples), config.batch_size)
+                saved = time.monotonic()
+                for start in progress(starts, f"features of {part}", hide=config.hide_tqdm_bar):
+                    batch = samples[start : start + config.batch_size]
+                    for file, features in zip(files, _features(batch, config, extractor, device)):
+                        file.write(np.ascontiguousarray(features, dtype="<f4").data)
+                    done[part] += len(batch)
+                    if stop() or time.monotonic() - saved > SAVE_EVERY or done[part] == len(samples):
+                        for file in files:
+                            file.flush()
+                            os.fsync(file.fileno())
+                        write_json(progress_file, {"about": about, "done": done})
+                        saved = time.monotonic()
+                    if stop():
+                        say(f"{done['train']} + {done['test']} images are done; the same command goes on from there")
+                        raise KeyboardInterrupt
+        # From here to the last line, an interruption leaves features that count as missing, never as others.
+        progress_file.unlink()
+        feature_file(config, "features.json").unlink(missing_ok=True)
+        for part in parts:
+            for scale in range(config.n_scales):
+                path = feature_file(config, f"scale_{scale}_{part}.npy")
+                path.with_name(f"{path.name}.part").replace(path)
+        _write_array(feature_file(config, "labels.npy"), np.array([sample.label for sample in dataset.test]))
+        _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
+        write_json(feature_file(config, "features.json"), about)
     say(f"features of {len(dataset.train)} + {len(dataset.test)} images ({name}) are in {config.feature_path}")
+
+
+def _done_before(path: Path, about: dict) -> dict[str, int]:
+    """How many images of each part an interrupted extraction has stored; none where it was another one."""
+    none = dict.fromkeys(about["counts"], 0)
+    if not path.is_file():
+        return none
+    stored = read_json(path)
+    done = stored.get("done") if isinstance(stored, dict) and stored.get("about") == about else None
+    sound = isinstance(done, dict) and all(
+        type(done.get(part)) is int and 0 <= done[part] <= count for part, count in about["counts"].items()
+    )
+    if not sound:
+        return none
+    say(f"continuing an interrupted extraction after {done['train']} + {done['test']} images")
+    return {part: done[part] for part in none}
+
+
+def _open_at(path: Path, shape: tuple[int, ...], row: int) -> IO:
+    """The array's file, with its header, open for writing from `row` on; whatever lay behind it is cut off.
+
+    UserError where the file does not hold that many rows, or cannot be written.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    end = len(header.getvalue()) + 4 * row * int(np.prod(shape[1:]))
+    try:
+        file = path.open("r+b" if row else "w+b")
+    except FileNotFoundError:
+        raise UserError(f"{path} of an interrupted extraction is missing: delete {path.parent} to start anew") from None
+    if not row:
+        file.write(header.getvalue())
+    if file.seek(0, os.SEEK_END) < end:
+        file.close()
+        raise UserError(f"{path} of an interrupted extraction is cut off: delete {path.parent} to start anew")
+    file.truncate(end)
+    file.seek(end)
+    return file
 
 
 def _features(batch: list, config: Config, extractor: FeatureExtractor, device: torch.device) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import distributed
-from common.files import require_writable
+from common.files import only_run, require_writable
 from common.runtime import pick_device, say, script
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
@@ -27,14 +27,15 @@ def main(argv: list[str] | None = None) -> None:
         for folder in (config.model_file.parent, config.result_dir, config.score_picture_dir, config.map_picture_dir):
             require_writable(folder)
         train_set, test_set, extractor = load_features(config, dataset, device)
-    try:
-        model, about = train(config, dataset, train_set, test_set, extractor, device)
-    except KeyboardInterrupt:
-        if config.save_model and config.model_file.exists():
-            command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-            say(f"stopped; what is saved is in {config.model_file}. To continue: {command}")
-        raise
-    evaluate(config, dataset, model, test_set, about, device)
+    with only_run(config.result_dir):
+        try:
+            model, about = train(config, dataset, train_set, test_set, extractor, device)
+        except KeyboardInterrupt:
+            if config.save_model and config.model_file.exists():
+                command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+                say(f"stopped; what is saved is in {config.model_file}. To continue: {command}")
+            raise
+        evaluate(config, dataset, model, test_set, about, device)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.files import UserError, atomic_write, read_json, write_csv, write_json
+from common.files import UserError, atomic_write, only_run, read_json, write_csv, write_json
 
 
 def test_atomic_write_makes_folders_and_replaces(tmp_path):
@@ -137,3 +137,14 @@ def test_deeply_nested_json_is_refused(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"deep\.json .*nested too deeply"):
         read_json(path)
+
+
+def test_only_one_run_at_a_time(tmp_path):
+    folder = tmp_path / "new"
+    with only_run(folder):
+        with pytest.raises(UserError, match="another run"), only_run(folder):
+            pass
+        with only_run(tmp_path / "other"):
+            pass
+    with only_run(folder):
+        assert list(folder.iterdir()) == []

@@ -21,6 +21,7 @@ from torchvision.models import efficientnet_b5
 
 import csflow.config
 from common.demo_data import make_textures
+from common.files import only_run
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
@@ -116,6 +117,59 @@ def test_features_have_the_promised_layout(bricks, place):
     assert np.load(folder / "brick_labels.npy").tolist() == [0] * 4 + [1, 2, 3, 4, 5]
     paths = np.load(folder / "brick_image_paths.npy")
     assert paths[0].startswith("test/good/") and paths[-1].startswith("test/stain/")
+
+
+def test_interrupted_extraction_goes_on(bricks, place, monkeypatch, capsys):
+    argv = options(bricks, place, *TINY, "--batch_size", "3")
+    assert extract_features.main([*argv, "--feature_path", str(place / "whole")]) == 0
+    real, calls = extract_features._features, []
+
+    def fail_at(number):
+        def compute(batch, *rest):
+            calls.append(len(batch))
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return real(batch, *rest)
+
+        monkeypatch.setattr(extract_features, "_features", compute)
+
+    monkeypatch.setattr(extract_features, "SAVE_EVERY", 0)
+    folder = place / "features/brick"
+    for number in (3, 4):  # within train, then within test; what lies behind the last save is cut off
+        calls.clear()
+        fail_at(number)
+        assert extract_features.main(argv) == 130
+        with (folder / "brick_scale_0_train.npy.part").open("ab") as file:
+            file.write(b"half a row" if number == 3 else b"")
+        assert not (folder / "brick_features.json").exists()
+    calls.clear()
+    fail_at(100)
+    capsys.readouterr()
+    assert extract_features.main(argv) == 0
+    assert "continuing an interrupted extraction after 8 + 6 images" in capsys.readouterr().out
+    assert calls == [3]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (place / "whole/brick").iterdir())
+    for name in names:
+        if name.endswith(".npy"):
+            assert np.array_equal(np.load(folder / name), np.load(place / "whole/brick" / name)), name
+
+    # Other settings start anew; a part that is not there cannot be continued.
+    calls.clear()
+    fail_at(2)
+    assert extract_features.main(argv) == 130
+    (folder / "brick_scale_1_train.npy.part").unlink()
+    refused(capsys, extract_features.main, argv, "brick_scale_1_train.npy.part", "start anew")
+    fail_at(100)
+    assert extract_features.main([*argv, "--n_scales", "2"]) == 0
+
+
+def test_one_run_at_a_time(bricks, trained, capsys):
+    with only_run(trained / "results/m"):
+        refused(capsys, main.main, options(bricks, trained, *TRAINED), "another run")
+        refused(capsys, evaluate.main, options(bricks, trained, "--cpu"), "another run")
+    with only_run(trained / "features/brick"):
+        refused(capsys, extract_features.main, options(bricks, trained, *TINY), "another run")
 
 
 def test_computed_features_train_like_stored_ones(bricks, place):
