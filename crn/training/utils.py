@@ -14,8 +14,9 @@ from torch import Tensor
 from common import checkpoint
 from common.files import UserError, atomic_write, reason, write_csv
 from common.runtime import say
-from crn.options import plain
+from crn.options import parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
+from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
 from crn.training.networks import load_optimizer
 from crn.training.skipnetworks import NORMS
@@ -90,6 +91,25 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
     return model.eval(), content
 
 
+def read_model_kind(opt: Namespace) -> Namespace:
+    """Options for `load_model`: train.py's, with model and data set as opt.model_input tells.
+
+    The authors' checkpoints do not tell the data set: then it must be in opt.dataset. opt.imsize and opt.dataset win.
+    """
+    content = read(opt.model_input)
+    if "state_dict" in content:
+        if opt.dataset is None:
+            raise UserError(f"{opt.model_input} does not tell how its images were normalised: give --dataset")
+        crn = any(str(key).startswith("competitive_units.") for key in content["state_dict"])
+        model, dataset = "crn" if crn else "dagan", opt.dataset
+    else:
+        require_sound(content, opt.model_input)
+        model, dataset = content["settings"]["model"], opt.dataset or content["settings"]["dataset"]
+    argv = ["--mode", "inference", "--model", model, "--dataset", dataset, "--dataset-path", "."]
+    argv += ["--model-input", str(opt.model_input)]
+    return parse([*argv, *(["--imsize", str(opt.imsize)] if opt.imsize else [])])
+
+
 def read(path: Path) -> dict[str, Any]:
     """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
     with torch.serialization.safe_globals(NUMPY_INTEGERS):
@@ -150,7 +170,14 @@ def require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fals
         return isinstance(value, list) and len(value) > 0 and all(isinstance(v, float) for v in value)
 
     def settings(value: Any) -> bool:
-        return isinstance(value, Mapping) and set(BINDING) <= value.keys() and value["norm"] in NORMS
+        return (
+            isinstance(value, Mapping)
+            and set(BINDING) <= value.keys()
+            and value["norm"] in NORMS
+            and value["model"] in ("crn", "dagan")
+            and value["dataset"] in DATASETS
+            and all(number(value[name]) for name in ("num_competitive_units", "ngf", "imsize", "max_network_depth"))
+        )
 
     def number(value: Any) -> bool:
         return isinstance(value, int) and value >= 0

@@ -1,0 +1,554 @@
+"""CRN's programs as a user runs them: the seed's commands at small sizes, every file they promise, bad input."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.images import synthetic
+from common.metrics import image_auroc
+from crn import demo_data, score, sweep, train
+from crn.options import UNUSED, build_parser, parse
+from crn.training.dataset import load_dataset
+from crn.training.utils import make_model
+from tests.helpers import refused
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--cpu", "--ngf", "2"]
+FOLDERS = {"RoadImages": "datasets/roadimages", "Panorama": "datasets/panorama", "MVTec": "datasets/mvtec/brick"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The three stand-ins, in the folders of the seed's commands."""
+    root = tmp_path_factory.mktemp("data")
+    for kind, folder in FOLDERS.items():
+        demo_data.ensure_data(kind, root / folder)
+    return root
+
+
+@pytest.fixture
+def place(data, tmp_path, monkeypatch):
+    """Where the user stands: beside the data; the programs' default folders are here too."""
+    (tmp_path / "datasets").symlink_to(data / "datasets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def outputs(*more):
+    return [
+        "--log-dir",
+        "lm",
+        "--log-file",
+        "l.log",
+        "--image-output-path",
+        "oi",
+        "--anomaly-score-file",
+        "a.csv",
+        *more,
+    ]
+
+
+def training(kind="RoadImages", *more):
+    words = f"--mode train --dataset {kind} --dataset-path {FOLDERS[kind]} --model crn --demo --seed 41020"
+    return [*words.split(), "--training-steps", "20", "--checkpoint-path", "ck", *SMALL, *outputs(), *more]
+
+
+def inference(kind="RoadImages", *more):
+    words = f"--mode inference --dataset {kind} --dataset-path {FOLDERS[kind]} --model crn --model-input ck/last.ckpt"
+    return [*words.split(), *SMALL[:1], *outputs(), *more]
+
+
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_train_and_inference(place, kind, capsys):
+    """The seed's commands: files where it says, numbers that fit each other."""
+    assert train.main(training(kind, "--num-workers", "4", "--training-steps", "84", "--log-level", "debug")) == 0
+    printed = capsys.readouterr().out
+    assert "not real data" in printed and "chosen on the test set" in printed
+    table = rows("lm/version_0/metrics.csv")
+    assert [int(row["epoch"]) for row in table][-1] == 2 and table[-1]["batch"] == "42"
+    assert list(table[0])[2:4] == ["metrics/score", "metrics/max_roc_auc"]
+    aurocs = [float(row["metrics/score"]) for row in table]
+    assert [float(row["metrics/max_roc_auc"]) for row in table] == list(np.maximum.accumulate(aurocs))
+    assert sum(name.startswith("unit_losses/loss_") for name in table[0]) == 3
+    result = json.loads(Path("lm/version_0/results.json").read_text())
+    assert result["data"] == "synthetic" and result["best_auroc_chosen_on"] == "test set"
+    assert (result["last_auroc"], result["best_auroc"]) == (aurocs[-1], max(aurocs))
+    pictures = sorted(path.name for path in Path("oi").iterdir())
+    assert "version_0_epoch_0000_batch_000010.png" in pictures and "version_0_epoch_0001_end.png" in pictures
+    assert Image.open(f"oi/{pictures[0]}").size == (2 * 32, 3 * 32)  # a batch of two, three rows
+    assert "batch 10" in Path("l.log").read_text()
+
+    last = load("ck/last.ckpt")
+    assert last["settings"]["imsize"] == 32 and last["levels"] == 5
+    assert all(name.startswith("competitive_units.") for name in last["model"])
+    assert load("ck/best.ckpt")["batch"] in {int(row["batch"]) for row in table}
+
+    Path("oi/diff").mkdir()
+    Path("oi/diff/mine.txt").write_text("stays")
+    assert train.main(inference(kind, "--image-output-path", "oi")) == 0
+    scores = rows("a.csv")
+    assert list(scores[0])[:2] == ["file_name", "anomaly_score"]
+    dataset = load_dataset(kind, Path(FOLDERS[kind]))
+    assert [row["file_name"] for row in scores] == [item.name for item in dataset.test + dataset.train]
+    tested = [row for row in scores if row["part"] == "test"]
+    labels = [int(row["label"]) for row in tested]
+    result = json.loads(Path("a.json").read_text())
+    assert result["image_auroc"] == image_auroc(labels, [float(row["anomaly_score"]) for row in tested])
+    validated = image_auroc(labels, [float(row["validation_score"]) for row in tested])
+    assert result["image_auroc_validation"] == validated
+    assert ("pixel_auroc" in result) == (kind == "MVTec")
+    limit = result["threshold"]["image"]
+    assert all((float(row["anomaly_score"]) > limit) == (row["verdict"] == "defective") for row in scores)
+    for item in dataset.test[:: len(dataset.test) - 1]:
+        assert Image.open(f"oi/inference/{item.name}.png").size == (3 * 32, 32)
+        assert Image.open(f"oi/diff/{item.name}.png").size == Image.open(item.path).size
+    assert Path("oi/diff/mine.txt").read_text() == "stays"
+
+
+def test_dagan(place, capsys):
+    argv = ["--model", "dagan", "--imsize", "64", "--checkpoint-path", "ckd"]
+    assert train.main(training("MVTec", *argv)) == 0
+    state = load("ckd/best.ckpt")["model"]
+    assert {name.split(".")[0] for name in state} == {"generator", "discriminator"}
+    table = rows("lm/version_0/metrics.csv")
+    assert table[-1]["batch"] == "10" and "unit_losses/loss_0" not in table[0]
+    refused(capsys, train.main, inference("MVTec", "--model-input", "ckd/last.ckpt"), "--model dagan")
+    assert train.main(inference("MVTec", "--model-input", "ckd/last.ckpt", "--model", "dagan")) == 0
+    refused(capsys, train.main, training("MVTec", "--checkpoint-path", "ckd"), "model dagan, not crn", "--resume no")
+
+
+def test_a_step_changes_the_two_units_drawn_and_best_ones_have_trained():
+    torch.manual_seed(0)
+    opt = parse([*training(), "--num-competitive-units", "4"])
+    model = make_model(opt).train()
+    optimizers = [torch.optim.Adam(unit.parameters(), 1e-3) for unit in model.networks]
+    before = [[p.clone() for p in unit.parameters()] for unit in model.networks]
+    model.training_step(torch.rand(2, 3, 32, 32), optimizers, (3, 1), torch.amp.GradScaler("cpu", enabled=False))
+    changed = [
+        all(not torch.equal(p, old) for p, old in zip(unit.parameters(), olds))
+        for unit, olds in zip(model.networks, before)
+    ]
+    untouched = [
+        all(torch.equal(p, old) for p, old in zip(unit.parameters(), olds))
+        for unit, olds in zip(model.networks, before)
+    ]
+    assert changed == [False, True, False, True] and untouched == [True, False, True, False]
+    model.choose_best()
+    assert {model.best_gen, model.best_disc} <= {1, 3}
+    model.reconstruction_losses, model.advantages = [0.4, 0.3, 0.5, 0.6], [-0.1, 0.2, 0.3, 0.1]
+    model.choose_best()
+    assert (model.best_gen, model.best_disc) == (1, 2)
+
+
+def test_the_discriminators_loss_does_not_reach_the_generator():
+    """Without weights for the generator's own losses, no unit learns from being one."""
+    torch.manual_seed(0)
+    opt = parse([*training(), "--num-competitive-units", "2"])
+    for weight, moves in ((0.0, False), (1.0, True)):
+        model = make_model(opt).train()
+        model.weights = 0.0, 0.0, weight
+        x = torch.rand(2, 3, 32, 32)
+        kept = {}
+        optimizers = [torch.optim.SGD(unit.parameters(), 1.0) for unit in model.networks]
+        for index, unit in enumerate(model.networks):
+            kept[index] = {name: p.clone() for name, p in unit.named_parameters()}
+        model.training_step(x, optimizers, (0, 1), torch.amp.GradScaler("cpu", enabled=False))
+        for index, unit in enumerate(model.networks):
+            with torch.no_grad():
+                fresh = make_model(opt).train()
+                fresh.competitive_units[0].load_state_dict({**unit.state_dict(), **kept[index]})
+                fresh.competitive_units[1].load_state_dict(
+                    {**model.networks[1 - index].state_dict(), **kept[1 - index]}
+                )
+            rec = fresh.competitive_units[1](x).detach()
+            loss = -weight * (fresh.competitive_units[0](rec) - rec).abs().mean()  # as discriminator, alone
+            loss.backward()
+            for name, p in fresh.competitive_units[0].named_parameters():
+                step = dict(unit.named_parameters())[name] - kept[index][name]
+                torch.testing.assert_close(step, -p.grad, rtol=1e-3, atol=1e-5)
+            assert any(p.grad.abs().max() > 0 for p in fresh.competitive_units[0].parameters()) == moves
+
+
+def test_one_unit_plays_both_roles(place):
+    assert train.main(training("RoadImages", "--num-competitive-units", "1", "--training-steps", "6")) == 0
+    table = rows("lm/version_0/metrics.csv")
+    assert (table[-1]["batch"], table[-1]["best_gen"], table[-1]["best_disc"]) == ("6", "0", "0")
+
+
+@pytest.mark.parametrize("kind", ["crn", "dagan"])
+def test_lightning_checkpoints_of_the_authors(place, kind, capsys):
+    """Their structure: state_dict, NumPy scalars for the best units, and what Lightning adds."""
+    torch.manual_seed(1)
+    sizes = ["--imsize", "32", "--ngf", "2", "--model", kind]
+    model = make_model(parse([*inference(), *sizes, "--num-competitive-units", "3"]))
+    content = {"epoch": 3, "global_step": 10, "pytorch-lightning_version": "1.9.0", "state_dict": model.state_dict()}
+    content |= {"best_gen": np.argmin([2, 1, 3]), "best_disc": np.int64(2), "optimizer_states": []}
+    torch.save(content, "theirs.ckpt")
+    argv = inference("RoadImages", *sizes, "--model-input", "theirs.ckpt")
+    assert train.main(argv) == 0
+    assert "no verdicts" in capsys.readouterr().out
+    with torch.no_grad():
+        if kind == "crn":
+            model.best_gen, model.best_disc = 1, 2
+        dataset = load_dataset("RoadImages", Path(FOLDERS["RoadImages"]))
+        from crn.training.dataset import Images
+
+        x = Images(dataset.test[:1], "RoadImages", 32).one(0)[None]
+        expected = model.eval().scores(x)["inference"].item()
+    assert float(rows("a.csv")[0]["anomaly_score"]) == pytest.approx(expected, rel=1e-4)
+    other = {"crn": "dagan", "dagan": "crn"}[kind]
+    refused(capsys, train.main, [*argv, "--model", other], f"--model {kind}")
+    refused(capsys, train.main, [*argv, "--imsize", "64", "--max-network-depth", "6"], "does not fit", "--imsize")
+    images = ["--images", "datasets/roadimages/bad_ones", "--model-input", "theirs.ckpt", "--cpu"]
+    refused(capsys, score.main, images, "--dataset")
+    if kind == "crn":
+        del content["best_gen"]
+        torch.save(content, "theirs.ckpt")
+        refused(capsys, train.main, argv, "best_gen")
+
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, ("owned",)
+
+        torch.save({**content, "best_gen": Evil()}, "theirs.ckpt")
+        refused(capsys, train.main, argv, "refused")
+        assert not Path("owned").exists()
+
+
+def test_score_folder(place, capsys):
+    assert train.main(training("MVTec")) == 0
+    assert train.main(inference("MVTec")) == 0
+    known = {row["file_name"]: row for row in rows("a.csv")}
+    shutil.copytree("datasets/mvtec/brick/test/hole", "mine/a b")
+    Path("mine/broken é?.png").write_text("no image")
+    argv = ["--images", "mine", "--output", "out", "--model-input", "ck/last.ckpt", "--cpu"]
+    assert score.main(argv) == 1
+    table = {row["path"]: row for row in rows("out/scores.csv")}
+    assert len(table) == 9 and "cannot" in table["broken é?.png"]["error"]
+    limit = json.loads(Path("out/results.json").read_text())["threshold"]
+    for name, row in table.items():
+        if row["error"]:
+            continue
+        other = known[f"test/hole/{Path(name).name}"]
+        assert float(row["score_inference"]) == pytest.approx(float(other["anomaly_score"]), rel=1e-4)
+        assert row["verdict"] == other["verdict"] != ""
+        difference = np.asarray(Image.open(f"out/maps/{name}.tiff"))
+        mask = np.asarray(Image.open(f"out/masks/{name}.png"))
+        assert difference.shape == (128, 128) and ((mask > 0) == (difference > limit["pixel"])).all()
+        assert Image.open(f"out/overlays/{name}.jpg").size == (128, 128)
+    Path("mine/broken é?.png").unlink()
+    assert score.main([*argv, "--score", "validation", "--imsize", "64"]) == 0
+    assert "though" in capsys.readouterr().out
+    refused(capsys, score.main, [*argv, "--images", "mine/a b"], "other images", "--output")
+    refused(capsys, score.main, [*argv, "--output", "mine/out"], "--output")
+    refused(capsys, score.main, [*argv, "--images", "nowhere"], "nowhere")
+    refused(capsys, score.main, [*argv, "--imsize", "33"], "--imsize 33")
+
+
+def test_score_pairs_of_road_images(place):
+    assert train.main(training()) == 0
+    argv = ["--images", "datasets/roadimages/bad_ones", "--output", "out", "--model-input", "ck/best.ckpt", "--cpu"]
+    assert score.main(argv) == 0
+    assert rows("out/scores.csv")[0]["path"] == "intensity_files/000.png"
+
+
+def test_bad_options(place, capsys):
+    for more, words in [
+        (["--improved", "maybe"], ["--improved"]),
+        (["--use-dropout=perhaps"], ["--use-dropout"]),
+        (["--lr-scheduler", "linear"], ["--lr-scheduler"]),
+        (["--lr-steps", "x"], ["--lr-steps"]),
+        (["--imsize", "100"], ["--imsize 100", "multiple of 32"]),
+        (["--imsize", "16"], ["--imsize 16", "5 levels"]),
+        (["--imsize", "64", "--max-network-depth", "9", "--model", "dagan", "--imsize", "96"], ["multiple of 64"]),
+        (["--batch-size", "39"], ["--batch-size 38", "fewer than a batch"]),
+        (["--batch-size", "0"], ["--batch-size 0"]),
+        (["--lr", "nan"], ["--lr nan"]),
+        (["--momentum", "1"], ["--momentum"]),
+        (["--calibration-share", "1"], ["--calibration-share"]),
+        (["--num-competitive-units", "0"], ["--num-competitive-units"]),
+        (["--batchsize", "3"], ["--batch-size"]),
+        (["--precision", "fp16"], ["--precision fp16", "GPU"]),
+        (["--optimizer", "lion"], ["--optimizer"]),
+        (["--log-file", "datasets"], ["datasets"]),
+        (["--image-output-path", "l.log/x"], ["l.log"]),
+        (["--model-input", "none.ckpt"], ["none.ckpt"]),
+        (["--mode", "inference"], ["--model-input"]),
+    ]:
+        refused(capsys, train.main, training("RoadImages", *more), *words)
+    argv = ["--mode", "train", "--dataset", "MVTec"]
+    refused(capsys, train.main, argv, "--dataset-path", "--demo")
+    refused(capsys, train.main, [*argv, "--dataset-path", "nowhere"], "nowhere", "--demo")
+    assert not Path("ck").exists()
+
+
+def test_options_that_must_parse(capsys):
+    opt = parse([*training(), "--improved=1", "--lr-scheduler=", "--use-dropout", "no", "--auto-set-name"])
+    assert (opt.improved, opt.lr_scheduler, opt.use_dropout, opt.experiment) == (True, "", False, "crn_RoadImages")
+    assert parse([*training(), "--improved", "False", "--lr-scheduler", "None"]).improved is False
+    assert parse([*training(), "--lr-steps", "3", "6"]).lr_steps == [3, 6]
+    assert parse([*training("MVTec"), "--auto-set-name"]).experiment == "crn_MVTec_brick"
+    capsys.readouterr()
+    parse([*training(), "--pipeline", "x", "--generator-network-depth=4", "--wandb-hyperparameter-sweep"])
+    assert capsys.readouterr().out.count("no effect") == len(UNUSED)
+    opt = build_parser().parse_args(["--mode", "train", "--dataset", "MVTec"])
+    assert (opt.training_steps, opt.batch_size, opt.num_competitive_units, opt.imsize) == (20000, 64, 12, 128)
+    demo = parse(["--mode", "train", "--dataset", "MVTec", "--demo"])
+    assert (demo.batch_size, demo.max_network_depth, demo.imsize, demo.num_competitive_units) == (2, 3, 32, 3)
+    assert demo.training_steps == 2 * 50
+    assert train.plan(opt=demo, count=50, steps_per_batch=2) == (5, 50)
+
+
+def test_bad_data(place, tmp_path, capsys):
+    shutil.copytree("datasets/roadimages", "road")
+    Path("road/SYNTHETIC").unlink()
+    argv = [word.replace("datasets/roadimages", "road") for word in training()]
+    heights = Path("road/bad_ones/height_files")
+    (heights / "003.png").rename(heights / "900.png")
+    refused(capsys, train.main, argv, "003", "no partner")
+    (heights / "900.png").unlink()
+    refused(capsys, train.main, argv, "24", "23", "height_files")
+    shutil.copyfile(heights / "004.png", heights / "003.png")
+    Image.new("L", (9, 9)).save(heights / "003.png")
+    refused(capsys, train.main, argv, "bad_ones/height_files/003.png", "size")
+    (heights / "003.png").write_bytes((heights / "004.png").read_bytes()[:300])
+    (heights / "005.png").write_text("hello")
+    refused(capsys, train.main, argv, "003.png", "005.png")  # all of them, before anything is computed
+    Image.fromarray(np.full((96, 96), np.nan, np.float32)).save(heights / "003.tiff")
+    (heights / "003.png").unlink()
+    refused(capsys, train.main, argv, "003.tiff", "nan")
+    shutil.rmtree(heights)
+    refused(capsys, train.main, argv, "height_files")
+    shutil.rmtree("road/bad_ones")
+    refused(capsys, train.main, argv, "bad_ones")
+    assert not Path("ck").exists()
+
+    shutil.copytree("datasets/mvtec/brick", "brick")
+    argv = [word.replace("datasets/mvtec/brick", "brick") for word in training("MVTec")]
+    shutil.copyfile("brick/test/good/000.png", "brick/test/good/more.png")
+    refused(capsys, train.main, argv, "SYNTHETIC")  # real files beside generated ones
+    Path("brick/SYNTHETIC").unlink()
+    for kind in demo_data.make_textures.__globals__["DEFECTS"]:
+        shutil.rmtree(f"brick/test/{kind}")
+    refused(capsys, train.main, argv, "brick", "only good")
+
+
+def test_depths_of_road_images(place):
+    """8 bits are scaled to 0..1, other depths stay as they are; only the first channel counts."""
+    folders = [Path("r") / name for name in ("intensity_files", "height_files")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    Image.fromarray(np.dstack([np.full((4, 6), value, np.uint8) for value in (51, 7, 9)])).save(folders[0] / "a.png")
+    Image.fromarray(np.full((4, 6), 0.25, np.float32)).save(folders[1] / "b.tiff")
+    from crn.training.dataset import read, unlabelled
+
+    (item,) = unlabelled(Path("r"), "RoadImages")
+    assert read(item, "RoadImages")[:, 0, 0].tolist() == pytest.approx([0.25, 0.2, 0.2])
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folders[1] / "b.tiff")
+    assert read(item, "RoadImages")[0, 0, 0] == 40000
+
+
+def test_splits(place):
+    road = load_dataset("RoadImages", Path(FOLDERS["RoadImages"]))
+    assert (len(road.train), len(road.test)) == (42, 18 + 24)
+    assert [item.label for item in road.test] == [0] * 18 + [1] * 24
+    shutil.copytree(FOLDERS["Panorama"], "p")
+    Path("p/SYNTHETIC").unlink()
+    for path in sorted(Path("p/good_ones").iterdir())[7:]:
+        path.unlink()
+    few = load_dataset("Panorama", Path("p"))
+    assert (len(few.train), len(few.test)) == (4, 3 + 8)  # twice as many bad ones as training ones
+    brick = load_dataset("MVTec", Path(FOLDERS["MVTec"]))
+    assert len(brick.train) == 40 and [i.name for i in brick.test] == sorted(i.name for i in brick.test)
+    assert synthetic(Path(FOLDERS["MVTec"]))
+
+
+def test_checkpoint_of_something_else(place, capsys):
+    assert train.main(training()) == 0
+    before = Path("ck/last.ckpt").read_bytes()
+    for option, value in (("--lr", "0.1"), ("--ngf", "3"), ("--seed", "5"), ("--imsize", "64")):
+        refused(capsys, train.main, training("RoadImages", option, value), option[2:], "--resume no")
+    refused(capsys, train.main, inference("RoadImages", "--ngf", "3"), "ngf")
+    capsys.readouterr()
+    assert train.main(inference("RoadImages", "--imsize", "64")) == 0
+    assert "--imsize 64, though" in capsys.readouterr().out
+    assert Path("ck/last.ckpt").read_bytes() == before
+    content = load("ck/last.ckpt")
+    for change, word in [
+        ({"levels": "x"}, "levels"),
+        ({"bookkeeping": {}}, "reconstruction_losses"),
+        ({"model": {}}, "missing"),
+        ({"calibration": [1]}, "calibration"),
+        ({"kind": "csflow"}, "csflow"),
+    ]:
+        torch.save({**content, **change}, "ck/last.ckpt")
+        refused(capsys, train.main, inference(), word)
+    moments = content["optimizers"][0]
+    moments["state"][0]["exp_avg"] = torch.full_like(moments["state"][0]["exp_avg"], float("nan"))
+    torch.save(content, "ck/last.ckpt")
+    refused(capsys, train.main, training(), "optimizer")
+    Path("ck/last.ckpt").write_bytes(before[: len(before) // 2])
+    refused(capsys, train.main, training(), "broken")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "radam", "nadam", "rmsprop", "sgd"])
+def test_optimizers_resume(place, optimizer):
+    """Half and half again is a whole training, for each optimizer and for bfloat16."""
+    more = ["--optimizer", optimizer, "--use-dropout", "--imsize", "64", "--max-network-depth", "6"]
+    more += ["--lr-scheduler", "exponential", "--lr-factor", "0.5"]
+    more += ["--precision", "bf16"] if optimizer == "radam" else []
+    assert train.main(training("Panorama", *more, "--checkpoint-path", "whole")) == 0
+    for steps in ("10", "20"):
+        assert train.main(training("Panorama", *more, "--training-steps", steps)) == 0
+    whole, parts = load("whole/last.ckpt"), load("ck/last.ckpt")
+    assert parts["batch"] == 10
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+
+
+def test_non_finite_loss_keeps_the_model(place, capsys):
+    assert train.main(training("RoadImages", "--training-steps", "4")) == 0
+    before = Path("ck/last.ckpt").read_bytes()
+    content = load("ck/last.ckpt")
+    for name, value in content["model"].items():
+        if name.endswith("model.model.4.weight"):
+            value.fill_(3e38)
+    torch.save(content, "ck/last.ckpt")
+    refused(capsys, train.main, training(), "not finite", "batch 2", "--lr")
+    Path("ck/last.ckpt").write_bytes(before)
+    assert train.main(training()) == 0
+
+
+def test_optional_packages_that_are_missing(place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(capsys, train.main, training("RoadImages", "--wandb"), "pip install wandb")
+    for package in ("optuna", "yaml"):
+        monkeypatch.setitem(sys.modules, package, None)
+    refused(capsys, sweep.main, [str(ROOT / "crn/wandb_sweep.yml")], "pip install optuna")
+
+
+def test_wandb_offline(place, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert train.main(training("RoadImages", "--wandb")) == 0
+    assert list(Path("lm/version_0/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_sweep_files():
+    yaml = pytest.importorskip("yaml")
+    search = sweep.read_sweep(ROOT / "crn/hyperparameter_optimization_sweep.yml")
+    assert search["metric"] == "metrics/max_roc_auc" and search["method"] == "bayes"
+    grid = sweep.read_sweep(ROOT / "crn/wandb_sweep.yml")
+    assert len(grid["parameters"]["dataset-path"]) == 15
+    for found in (search, grid):
+        values = {name: values[0] for name, values in found["parameters"].items()}
+        opt = parse(sweep.trial_command(values, Path("x"), [])[2:])  # every parameter is an option of train.py
+        assert opt.dataset == "MVTec" and opt.save is False
+    content = yaml.safe_load((ROOT / "crn/wandb_sweep.yml").read_text())
+    assert content["command"][-1] == "${args}" and "--wandb" in content["command"]
+
+
+def test_sweep_with_two_workers(place, capsys):
+    pytest.importorskip("optuna")
+    Path("s.yml").write_text(
+        "method: bayes\nmetric: {name: metrics/max_roc_auc, goal: maximize}\n"
+        "parameters: {lr: {values: [0.01, 0.001]}, improved: {value: 1}, dataset: {value: RoadImages}}\n"
+    )
+    more = ["--", "--demo", "--dataset-path=datasets/roadimages", "--cpu", "--ngf=2", "--training-steps=4"]
+    assert sweep.main(["s.yml", "--trials", "3", "--workers", "2", "--output", "sw", *more]) == 0
+    assert "best of 3 trials" in capsys.readouterr().out
+    assert len(list(Path("sw/s").glob("trial_*/version_0/metrics.csv"))) == 3
+    assert sweep.main(["s.yml", "--trials", "3", "--output", "sw", *more]) == 0
+    assert "3 of 3 trials finished" in capsys.readouterr().out
+    Path("s.yml").write_text("method: bayes")
+    refused(capsys, sweep.main, ["s.yml"], "s.yml", "parameters")
+    refused(capsys, sweep.main, ["none.yml"], "none.yml")
+
+
+def test_interrupted_training_ends_with_the_same_numbers(place):
+    """Real processes: SIGINT and SIGKILL at several moments, each followed by the same command."""
+    command = [sys.executable, str(ROOT / "crn/train.py"), *training("RoadImages", "--training-steps", "200")]
+    command += ["--save-every", "0"]
+
+    def run(*more):
+        return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
+
+    whole = run("--checkpoint-path", "whole", "--log-dir", "lw")
+    assert whole.returncode == 0, whole.stderr
+    file = Path("ck/last.ckpt")
+    for number, stop in enumerate((signal.SIGINT, signal.SIGKILL)):
+        before = file.stat().st_mtime_ns if file.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (file.exists() and file.stat().st_mtime_ns != before):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.1 * (number + 1))
+        process.send_signal(stop)
+        output, error = process.communicate()
+        assert process.returncode == (130 if stop == signal.SIGINT else -9), error
+        assert "Traceback" not in error
+        if stop == signal.SIGINT:
+            assert "To continue: python" in output and "--checkpoint-path ck" in output
+    last = run()
+    assert last.returncode == 0 and "continuing" in last.stdout, last.stderr
+
+    one, other = load("whole/last.ckpt"), load("ck/last.ckpt")
+    assert one["batch"] == other["batch"] == 100
+    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    assert one["bookkeeping"] == other["bookkeeping"] and one["calibration"] == other["calibration"]
+    best = [load(f"{folder}/best.ckpt") for folder in ("whole", "ck")]
+    assert all(torch.equal(best[0]["model"][key], best[1]["model"][key]) for key in one["model"])
+    tables = [rows(f"{folder}/version_0/metrics.csv") for folder in ("lw", "lm")]
+    for table in tables:
+        for row in table:
+            del row["metrics/traintime"]
+    assert tables[0] == tables[1]
+
+
+def test_interrupting_without_a_checkpoint_path_tells_where_it_is(place, monkeypatch, capsys):
+    class Stop(contextlib.nullcontext):
+        def __enter__(self):
+            return lambda: True
+
+    monkeypatch.setattr(train, "stop_on_request", Stop)
+    argv = training()
+    at = argv.index("--checkpoint-path")
+    del argv[at : at + 2]
+    assert train.main(argv) == 130
+    told = capsys.readouterr().out
+    assert "--checkpoint-path lm/version_0" in told
+    monkeypatch.undo()
+    os.chdir(place)
+    assert train.main([*argv, "--checkpoint-path", "lm/version_0"]) == 0
+    assert "continuing lm/version_0/last.ckpt after 1 batches" in capsys.readouterr().out
+    assert len(rows("lm/version_0/metrics.csv")) >= 1 and not Path("lm/version_1").exists()
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for action in build_parser()._actions:
+        assert action.option_strings[-1] in text and action.help
