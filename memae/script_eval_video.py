@@ -5,8 +5,8 @@ Writes to <OutRoot>/res_<setting>/: acc.txt, results.json, scores.csv (a row per
 """
 
 import sys
-import warnings
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,13 @@ def middle_frames(frames: int, frame_num: int) -> np.ndarray:
 
 
 def aucs(videos: list[Scored]) -> dict[str, float]:
-    """Frame AUC over the frames of all labelled videos together: "auc" of the scores scaled per video, "auc_raw"."""
+    """Frame AUC over the frames of all labelled videos together: "auc" of the scores scaled per video, "auc_raw".
+
+    nan where all frames are normal, or all abnormal.
+    """
     labels = np.concatenate([video.labels for video in videos])
+    if labels.all() or not labels.any():
+        return {"auc": float("nan"), "auc_raw": float("nan")}
     return {
         "auc": image_auroc(labels, np.concatenate([scaled(video.scores) for video in videos])),
         "auc_raw": image_auroc(labels, np.concatenate([video.scores for video in videos])),
@@ -65,7 +70,7 @@ def aucs(videos: list[Scored]) -> dict[str, float]:
 def difference_scores(folder: Path, middles: np.ndarray, opt: Namespace) -> np.ndarray:
     """The plain baseline: for each clip, the mean absolute difference of consecutive frames, in grey levels (0..255).
 
-    folder: a prepared video; middles: the middle frames of its clips, (N,) -> (N,).
+    folder: a prepared video; middles: the middle frames of its clips, each of consecutive frames, (N,) -> (N,).
     """
     files = frame_files(folder)
     differences, before = [], None
@@ -104,13 +109,52 @@ def read_labels(path: Path, video: str, frames: int | None) -> np.ndarray:
     return labels.astype(bool)
 
 
-def load_videos(opt: Namespace, folder: Path) -> list[Scored]:
+def read_tested(folder: Path, opt: Namespace) -> dict[str, Any]:
+    """What script_testing.py stored beside the scores; nothing where the scores are another program's.
+
+    UserError where the file is damaged, or the clips were of other lengths than --FrameNum.
+    """
+    path = folder / "testing.json"
+    if not path.is_file():
+        return {}
+    tested = read_json(path)
+    tested = tested if isinstance(tested, Mapping) else {}
+    for name in ("settings", "videos"):
+        if not isinstance(tested.get(name), Mapping):
+            raise UserError(f"{path} is damaged, its {name!r} is missing or no object: run script_testing.py again")
+    if (length := tested["settings"].get("FrameNum")) != opt.FrameNum:
+        raise UserError(f"the scores in {folder} are of clips of {length} frames, not of --FrameNum {opt.FrameNum}")
+    return dict(tested)
+
+
+def scored_frames(tested: dict[str, Any], video: str, frames: int, opt: Namespace) -> np.ndarray:
+    """Numbers of the frames that the scores of `video` belong to, (N,). UserError where that is not to be had."""
+    possible = middle_frames(frames, opt.FrameNum)
+    if not tested:
+        return possible
+    entry = tested["videos"].get(video)
+    numbers = entry.get("scored_frames") if isinstance(entry, Mapping) else None
+    if not isinstance(numbers, list) or not all(type(n) is int and possible[0] <= n <= possible[-1] for n in numbers):
+        raise UserError(
+            f"testing.json does not say which of the frames {possible[0]} to {possible[-1]} of {video} the scores "
+            "belong to: run script_testing.py again"
+        )
+    return np.array(numbers, dtype=int)
+
+
+def chosen(tested: dict[str, Any]) -> str:
+    """How the model that gave the scores was chosen."""
+    if not tested:
+        return "unknown"
+    return "by --ModelFilePath" if tested["settings"].get("ModelFilePath") else "last epoch"
+
+
+def load_videos(opt: Namespace, folder: Path, tested: dict[str, Any]) -> list[Scored]:
     """All scored videos of the data set, in the order of their names; what is left out is said.
 
-    UserError where scores are missing or do not fit the video or its labels.
+    tested: see `read_tested`. UserError where scores are missing or do not fit the video or its labels.
     """
     root = opt.DataRoot / opt.Dataset
-    tested = read_json(folder / "testing.json").get("videos", {}) if (folder / "testing.json").is_file() else {}
     videos, without = [], []
     for name in subfolders(root / "Test"):
         frames = len(frame_files(root / "Test" / name))
@@ -118,8 +162,8 @@ def load_videos(opt: Namespace, folder: Path) -> list[Scored]:
             say(f"{name} is skipped: it has {frames} frames, a clip {opt.FrameNum}")
             continue
         scores = read_scores(folder / f"{name}.npy")
-        middles = np.asarray(tested.get(name, {}).get("scored_frames", middle_frames(frames, opt.FrameNum)))
-        if len(middles) != len(scores) or middles.max() > frames:
+        middles = scored_frames(tested, name, frames, opt)
+        if len(middles) != len(scores):
             raise UserError(
                 f"{folder / name}.npy has {len(scores)} scores, {name} has {len(middles)} clips: run script_testing.py"
             )
@@ -148,19 +192,20 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there are no scores in {folder}: run script_testing.py with the same options")
     made = synthetic(root)
-    videos = load_videos(opt, folder)
+    tested = read_tested(folder, opt)
+    videos = load_videos(opt, folder, tested)
     baseline = [
         Scored(v.name, v.frames, difference_scores(root / "Test" / v.name, v.frames, opt), v.labels, v.all_labels)
         for v in videos
     ]
-    tested = read_json(folder / "testing.json") if (folder / "testing.json").is_file() else {}
     labelled = [i for i, video in enumerate(videos) if video.labels is not None]
     results = {
         "method": opt.ModelName,
         "data": "synthetic" if made else str(root),
         "model": tested.get("model"),
         "model_sha256": tested.get("model_sha256"),
-        "chosen": "last epoch" if opt.ModelFilePath is None else "by --ModelFilePath",
+        "chosen": chosen(tested),
+        "tested_on_training_videos": _same_videos(root),
         "videos": len(videos),
         "unlabelled_videos": [video.name for video in videos if video.labels is None],
         "frames": sum(len(videos[i].scores) for i in labelled),
@@ -179,9 +224,13 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
 
 def _quiet_auc(video: Scored) -> float:
     """AUC within one video; nan, as JSON's null, where it has only normal or only abnormal frames."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return image_auroc(video.labels, video.scores)
+    return aucs([video])["auc_raw"]
+
+
+def _same_videos(root: Path) -> bool:
+    """Whether script_img_prep.py was given the same videos to train on and to test on."""
+    record = read_json(root / "prepared.json") if (root / "prepared.json").is_file() else None
+    return isinstance(record, Mapping) and record.get("same_videos") is True
 
 
 def _write(
@@ -217,7 +266,12 @@ def _write(
 def _report(opt: Namespace, folder: Path, results: dict[str, Any], made: bool) -> None:
     if made:
         say("generated videos, not real data: these numbers say nothing about real ones")
-    if "auc" in results:
+    if results["tested_on_training_videos"]:
+        say("the test videos are the training videos: these scores say little about others")
+    if results["frames"] and results["abnormal_frames"] in (0, results["frames"]):
+        kind = "abnormal" if results["abnormal_frames"] else "normal"
+        say(f"no AUC: all {results['frames']} labelled frames are {kind}")
+    elif "auc" in results:
         say(
             f"{opt.ModelName} frame AUC {results['auc']:.4f} (errors scaled per video), {results['auc_raw']:.4f} raw, "
             f"{results['frames']} frames, {results['abnormal_frames']} abnormal; model: {results['chosen']}"

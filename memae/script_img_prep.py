@@ -11,9 +11,12 @@ of frame intervals. A run that was interrupted goes on where it stopped.
 import re
 import shutil
 import sys
+import zlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,12 +24,17 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from common.files import UserError, atomic_write, read_json, write_json
-from common.images import EXTENSIONS, MARK, mark_synthetic, read_image
+from common.files import UserError, atomic_write, read_json, reason, write_json
+from common.images import EXTENSIONS, MARK, fingerprint, mark_synthetic, read_image
 from common.runtime import ArgumentParser, progress, say, script
+from memae.data.video_datasets import frame_size
 from memae.options.base_options import HERE
 
-VIDEO_FILES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"])
+VIDEO_FILES = frozenset([
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv",
+])  # fmt: skip
+MAX_SIZE = 4096
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
 # Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
 QUALITY = 100
@@ -48,7 +56,7 @@ def _frames_in(folder: Path) -> list[Path]:
 def find_videos(place: Path) -> dict[str, Path]:
     """Videos by name: `place` itself, or those in it, folders of frames and video files (not masks, <video>_gt).
 
-    UserError where there is none, or two have one name.
+    UserError where there is none, two have one name, or frames lie beside videos.
     """
     if not place.exists():
         raise UserError(f"there is no file or folder {place}")
@@ -56,17 +64,28 @@ def find_videos(place: Path) -> dict[str, Path]:
         if place.suffix.lower() not in VIDEO_FILES:
             raise UserError(f"{place} is no video file ({', '.join(sorted(VIDEO_FILES))})")
         return {place.stem: place}
-    if _frames_in(place):
-        return {place.resolve().name: place}
-    videos: dict[str, Path] = {}
+    frames, videos, masks = _frames_in(place), {}, []
     for path in _visible(place):
-        folder = path.is_dir() and not path.name.endswith("_gt")
-        if not folder and path.suffix.lower() not in VIDEO_FILES:
+        folder = path.is_dir() and (not frames or _frames_in(path))  # beside frames, folders of other things may lie
+        if not folder and not (path.is_file() and path.suffix.lower() in VIDEO_FILES):
             continue
-        name = path.name if path.is_dir() else path.stem
+        name = path.name if folder else path.stem
+        if frames:
+            raise UserError(
+                f"{place} holds frames, such as {frames[0].name}, beside videos, such as {path.name}: a folder is one "
+                "video or holds videos, put the frames elsewhere"
+            )
+        if folder and name.endswith("_gt"):
+            masks.append(path)
+            continue
         if name in videos:
             raise UserError(f"{videos[name]} and {path} would both become the video {name}: rename one")
         videos[name] = path
+    if frames:
+        return {place.resolve().name: place}
+    for path in masks:
+        if path.name.removesuffix("_gt") not in videos:
+            say(f"{path} is left out: folders ending in _gt hold masks, and there is no video of theirs")
     if not videos:
         raise UserError(f"there are no videos in {place}: expected folders of frames, or video files")
     return videos
@@ -75,7 +94,8 @@ def find_videos(place: Path) -> dict[str, Path]:
 def source_frames(video: Path) -> list[Path] | None:
     """The frame files of a folder in order of their numbers, None for a video file.
 
-    UserError where there is none, or a number is left out: a gap would look like a jump of everything in view.
+    UserError where there is none, or a number is there twice or left out: a gap would look like a jump of everything
+    in view.
     """
     if video.is_file():
         return None
@@ -83,28 +103,23 @@ def source_frames(video: Path) -> list[Path] | None:
     if not files:
         raise UserError(f"there are no frames in {video}")
     numbers = [re.findall(r"[0-9]+", path.stem) for path in files]
-    if all(numbers):
-        last = [int(found[-1]) for found in numbers]
-        steps = np.diff(last)
-        if len(steps) and (steps != steps.min()).any():
-            odd = int(np.flatnonzero(steps != steps.min())[0])
+    steps = np.diff([int(found[-1]) for found in numbers]) if all(numbers) else np.empty(0)
+    # In names such as 001_v2.png, 002_v2.png, the last number does not count the frames.
+    counted = steps.any() or len({path.stem for path in files}) < len(files)
+    for i, step in enumerate(steps if counted else ()):
+        if step == 0:
+            raise UserError(f"{files[i].name} and {files[i + 1].name} have the same number in {video}: keep one")
+        if step != steps.min():
             raise UserError(
-                f"the numbers jump from {files[odd].name} to {files[odd + 1].name} in {video}: add the missing frames, "
+                f"the numbers jump from {files[i].name} to {files[i + 1].name} in {video}: add the missing frames, "
                 "or make two videos of it"
             )
     return files
 
 
-def read_frames(video: Path) -> Iterator[tuple[Image.Image, int]]:
-    """The frames of a folder or a video file as RGB images, each with the number of all frames (0: unknown).
-
-    UserError where one cannot be read, or PyAV is needed and missing.
-    """
-    files = source_frames(video)
-    if files is not None:
-        for path in files:
-            yield read_image(path), len(files)
-        return
+@contextmanager
+def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and stream of a video file. UserError where PyAV is missing or cannot read it."""
     try:
         import av
     except ImportError as error:
@@ -115,28 +130,70 @@ def read_frames(video: Path) -> Iterator[tuple[Image.Image, int]]:
         with av.open(str(video)) as container:
             if not container.streams.video:
                 raise UserError(f"{video} holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                yield frame.to_image(), stream.frames
+            yield container, container.streams.video[0]
     except av.error.FFmpegError as error:
-        raise UserError(f"cannot read video {video}: {error}") from error
+        raise UserError(f"cannot read video {video}: {reason(error)}") from error
 
 
-def prepare_video(video: Path, output: Path, size: int, channels: int, part: tuple[int, int | None] = (1, None)) -> int:
+def frame_shape(video: Path) -> tuple[int, int]:
+    """Height and width of the frames, as far as they can be told without decoding.
+
+    UserError where the video cannot be read, or the frames of a folder have unlike sizes.
+    """
+    files = source_frames(video)
+    if files is not None:
+        return frame_size(files)
+    with _opened(video) as (_, stream):
+        return stream.height, stream.width
+
+
+def read_frames(video: Path, title: str) -> Iterator[Image.Image]:
+    """The frames of a folder or a video file as RGB images, with progress. UserError where one cannot be read.
+
+    A video file that announces more frames than it holds is named.
+    """
+    files = source_frames(video)
+    if files is not None:
+        yield from (read_image(path) for path in progress(files, title))
+        return
+    with _opened(video) as (container, stream):
+        stream.thread_type = "AUTO"
+        total, count = stream.frames or None, 0
+        for frame in progress(container.decode(stream), title, total):
+            count += 1
+            yield frame.to_image()
+        if total and count < total:
+            say(f"{video} announces {total} frames, only {count} can be read: it seems to be cut off")
+
+
+def prepare_video(
+    video: Path,
+    output: Path,
+    size: int,
+    channels: int,
+    part: tuple[int, int | None] = (1, None),
+    before: Callable[[], None] = lambda: None,
+) -> int:
     """Write the frames of `video` as `output`/001.jpg and so on, all or none of them; return their number.
 
     size: their width and height in pixels, bicubic with antialiasing; channels: 1 grey, 3 colour; part: first and last
-    frame to take, from 1, inclusive. Frames that are there already are counted, not made again.
+    frame to take, from 1, inclusive; before: called when all are made, before they get their place. Frames that are
+    there already are counted, not made again. UserError for frames that cannot be read or have unlike sizes.
     """
     if output.is_dir():
         return len(_frames_in(output))
     making = output.parent / f".making-{output.name}"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    count = 0
+    count, like = 0, None
     first, last = part
-    for number, (image, _) in enumerate(progress(read_frames(video), output.name), start=1):
+    for number, image in enumerate(read_frames(video, output.name), start=1):
+        like = like or image.size
+        if image.size != like:
+            raise UserError(
+                f"frame {number} of {video} is {image.width} x {image.height} pixels, frame 1 {like[0]} x {like[1]}: "
+                "all frames of a video have one size"
+            )
         if number < first or (last is not None and number > last):
             continue
         count += 1
@@ -145,6 +202,7 @@ def prepare_video(video: Path, output: Path, size: int, channels: int, part: tup
         image.save(making / f"{count:03d}.jpg", quality=QUALITY)
     if not count:
         raise UserError(f"{video} holds no frames")
+    before()
     making.rename(output)
     return count
 
@@ -215,33 +273,46 @@ def prepare(opt: Namespace) -> Path:
     root = opt.DataRoot / opt.Dataset
     train_videos = find_videos(train) if train else {}
     test_videos = find_videos(test) if test else {}
+    # What can be refused is refused before anything is written.
+    _say_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
     labels = _labels(opt, test, test_videos)
     openings = {name: _opening(name, labels, train_videos) for name in opt.Openings}  # normal frames at the start
-    for video in [*train_videos.values(), *test_videos.values()]:
-        source_frames(video)  # what can be refused is refused before anything is written
 
     settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum", "Openings")}
-    settings |= {"Train": str(train and train.resolve()), "Test": str(test and test.resolve())}
+    places = {"Train": train, "Test": test, "Labels": opt.Labels}
+    settings |= {name: str(place and place.resolve()) for name, place in places.items()}
+    settings["same_videos"] = settings["Train"] == settings["Test"]
+    settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
+    settings["sources"] = _fingerprints("Train", train_videos) | _fingerprints("Test", test_videos)
+    if settings["same_videos"]:
+        say("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
     record = root / "prepared.json"
-    if record.exists():
-        if read_json(record) != settings:
-            raise UserError(f"{root} was prepared from other videos or settings ({record}): use another --Dataset")
-    elif root.exists() and any(root.iterdir()):
+    begun = [path for part in ("Train", "Test") if (root / part).is_dir() for path in _visible(root / part)]
+    others = [path for path in _visible(root) if path.name not in ("Train", "Test", MARK)] if root.is_dir() else []
+    if (begun or others) and not record.exists():
         raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
+    if begun and (other := _differing(read_json(record), settings)):
+        raise UserError(
+            f"{root} was prepared from other videos or settings ({record}: {other} differs): use another --Dataset, or "
+            f"remove {root} to prepare it anew"
+        )
     made_by = next((mark for place in (train, test) if place for mark in _marks(place)), None)
     command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
-    if made_by and not record.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        mark_synthetic(root, command)
-    write_json(record, settings)
+
+    def before() -> None:
+        """The record and the mark come with the first video: a preparation that made none is in nobody's way."""
+        if not record.exists() or read_json(record) != settings:
+            if made_by:
+                mark_synthetic(root, command)
+            write_json(record, settings)
 
     for name, video in train_videos.items():
-        prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum)
+        prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, before=before)
     for name, video in test_videos.items():
         opening = openings.get(name, 0)
         if opening:
-            prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, (1, opening))
-        count = prepare_video(video, root / "Test" / name, opt.Size, opt.ImgChnNum, (opening + 1, None))
+            prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, (1, opening), before)
+        count = prepare_video(video, root / "Test" / name, opt.Size, opt.ImgChnNum, (opening + 1, None), before)
         if name in labels:
             if len(labels[name]) - opening != count:
                 raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
@@ -249,6 +320,30 @@ def prepare(opt: Namespace) -> Path:
     if made_by:
         mark_synthetic(root, command)
     return root
+
+
+def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
+    first, (height, width) = next(iter(shapes.items()))
+    for video, (h, w) in shapes.items():
+        if abs(h * width / (w * height) - 1) > 0.02:
+            say(f"{video} is {w} x {h} pixels, {first} {width} x {height}: both become squares, things look unlike")
+            return
+
+
+def _fingerprints(part: str, videos: dict[str, Path]) -> dict[str, str]:
+    """Of each source: tells whether it has changed."""
+    return {
+        f"{part}/{name}": fingerprint(source_frames(video) or [video], video.parent) for name, video in videos.items()
+    }
+
+
+def _differing(before: Any, settings: dict[str, Any]) -> str | None:
+    """Which entry of a preparation's record is another than `settings`'."""
+    before = before if isinstance(before, dict) else {}
+    for name in settings:
+        if before.get(name) != settings[name]:
+            return name
+    return None
 
 
 def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, Path]) -> int:
@@ -290,7 +385,8 @@ def _labels(opt: Namespace, test: Path | None, videos: dict[str, Path]) -> dict[
 
 def _count(video: Path) -> int:
     files = source_frames(video)
-    return len(files) if files is not None else sum(1 for _ in read_frames(video))
+    # What a video file announces need not be true.
+    return len(files) if files is not None else sum(1 for _ in read_frames(video, f"counting {video.name}"))
 
 
 def build_parser() -> ArgumentParser:
@@ -318,8 +414,8 @@ def build_parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Prepare the videos."""
     opt = build_parser().parse_args(argv)
-    if opt.Size < 16 or opt.Size % 16:
-        raise UserError(f"--Size {opt.Size}: expected a multiple of 16")
+    if not 16 <= opt.Size <= MAX_SIZE or opt.Size % 16:
+        raise UserError(f"--Size {opt.Size}: expected a multiple of 16 from 16 to {MAX_SIZE}")
     if not opt.Dataset or opt.Dataset.startswith(".") or set(opt.Dataset) & set("/\\\0"):
         raise UserError(f"--Dataset {opt.Dataset}: expected a plain name without slashes")
     root = prepare(opt)

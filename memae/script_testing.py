@@ -1,13 +1,16 @@
 """Score every clip of the test videos: <OutRoot>/res_<setting>/<video>.npy, and error maps beside the worst frames.
 
     python script_testing.py          the model that script_training.py wrote; --ModelFilePath takes another
+    torchrun --nproc_per_node=2 script_testing.py       several processes share the clips of each video
 
 A clip's score is its mean reconstruction error, `memae.utils.clip_errors`. script_eval_video.py makes AUCs of them.
+The same command continues an interrupted run with the videos that are left.
 """
 
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -15,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common import distributed
 from common.checkpoint import versions
 from common.figures import map_sheet
-from common.files import UserError, atomic_write, write_json
+from common.files import UserError, atomic_write, read_json, require_writable, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import progress, say, script
+from common.runtime import autocast, progress, say, script
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import index_root, load_batches, subfolders
 from memae.options import TestOptions
 from memae.utils import (
-    autocast,
     clip_errors,
     digest,
     error_maps,
@@ -44,19 +47,21 @@ from memae.utils import (
 def reconstruct(model: nn.Module, frames: Tensor, opt: Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
     """uint8 clips (B, C, T, H, W) -> reconstruction and input, float32 in [-1, 1]."""
     x = normalise(frames, device)
-    with autocast(opt, device):
+    with autocast(device, opt.precision):
         out = model(x)
     return (out["output"] if isinstance(out, dict) else out).float(), x
 
 
 def score_video(model: nn.Module, dataset: VideoDatasetOneDir, opt: Namespace, device: torch.device) -> np.ndarray:
-    """Error of each clip of a video, (N,) float64, in the order of its clips."""
-    batches = torch.arange(len(dataset)).split(opt.BatchSize)
+    """Error of each clip of a video, (N,) float64, in the order of its clips. Several processes share them."""
+    own = distributed.part(range(len(dataset)))
+    # A process for which nothing is left scores the first clip, to be left out.
+    batches = torch.tensor(own if len(own) else [0]).split(opt.BatchSize)
     loaded = load_batches(dataset, [batch.tolist() for batch in batches], opt.NumWorker, pin=device.type == "cuda")
     scores = []
     for frames in progress(loaded, dataset.videos[0], total=len(batches)):
         scores.append(clip_errors(*reconstruct(model, frames, opt, device), opt.ModelName).cpu())
-    return torch.cat(scores).double().numpy()
+    return distributed.gathered(torch.cat(scores)[: len(own)].double().numpy())
 
 
 def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
@@ -83,13 +88,42 @@ def draw_worst(
     map_sheet(path, columns, f"{opt.ModelName} on {opt.Dataset}: worst frames of {dataset.videos[0]}", vmin=0)
 
 
+# Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
+RESULTS = (
+    "*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat", "*_label.mat",
+    "plots/*.png",
+)  # fmt: skip
+
+
+def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Make `output` ready for scores made as `about` says; returns the videos that an interrupted run has scored.
+
+    What other runs left there is removed. UserError where the folder cannot be written.
+    """
+    require_writable(output)
+    file = output / "progress.json"
+    if file.is_file():
+        try:
+            content = read_json(file)
+        except UserError:
+            content = None  # damaged: nothing of it is used
+        if isinstance(content, dict) and content.get("about") == about and isinstance(content.get("videos"), dict):
+            return {name: entry for name, entry in content["videos"].items() if (output / f"{name}.npy").is_file()}
+    for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
+        old.unlink()
+    write_json(file, {"about": about, "videos": {}})
+    return {}
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     """Score the test videos one by one; each video's file is written when it is done."""
     opt = TestOptions().parse(argv)
-    device = pick(opt)
+    device = distributed.join(pick(opt))
     reuse_memory()
-    ensure_data(opt)
+    autocast(device, opt.precision)  # refuses what this device cannot do
+    with distributed.first_alone():
+        ensure_data(opt)
     root, name = opt.DataRoot / opt.Dataset, setting_name(opt)
     path = opt.ModelFilePath or opt.ModelRoot / f"{name}.pt"
     model = make_model(opt)
@@ -101,43 +135,61 @@ def main(argv: list[str] | None = None) -> None:
     if made:
         say(f"the videos in {root} are generated stand-ins, not real data")
 
-    output = opt.OutRoot / f"res_{name}"
-    datasets = {video: _open(root, video, opt) for video in subfolders(root / "Test")}
-    if not any(datasets.values()):
+    datasets = [_listed(root, video, opt) for video in subfolders(root / "Test")]
+    datasets = [dataset for dataset in datasets if len(dataset)]
+    if not datasets:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
-    for old in [*output.glob("*.npy"), *(output / "maps").glob("*.jpg"), output / "testing.json"]:
-        old.unlink(missing_ok=True)  # never a mixture of two models' scores
+    for dataset in datasets:
+        require_fitting(dataset.size, opt)
+    output = opt.OutRoot / f"res_{name}"
+    settings = plain_settings(opt)
+    about = {"data": "synthetic" if made else str(root), "model": str(path), "model_sha256": digest(path)}
+    about |= {"device": device.type, "settings": settings}
+    with distributed.first_alone():
+        scored = begin(output, about)
     say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
-    scored = {}
-    for video, dataset in datasets.items():
-        if dataset is None:
+    begun = {d.videos[0]: _entry(d, opt) for d in datasets if d.videos[0] in scored}
+    scored = {video: entry for video, entry in begun.items() if entry == scored[video]}  # of the same frames
+    if scored:
+        say(f"an interrupted run of this command has scored {len(scored)} of {len(datasets)} videos: going on")
+    for dataset in datasets:
+        (video,) = dataset.videos
+        if video in scored:
             continue
+        dataset.decode()
         scores = score_video(model, dataset, opt, device)
         if not np.isfinite(scores).all():
             raise UserError(f"the scores of {video} are not finite: {path} is no sound model (--precision fp32?)")
-        with atomic_write(output / f"{video}.npy") as file:
-            np.save(file, scores)
-        if opt.WorstFrames:
-            draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
-        middles = [numbers[opt.FrameNum // 2] for _, numbers in dataset.clips]
-        scored[video] = {"frames": dataset.frame_counts[video], "scored_frames": middles}
-    result = {"method": opt.ModelName, "data": "synthetic" if made else str(root), "model": str(path)}
-    result |= {"model_sha256": digest(path), "device": str(device), "settings": plain_settings(opt)}
-    write_json(output / "testing.json", result | {"versions": versions(), "videos": scored})
+        scored[video] = _entry(dataset, opt)
+        if not distributed.rank():
+            if opt.WorstFrames:
+                draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
+            with atomic_write(output / f"{video}.npy") as file:
+                np.save(file, scores)
+            write_json(output / "progress.json", {"about": about, "videos": scored})
+        del dataset.store  # one video's frames at a time
+    if distributed.rank():
+        return
+    videos = {dataset.videos[0]: scored[dataset.videos[0]] for dataset in datasets}
+    write_json(output / "testing.json", {"method": opt.ModelName, **about, "versions": versions(), "videos": videos})
+    (output / "progress.json").unlink()
     say(f"scores of {sum(len(video['scored_frames']) for video in scored.values())} clips: {output}")
 
 
-def _open(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir | None:
-    """The clips of one video, None where it is shorter than a clip."""
+def _listed(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:
+    """The clips of one video, their frames not decoded yet."""
     idx_root = index_root(root, "Test")
-    dataset = VideoDatasetOneDir(
+    return VideoDatasetOneDir(
         idx_root and idx_root / video, root / "Test" / video,
-        frame_num=opt.FrameNum, channels=opt.ImgChnNum, limit_gib=opt.CacheGiB,
+        frame_num=opt.FrameNum, channels=opt.ImgChnNum, limit_gib=opt.CacheGiB, decode=False,
     )  # fmt: skip
-    if not len(dataset):
-        return None
-    require_fitting(dataset.size, opt)
-    return dataset
+
+
+def _entry(dataset: VideoDatasetOneDir, opt: Namespace) -> dict[str, Any]:
+    """What is stored about a video's scores."""
+    middles = [numbers[opt.FrameNum // 2] for _, numbers in dataset.clips]
+    frames = dataset.frame_counts[dataset.videos[0]]
+    return {"frames": frames, "scored_frames": middles, "fingerprint": dataset.fingerprint()}
 
 
 if __name__ == "__main__":

@@ -2,45 +2,81 @@
 
 Without data, it trains on generated videos and says so. Checkpoints are plain state dicts in
 <ModelRoot>/model_<setting>/, at the end <ModelRoot>/<setting>.pt; logs lie in <ModelRoot>/log_<setting>/. The same
-command continues an interrupted training and ends with the same weights.
+command continues an interrupted training and ends with the same weights. On several GPUs or processes:
+torchrun --nproc_per_node=N script_training.py ...
 """
 
+import math
 import shlex
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.figures import curve_figure
 from common.files import UserError, atomic_write, reason, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import progress, say, script, seed_all, stop_on_request
+from common.runtime import autocast, progress, say, script, seed_all, stop_on_request
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
 from memae.data.video_datasets import index_root, load_batches
 from memae.models import EntropyLossEncap
 from memae.models.backbones import from_mmaction
 from memae.options import TrainOptions
-from memae.utils import autocast, make_model, normalise, pick, plain_settings, require_fitting
+from memae.utils import digest, make_model, normalise, pick, plain_settings, require_fitting
 from memae.utils import setting_name as name_of
 
 # What must agree for a training to be continued; the rest only says where, how often to save, and for how long.
 BINDING = (
     "ModelName", "ModelSetting", "Backbone", "BackboneDepth", "Seed", "Dataset", "ImgChnNum", "FrameNum", "MemDim",
-    "EntropyLossWeight", "ShrinkThres", "BatchSize", "LR", "precision",
+    "EntropyLossWeight", "ShrinkThres", "BatchSize", "LR", "precision", "BackboneWeights_sha256",
 )  # fmt: skip
+LOSSES = ("loss", "recon_loss", "entropy_loss")
 HEADER = "epoch,iteration,loss,recon_loss,entropy_loss\n"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _scaler(value: Any) -> bool:
+    """The state of fp16's gradient scaler; of an unused one, nothing."""
+    if not isinstance(value, Mapping) or not value:
+        return isinstance(value, Mapping)
+    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
+    return all(_number(value.get(name)) and value[name] > 0 for name in factors) and all(
+        _count(value.get(name)) for name in counts
+    )
+
+
+# What a training's saved state must hold to be continued.
+RESUMABLE = {
+    **dict.fromkeys(("settings", "model", "optimizer"), lambda value: isinstance(value, Mapping)),
+    "scaler": _scaler,
+    "fingerprint": lambda value: isinstance(value, str),
+    **dict.fromkeys(("epoch", "step", "iteration", "log_end"), _count),
+    "seconds": _number,
+    "sums": lambda value: isinstance(value, list) and len(value) == len(LOSSES) and all(map(_number, value)),
+    "history": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(entry, Mapping) and all(_number(entry.get(name)) for name in LOSSES) for entry in value)
+    ),
+}
 
 
 class Logs:
@@ -95,14 +131,18 @@ class Logs:
         return self.file.tell()
 
 
-def losses_of(model: nn.Module, x: Tensor, opt: Namespace, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def losses_of(network: nn.Module, x: Tensor, opt: Namespace, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Equation 10: loss = recon_loss + alpha * entropy_loss, all three, and the reconstruction; AE has no entropy."""
-    with autocast(opt, device):
-        out = model(x)
+    with autocast(device, opt.precision):
+        out = network(x)
     output, att = (out["output"], out["att"]) if isinstance(out, dict) else (out, None)
     recon = F.mse_loss(output.float(), x)
     entropy = torch.zeros((), device=device) if att is None else EntropyLossEncap()(att)
     return {"loss": recon + opt.EntropyLossWeight * entropy, "recon_loss": recon, "entropy_loss": entropy}, output
+
+
+def _of_processes() -> str:
+    return f", {distributed.size()} processes" if distributed.size() > 1 else ""
 
 
 def batches_of(count: int, opt: Namespace, epoch: int, first: int) -> list[list[int]]:
@@ -115,40 +155,54 @@ def batches_of(count: int, opt: Namespace, epoch: int, first: int) -> list[list[
 def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: dict[str, Any]) -> Path:
     """Train and save; returns the file of the final weights. about: stored in training.json.
 
-    Raises UserError where a training of the same name had other settings or clips, or the loss is not finite.
+    Raises UserError where a training of the same name had other settings or clips, or loss or weights are not finite.
     KeyboardInterrupt after a requested stop, when the state is saved.
     """
     name = name_of(opt)
     folder, log_folder = opt.ModelRoot / f"model_{name}", opt.ModelRoot / f"log_{name}"
     state_file = folder / f"{name}_resume.pt"
+    steps = -(-len(dataset) // opt.BatchSize)
+    stored = None
+    if opt.Resume and state_file.exists():
+        stored = checkpoint.load(state_file, "memae")
+        checkpoint.require_sound(stored, state_file, RESUMABLE, "MemAE")
+    settings = plain_settings(opt) | {"BackboneWeights_sha256": _backbone_digest(opt, stored)}
     seed_all(opt.Seed)
     model = make_model(opt)
-    if opt.BackboneWeights:
+    if stored is None and opt.BackboneWeights:
         _load_backbone(model, opt)
     model.to(device, memory_format=torch.channels_last_3d)
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.LR, fused=True)  # one pass over the parameters
     scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "fp16")
-    settings = plain_settings(opt)
     epoch, step, iteration, log_end, seconds, sums, history = 0, 0, 0, 0, 0.0, [0.0, 0.0, 0.0], []
-    if opt.Resume and state_file.exists():
-        stored = checkpoint.load(state_file, "memae")
-        _same_training(settings, about, stored, state_file)
+    if stored is not None:
+        _same_training(settings, about, stored, state_file, steps)
         checkpoint.load_parameters(model, stored["model"], state_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], state_file)
         scaler.load_state_dict(stored["scaler"])
         epoch, step, iteration = stored["epoch"], stored["step"], stored["iteration"]
         log_end, seconds, sums, history = stored["log_end"], stored["seconds"], stored["sums"], stored["history"]
-        if epoch > opt.EpochNum:
-            raise UserError(
-                f"{name} is trained for {epoch} epochs already, --EpochNum {opt.EpochNum} is less: {folder} has the "
-                "weights of each epoch, --Resume no trains anew"
-            )
-        say(f"continuing {name} after {epoch} epochs and {step} steps")
-    logs = Logs(log_folder, log_end, iteration, opt)
-    steps = -(-len(dataset) // opt.BatchSize)
+        _say_continued(opt, name, folder, epoch, step)
+    network = distributed.parallel(model, sync_bn=opt.sync_bn)
+    first = not distributed.rank()  # of several processes, the one that logs and saves
+    logs = Logs(log_folder, log_end, iteration, opt) if first else None
     started = time.monotonic()
 
-    def save() -> None:
+    def stop_training(what: str) -> None:
+        raise UserError(
+            f"{what} at epoch {epoch}, iteration {iteration}: training stops; what was saved in {folder} stays. Try "
+            "a lower --LR, or --precision fp32; with other settings, --Resume no trains anew"
+        )
+
+    def save(*names: str) -> None:
+        """The state to continue from, and the weights as files `names`."""
+        # Every process checks, so that all stop: after a fine loss, the step may have spoiled the weights.
+        if not checkpoint.finite(model, optimizer):
+            stop_training("the weights are not finite")
+        if not first:
+            return
+        for file in names:
+            checkpoint.write(folder / file, model.state_dict())
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         place = {"epoch": epoch, "step": step, "iteration": iteration, "log_end": logs.end_of_file()}
         passed = seconds + time.monotonic() - started
@@ -161,57 +215,58 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         ahead = progress(range(iteration, opt.EpochNum * steps), "training")
         while epoch < opt.EpochNum:
             batches = batches_of(len(dataset), opt, epoch, step)
-            for frames in load_batches(dataset, batches, opt.NumWorker, pin=device.type == "cuda"):
+            own = [distributed.share(batch) for batch in batches]
+            loaded = load_batches(dataset, [clips for clips, _ in own], opt.NumWorker, pin=device.type == "cuda")
+            for batch, (_, weight), frames in zip(batches, own, loaded):
                 next(ahead)
                 x = normalise(frames, device)  # (B, C, 16, H, W) in [-1, 1]
-                losses, x_rec = losses_of(model, x, opt, device)
+                losses, x_rec = losses_of(network, x, opt, device)
                 optimizer.zero_grad()
-                scaler.scale(losses["loss"]).backward()
+                scaler.scale(weight * losses["loss"]).backward()
                 scaler.step(optimizer)
                 scaler.update()
 
-                values = {key: value.item() for key, value in losses.items()}
-                if not np.isfinite(values["loss"]):
-                    raise UserError(
-                        f"the loss is {values['loss']} at epoch {epoch}, iteration {iteration}: training stops; what "
-                        f"was saved in {folder} stays. Try a lower --LR, or --precision fp32"
-                    )
-                sums = [total + value * len(frames) for total, value in zip(sums, values.values())]
-                if iteration % opt.TextLogInterval == 0:
+                values = {key: distributed.mean_of(weight * value.item(), device) for key, value in losses.items()}
+                if not math.isfinite(values["loss"]):
+                    stop_training(f"the loss is {values['loss']}")
+                sums = [total + value * len(batch) for total, value in zip(sums, values.values())]
+                if first and iteration % opt.TextLogInterval == 0:
                     logs.losses(epoch, iteration, values)
-                if iteration % opt.TBImgLogInterval == 0:
+                if first and iteration % opt.TBImgLogInterval == 0:
                     logs.picture(iteration, x[0], x_rec[0].detach().float())
-                snapshot = iteration % opt.SnapInterval == 0
+                snapshot = [f"{name}_snap.pt"] if iteration % opt.SnapInterval == 0 else []
                 step, iteration = step + 1, iteration + 1
-                if snapshot:
-                    checkpoint.write(folder / f"{name}_snap.pt", model.state_dict())
-                if step < steps and (snapshot or stop()):
-                    save()
-                if stop():
+                stopping = distributed.anywhere(stop(), device)
+                if step < steps and (snapshot or stopping):
+                    save(*snapshot)
+                if stopping:
                     break
             if step == steps:  # the epoch is complete
                 means = [total / len(dataset) for total in sums]
-                history.append(dict(zip(("loss", "recon_loss", "entropy_loss"), means), epoch=epoch))
+                history.append(dict(zip(LOSSES, means), epoch=epoch))
                 if epoch % max(opt.EpochNum // 20, 1) == 0 or epoch + 1 == opt.EpochNum:
                     say(
                         f"epoch {epoch:4d}: loss {means[0]:.6f}, recon_loss {means[1]:.6f}, entropy_loss {means[2]:.4f}"
                     )
                 if epoch % opt.SaveCheckInterval == 0:
-                    checkpoint.write(folder / f"{name}_epoch_{epoch:04d}.pt", model.state_dict())
+                    snapshot = [*snapshot, f"{name}_epoch_{epoch:04d}.pt"]
                 epoch, step, sums = epoch + 1, 0, [0.0, 0.0, 0.0]
-                save()
-            if stop():
+                save(*snapshot)
+            if stopping:
                 raise KeyboardInterrupt
 
     final = opt.ModelRoot / f"{name}.pt"
-    for path in (folder / f"{name}_epoch_{opt.EpochNum - 1:04d}_final.pt", final):
-        checkpoint.write(path, model.state_dict())
-    _finish(opt, about, history, seconds + time.monotonic() - started, folder, log_folder, device)
+    if first:
+        for path in (folder / f"{name}_epoch_{opt.EpochNum - 1:04d}_final.pt", final):
+            checkpoint.write(path, model.state_dict())
+        seconds += time.monotonic() - started
+        _finish(opt, settings, about, history, seconds, folder, log_folder, device)
     return final
 
 
 def _finish(
     opt: Namespace,
+    settings: dict[str, Any],
     about: dict[str, Any],
     history: list[dict[str, float]],
     seconds: float,
@@ -221,15 +276,27 @@ def _finish(
 ) -> None:
     result = {"method": opt.ModelName, **about, "device": str(device), "seconds": seconds, "saved": "last epoch"}
     versions = checkpoint.versions()
-    write_json(
-        folder / "training.json", result | {"settings": plain_settings(opt), "versions": versions, "history": history}
-    )
+    write_json(folder / "training.json", result | {"settings": settings, "versions": versions, "history": history})
     epochs = [entry["epoch"] for entry in history]
     curves = {key: (epochs, [entry[key] for entry in history]) for key in ("loss", "recon_loss")}
     curve_figure(log_folder / "loss.png", curves, f"{opt.ModelName} on {opt.Dataset}", "epoch", "mean loss")
 
 
-def _same_training(settings: dict[str, Any], about: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
+def _say_continued(opt: Namespace, name: str, folder: Path, epoch: int, step: int) -> None:
+    if epoch > opt.EpochNum:
+        raise UserError(
+            f"{name} is trained for {epoch} epochs already, --EpochNum {opt.EpochNum} is less: {folder} has the "
+            "weights of each epoch, --Resume no trains anew"
+        )
+    if epoch == opt.EpochNum:
+        say(f"{name} is trained for {epoch} epochs already (more: --EpochNum; anew: --Resume no)")
+    else:
+        say(f"continuing {name} after {epoch} epochs" + (f" and {step} steps" if step else ""))
+
+
+def _same_training(
+    settings: dict[str, Any], about: dict[str, Any], stored: dict[str, Any], path: Path, steps: int
+) -> None:
     theirs = stored["settings"]
     unlike = [f"{key} {theirs.get(key)}, not {settings[key]}" for key in BINDING if theirs.get(key) != settings[key]]
     if unlike:
@@ -242,13 +309,30 @@ def _same_training(settings: dict[str, Any], about: dict[str, Any], stored: dict
             f"{path} belongs to a training on other frames than {about['folder']} holds now: use another --Suffix, or "
             "--Resume no to train anew in its place"
         )
+    epoch, step = stored["epoch"], stored["step"]
+    if step >= steps or stored["iteration"] != epoch * steps + step or len(stored["history"]) != epoch:
+        raise UserError(f"{path} is damaged: its epochs, steps and history do not fit together")
+
+
+def _backbone_digest(opt: Namespace, stored: dict[str, Any] | None) -> str | None:
+    """Of the file --BackboneWeights; one that is gone is not needed to go on with the training begun from it."""
+    if not opt.BackboneWeights:
+        return None
+    begun = stored["settings"] if stored else {}
+    if begun.get("BackboneWeights") == str(opt.BackboneWeights) and not opt.BackboneWeights.exists():
+        return begun.get("BackboneWeights_sha256")
+    if not opt.BackboneWeights.is_file():
+        raise UserError(f"there is no checkpoint {opt.BackboneWeights}: --BackboneWeights takes mmaction2's file")
+    return digest(opt.BackboneWeights)
 
 
 def _load_backbone(model: nn.Module, opt: Namespace) -> None:
-    if opt.Backbone == "conv3d":
-        raise UserError("--BackboneWeights needs a --Backbone of mmaction2: slowonly, csn or resnet3d")
     content = checkpoint.read(opt.BackboneWeights)
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise UserError(f"{opt.BackboneWeights} holds no parameters by name, as mmaction2's checkpoints do")
     checkpoint.load_parameters(model.encoder, from_mmaction(state, opt.ImgChnNum), opt.BackboneWeights)
 
 
@@ -256,10 +340,11 @@ def _load_backbone(model: nn.Module, opt: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Data, training, final weights."""
     opt = TrainOptions().parse(argv)
-    device = pick(opt)
+    device = distributed.join(pick(opt))
     reuse_memory()
-    autocast(opt, device)  # refuses what this device cannot do before the frames are read
-    ensure_data(opt)
+    autocast(device, opt.precision)  # refuses what this device cannot do before the frames are read
+    with distributed.first_alone():
+        ensure_data(opt)
     root = opt.DataRoot / opt.Dataset
     if not (root / "Train").is_dir():
         raise UserError(f"there is no folder {root / 'Train'}: prepare videos with script_img_prep.py")
@@ -279,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
     about |= {"clips": len(dataset), "frame_size": list(dataset.size)}
     say(
         f"training {name_of(opt)} on {len(dataset)} clips of {opt.FrameNum} x {dataset.size[0]} x {dataset.size[1]} "
-        f"({device}, {opt.precision})"
+        f"({device}, {opt.precision}{_of_processes()})"
     )
     try:
         final = train(opt, dataset, device, about)

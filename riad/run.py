@@ -46,12 +46,12 @@ def main(argv: list[str] | None = None) -> None:
     agent = Agent(settings, data.channels, -(-len(data.train) // settings.batch), device)
     try:
         procedure.training(settings, data, agent)
+        stored = procedure.load(settings.output / procedure.PATH_CKPT / procedure.STATE, resumable=True)
+        procedure.test(settings, data, agent, stored["history"])
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
         say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
         raise
-    stored = procedure.load(settings.output / procedure.PATH_CKPT / procedure.STATE, resumable=True)
-    procedure.test(settings, data, agent, stored["history"])
 
 
 if __name__ == "__main__":

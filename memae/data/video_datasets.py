@@ -96,6 +96,8 @@ def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]
         raise UserError(f"{path} lists {len(numbers)} frames, not --FrameNum {frame_num}: run script_index_gen.py")
     if outside := [number for number in numbers if not 1 <= number <= frames]:
         raise UserError(f"{path} asks for frame {outside[0]:03d}, which {video} does not have (it has {frames})")
+    if (np.diff(numbers) != 1).any():
+        raise UserError(f"{path} lists frames that do not follow each other: a clip is consecutive frames, in order")
     return numbers
 
 
@@ -150,7 +152,11 @@ class FrameStore:
             # Without a name from the start: it vanishes with the process, however that ends.
             with tempfile.TemporaryFile(dir=spill) as file:
                 try:
-                    os.posix_fallocate(file.fileno(), 0, total)
+                    # Where the system can (Linux), the room is taken at once: a full disk shows here, not as a crash.
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, total)
+                    else:
+                        file.truncate(total)
                 except OSError as error:
                     raise UserError(
                         f"no room for {total / 2**30:.1f} GiB of frames in {spill}: {reason(error)}"
@@ -166,14 +172,27 @@ class FrameStore:
                 pass
 
 
+def frame_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """Height and width of the frames `paths`, not decoded. UserError where they differ or one is no image."""
+    size = image_size(paths[0])
+    for path in progress(paths, "checking frames"):
+        _require_size(path, image_size(path), size, paths[0])
+    return size
+
+
+def _require_size(path: Path, size: tuple[int, int], wanted: tuple[int, int], like: Path) -> None:
+    if size != wanted:
+        raise UserError(
+            f"{path} is {size[1]} x {size[0]} pixels, {like} {wanted[1]} x {wanted[0]}: all frames of a data set have "
+            "one size (script_img_prep.py)"
+        )
+
+
 def read_frame(path: Path, channels: int, size: tuple[int, int] | None = None, like: Path | None = None) -> np.ndarray:
     """One frame as (H, W, channels) uint8. UserError unless it has `size`, that of `like`, and no unwanted colour."""
     pixels = np.asarray(read_image(path))
-    if size is not None and pixels.shape[:2] != size:
-        raise UserError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, {like} {size[1]} x {size[0]}: all frames of a "
-            "data set have one size (script_img_prep.py)"
-        )
+    if size is not None:
+        _require_size(path, pixels.shape[:2], size, like)
     if channels == 3:
         return pixels
     if not ((pixels[..., 0] == pixels[..., 1]) & (pixels[..., 0] == pixels[..., 2])).all():
@@ -193,9 +212,11 @@ class VideoDataset(Dataset):
         transform: Callable[[Tensor], Tensor] | None = None,
         limit_gib: float = 4.0,
         videos: Sequence[str] | None = None,
+        decode: bool = True,
     ):
         """idx_root: folder of index files, None for all windows of `frame_num` consecutive frames; transform: from
-        (C, T, H, W) uint8 to the clip, default to float32 in [-1, 1]; videos: names, default all in `frame_root`.
+        (C, T, H, W) uint8 to the clip, default to float32 in [-1, 1]; videos: names, default all in `frame_root`;
+        decode: False leaves the frames, whose sizes are checked, for `decode` to read.
 
         Raises UserError for missing or unsound frames and index files. Videos shorter than a clip are named, skipped.
         """
@@ -215,13 +236,16 @@ class VideoDataset(Dataset):
             if numbers:
                 paths += files
         self.root, self.paths = frame_root, paths
-        if self.clips:
-            self.store = FrameStore(paths, channels, limit_gib, spill=frame_root.parent)
+        self.channels, self.limit_gib = channels, limit_gib
+        if self.clips and decode:
+            self.decode()
+        elif self.clips:
+            self.size = frame_size(paths)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames."""
-        return self.store.size
+    def decode(self) -> None:
+        """Read all frames; UserError where one is unsound."""
+        self.store = FrameStore(self.paths, self.channels, self.limit_gib, spill=self.root.parent)
+        self.size = self.store.size  # height and width
 
     def fingerprint(self) -> str:
         """Tells whether two data sets have the same clips of the same frames, wherever they lie."""

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.runtime import ArgumentParser, UserError
+from common.runtime import PRECISIONS, ArgumentParser, UserError
 from memae.models.backbones import PLANS
 
 HERE = Path(__file__).resolve().parents[1]  # memae/: default paths lie here wherever a script is started
@@ -26,7 +26,8 @@ def add_yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> N
 
 
 class BaseOptions:
-    """The common part; `parse` returns the settings and `given`, the names of those on the command line."""
+    """The common part; `parse` returns the settings, with BackboneDepth resolved (0: none, for conv3d), and `given`,
+    the names of those on the command line."""
 
     description = ""
 
@@ -38,7 +39,7 @@ class BaseOptions:
         add("--ModelName", choices=("MemAE", "AE"), default="MemAE", help="with or without memory")
         add("--ModelSetting", default="Conv3DSpar", help="part of the setting's name (Conv3D for the original's AE)")
         add("--Backbone", choices=("conv3d", *PLANS), default="conv3d", help="the encoder")
-        add("--BackboneDepth", type=int, default=0, help="0: 18 for slowonly and resnet3d, 152 for csn")
+        add("--BackboneDepth", type=int, default=0, help="unset: 18 for slowonly and resnet3d, 152 for csn")
         add("--Seed", type=int, default=1, help="of the initial weights and the order of the clips")
         add_yes_no(self.parser, "--IsDeter", True, "only deterministic algorithms on the GPU")
         add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
@@ -50,7 +51,7 @@ class BaseOptions:
         add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
         add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
         add("--Suffix", default="Non", help="end of the setting's name")
-        add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the convolutions")
+        add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the convolutions")
         add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")
 
     def parse(self, argv: list[str] | None = None) -> Namespace:
@@ -62,9 +63,7 @@ class BaseOptions:
             self._require(opt, name, getattr(opt, name) >= 1, "at least 1")
         for name in ("NumWorker", "BackboneDepth"):
             self._require(opt, name, getattr(opt, name) >= 0, "at least 0")
-        if opt.Backbone != "conv3d" and opt.BackboneDepth not in (0, *PLANS[opt.Backbone].depths):
-            known = ", ".join(map(str, PLANS[opt.Backbone].depths))
-            raise UserError(f"--BackboneDepth {opt.BackboneDepth}: {opt.Backbone} has the depths {known}")
+        self._resolve_depth(opt)
         for name in ("EntropyLossWeight", "ShrinkThres", "CacheGiB"):
             self._require(opt, name, 0 <= getattr(opt, name) < math.inf, "a number from 0 up")
         self._require(opt, "Seed", 0 <= opt.Seed < 2**32, "from 0 to 2^32 - 1")
@@ -74,6 +73,21 @@ class BaseOptions:
             plain = value and not value.startswith(".") and not set(value) & set("/\\\0")
             self._require(opt, name, plain, "a plain name without slashes")
         return opt
+
+    @staticmethod
+    def _resolve_depth(opt: Namespace) -> None:
+        """The default depth gets its number, so that it and the same number asked for are one setting."""
+        if opt.Backbone == "conv3d":
+            if opt.BackboneDepth:
+                raise UserError(
+                    f"--BackboneDepth {opt.BackboneDepth}: conv3d has one depth, use it with {', '.join(PLANS)}"
+                )
+            return
+        plan = PLANS[opt.Backbone]
+        opt.BackboneDepth = opt.BackboneDepth or plan.default_depth
+        if opt.BackboneDepth not in plan.depths:
+            known = ", ".join(map(str, plan.depths))
+            raise UserError(f"--BackboneDepth {opt.BackboneDepth}: {opt.Backbone} has the depths {known}")
 
     @staticmethod
     def _require(opt: Namespace, name: str, fits: bool, expected: str) -> None:

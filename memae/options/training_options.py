@@ -4,12 +4,13 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
+from common.runtime import UserError
 from memae.options.base_options import BaseOptions, add_yes_no
 
 
 class TrainOptions(BaseOptions):
     """The original's training options, and Backbone, BackboneDepth, BackboneWeights, precision, CacheGiB,
-    Resume."""
+    sync_bn, Resume."""
 
     description = "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train."
 
@@ -26,6 +27,7 @@ class TrainOptions(BaseOptions):
         add("--SnapInterval", type=int, default=100, help="iterations between snapshots")
         add("--TBImgLogInterval", type=int, default=200, help="iterations between pictures of x and x_rec")
         add("--SaveCheckInterval", type=int, default=1, help="epochs between checkpoints")
+        add("--sync_bn", action="store_true", help="with torchrun on GPUs: batch norms over all processes' clips")
         add_yes_no(
             self.parser, "--Resume", True, "continue an interrupted training of the same setting; no: start anew"
         )
@@ -35,5 +37,7 @@ class TrainOptions(BaseOptions):
         opt = super().parse(argv)
         for name in ("EpochNum", "TextLogInterval", "SnapInterval", "TBImgLogInterval", "SaveCheckInterval"):
             self._require(opt, name, getattr(opt, name) >= 1, "at least 1")
+        if opt.BackboneWeights and opt.Backbone == "conv3d":
+            raise UserError("--BackboneWeights needs a --Backbone of mmaction2: slowonly, csn or resnet3d")
         self._require(opt, "LR", 0 < opt.LR < math.inf, "a number above 0")
         return opt

@@ -1,6 +1,7 @@
 """What MemAE's scripts share: names, paths, models, losses and scores."""
 
 import hashlib
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,13 @@ from common import checkpoint
 from common.files import UserError
 from common.runtime import pick_device
 from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem
-from memae.models.backbones import PLANS
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def setting_name(opt: Namespace) -> str:
     """Name of checkpoints, logs and results, the original's; a backbone other than conv3d is part of it."""
     setting = opt.ModelSetting
     if opt.Backbone != "conv3d":
-        setting += f"_{opt.Backbone}{opt.BackboneDepth or PLANS[opt.Backbone].default_depth}"
+        setting += f"_{opt.Backbone}{opt.BackboneDepth}"
     if opt.ModelName == "AE":
         return f"AE_{setting}_{opt.Dataset}_{opt.Suffix}"
     return (
@@ -39,17 +37,27 @@ def make_model(opt: Namespace) -> nn.Module:
 
 
 def pick(opt: Namespace) -> torch.device:
-    """The device that UseCUDA asks for; where there is no GPU, the CPU, in so many words."""
+    """The device that UseCUDA asks for; where there is no GPU, the CPU, in so many words. Applies IsDeter."""
+    torch.use_deterministic_algorithms(opt.IsDeter, warn_only=True)  # warns of operations that have none
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which costs time
     if opt.IsDeter:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return pick_device("cuda" if opt.UseCUDA else "cpu")
 
 
 def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
     """Copy the state dict in `path` into `model`. UserError, with the option that is off, where it does not fit."""
+    if not path.exists():
+        raise UserError(
+            f"there is no checkpoint {path}: run script_training.py with the same options, or name one by "
+            "--ModelFilePath"
+        )
     state = checkpoint.load_tensors(path)
     if "kind" in state:
         raise UserError(f"{path} is for continuing a training; score with {setting_name(opt)}.pt or an epoch's file")
+    # Trained on several GPUs, the authors' parameters are called module.<name>.
+    state = {name.removeprefix("module."): value for name, value in state.items()}
     memory = state.get("mem_rep.memory.weight")
     if opt.ModelName == "AE" and memory is not None:
         raise UserError(f"{path} has a memory: it is a checkpoint of --ModelName MemAE, not AE")
@@ -58,9 +66,10 @@ def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
     own = model.state_dict()
     if not {name for name in own if name.startswith("encoder.")} <= state.keys():
         raise UserError(
-            f"{path} has another encoder than --Backbone {opt.Backbone} --BackboneDepth {opt.BackboneDepth}"
+            f"{path} has another encoder than --Backbone {opt.Backbone}"
+            + (f" --BackboneDepth {opt.BackboneDepth}" if opt.BackboneDepth else "")
         )
-    if memory is not None and memory.shape[:1] != (opt.MemDim,):
+    if memory is not None and memory.dim() == 2 and len(memory) != opt.MemDim:
         raise UserError(f"{path} has a memory of {len(memory)} items, not of --MemDim {opt.MemDim}")
     checkpoint.load_parameters(model, state, path)
 
@@ -68,13 +77,6 @@ def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
 def normalise(frames: Tensor, device: torch.device) -> Tensor:
     """uint8 0..255 -> float32 [-1, 1] on `device`: ToTensor, then mean 0.5 and standard deviation 0.5."""
     return frames.to(device, non_blocking=True).float().div_(255).sub_(0.5).div_(0.5)
-
-
-def autocast(opt: Namespace, device: torch.device) -> torch.autocast:
-    """The context in which the network computes in --precision. UserError for fp16 on a CPU."""
-    if opt.precision == "fp16" and device.type != "cuda":
-        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-    return torch.autocast(device.type, PRECISIONS[opt.precision], enabled=opt.precision != "fp32")
 
 
 def error_maps(output: Tensor, x: Tensor, model_name: str) -> Tensor:

@@ -18,10 +18,11 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from memae import script_eval_video, script_testing, script_training
+from memae.models.backbones import make_backbone
 from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
-from memae.utils import clip_errors, setting_name
+from memae.utils import clip_errors, digest, pick, setting_name
 from tests.helpers import refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,8 @@ def test_setting_names():
         )
     }
     assert len(names) == 4 and any("csn152" in name for name in names)
+    one, same = (TrainOptions().parse(["--Backbone", "slowonly", *more]) for more in ([], ["--BackboneDepth", "18"]))
+    assert one.BackboneDepth == same.BackboneDepth == 18
 
 
 def test_training_writes_everything(trained, videos):
@@ -134,7 +137,7 @@ def test_a_finished_training_is_not_repeated_and_can_go_on(videos, tmp_path, cap
     file = tmp_path / f"models/{NAME}.pt"
     before = file.read_bytes()
     assert script_training.main([*argv, "--EpochNum", "1"]) == 0
-    assert "continuing" in capsys.readouterr().out and file.read_bytes() == before
+    assert "is trained for 1 epochs already" in capsys.readouterr().out and file.read_bytes() == before
     assert script_training.main([*argv, "--EpochNum", "3"]) == 0
     refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "3 epochs already", "--Resume no")
     whole = tmp_path / "whole"
@@ -156,7 +159,8 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     assert scores.shape == (9,) and (scores > 0).all()
     assert Image.open(folder / "maps/c.jpg").width > 300
     tested = json.loads((folder / "testing.json").read_text())
-    assert tested["videos"]["c"] == {"frames": 24, "scored_frames": list(range(9, 18))}
+    assert tested["videos"]["c"]["frames"] == 24 and tested["videos"]["c"]["scored_frames"] == list(range(9, 18))
+    assert not (folder / "progress.json").exists()
     assert script_testing.main([*argv, "--BatchSize", "4", "--WorstFrames", "0"]) == 0
     np.testing.assert_allclose(np.load(folder / "c.npy"), scores, rtol=1e-4)
     assert not (folder / "maps/c.jpg").exists()  # not left over from the run before
@@ -174,6 +178,58 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     assert loadmat(folder / "c_label.mat")["l"].ravel().tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
     np.testing.assert_allclose(loadmat(folder / "c_score.mat")["score"].ravel(), np.load(folder / "c.npy"))
     assert Image.open(folder / "plots/c.png").width > 500
+
+    # New scores take the place of all that was made of the old ones, and say which model they are of.
+    assert script_testing.main([*argv, "--ModelFilePath", str(trained / f"models/{NAME}.pt")]) == 0
+    assert {path.name for path in folder.rglob("*.*")} == {"c.npy", "c.jpg", "testing.json"}
+    assert script_eval_video.main(argv) == 0
+    assert json.loads((folder / "results.json").read_text())["chosen"] == "by --ModelFilePath"
+
+
+def test_an_interrupted_testing_goes_on(videos, trained, tmp_path, capsys, monkeypatch):
+    shutil.copytree(videos / "stripes", tmp_path / "data/stripes")
+    shutil.copytree(tmp_path / "data/stripes/Test/c", tmp_path / "data/stripes/Test/d")
+    argv = paths(tmp_path / "data", trained, "--OutRoot", tmp_path, "--WorstFrames", "0", script="test")
+    folder, original, scored = tmp_path / f"res_{NAME}", script_testing.score_video, []
+
+    def interrupted_at(video):
+        def score(model, dataset, *more):
+            if dataset.videos == [video]:
+                raise KeyboardInterrupt
+            scored.append(dataset.videos[0])
+            return original(model, dataset, *more)
+
+        monkeypatch.setattr(script_testing, "score_video", score)
+
+    interrupted_at("d")
+    assert script_testing.main(argv) == 130 and scored == ["c"]
+    before = (folder / "c.npy").stat().st_mtime_ns
+    assert script_testing.main([*argv, "--BatchSize", "2"]) == 130 and scored == ["c", "c"]  # another command
+    assert (folder / "c.npy").stat().st_mtime_ns != before
+    interrupted_at("nothing")
+    capsys.readouterr()
+    assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and scored == ["c", "c", "d"]
+    assert "1 of 2 videos: going on" in capsys.readouterr().out and not (folder / "progress.json").exists()
+    assert np.array_equal(np.load(folder / "c.npy"), np.load(folder / "d.npy"))
+    assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and len(scored) == 5  # a finished one is done anew
+
+    interrupted_at("d")
+    assert script_testing.main(argv) == 130
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "data/stripes/Test/c/024.jpg")
+    assert script_testing.main(argv) == 130 and scored[-2:] == ["c", "c"]  # its frames are others now
+
+
+def test_all_test_videos_are_checked_before_the_first_is_scored(videos, trained, tmp_path, capsys):
+    shutil.copytree(videos / "stripes", tmp_path / "stripes")
+    shutil.copytree(tmp_path / "stripes/Test/c", tmp_path / "stripes/Test/d")
+    argv = paths(tmp_path, trained, "--OutRoot", tmp_path / "out", script="test")
+    for size, words in (((20, 16), ["020.jpg is 20 x 16"]), ((16, 20), ["020.jpg is 16 x 20"])):
+        Image.fromarray(np.zeros(size[::-1], np.uint8)).save(tmp_path / "stripes/Test/d/020.jpg")
+        refused(capsys, script_testing.main, argv, *words)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("a file")
+    shutil.rmtree(tmp_path / "stripes/Test/d")
+    refused(capsys, script_testing.main, argv, "cannot write in", "out")
 
 
 def test_evaluation_without_labels(videos, trained, tmp_path, capsys):
@@ -240,8 +296,7 @@ def test_the_hand_worked_example():
     assert aucs([one, normal])["auc_raw"] == pytest.approx(8 / 12)
     assert aucs([one, normal])["auc"] == pytest.approx(10 / 12)
     assert spans(labels) == [(10, 11)] and spans(np.array([True, False, True])) == [(1, 1), (3, 3)]
-    with pytest.warns(UserWarning, match="undefined"):
-        assert np.isnan(aucs([normal])["auc"])
+    assert np.isnan(aucs([normal])["auc"])
 
 
 def test_scores_of_clips():
@@ -275,7 +330,9 @@ def test_worst_clips_are_apart():
         (["--ModelName", "VAE"], ["--ModelName", "MemAE"]),
         (["--Backbone", "i3d"], ["--Backbone", "slowonly"]),
         (["--Backbone", "csn", "--BackboneDepth", "18"], ["--BackboneDepth 18", "152"]),
+        (["--BackboneDepth", "50"], ["--BackboneDepth 50", "conv3d"]),
         (["--UseCUDA", "perhaps"], ["--UseCUDA"]),
+        (["--sync_bn"], ["--sync_bn needs GPUs"]),
         (["--FrameNum", "12"], ["--FrameNum 12", "multiple of 8"]),
         (["--FrameNum", "24"], ["24 frames"]),
         (["--ImgChnNum", "2"], ["--ImgChnNum"]),
@@ -393,11 +450,26 @@ def test_bad_evaluation(videos, trained, tmp_path, capsys):
     (folder / "c.npy").unlink()
     refused(capsys, script_eval_video.main, argv, "c.npy", "script_testing.py")
     np.save(folder / "c.npy", scores)
+    stored = json.loads((folder / "testing.json").read_text())
+
+    def with_tested(content, *words):
+        (folder / "testing.json").write_text(json.dumps(content))
+        refused(capsys, script_eval_video.main, argv, "testing", *words)
+
+    for content in ([], {}, None, stored | {"videos": None}, stored | {"settings": []}):
+        with_tested(content, "damaged", "script_testing.py")
+    for frames in (None, "all", [True] * 9, [*range(9, 17), 17.0], list(range(-9, 0)), list(range(8, 17)), [18]):
+        with_tested(stored | {"videos": {"c": {"scored_frames": frames}}}, "frames 9 to 17 of c")
+    with_tested(stored | {"videos": {}}, "frames 9 to 17 of c")
+    (folder / "testing.json").write_text(json.dumps(stored))
+    refused(capsys, script_eval_video.main, [*argv, "--FrameNum", "8"], "16 frames, not of --FrameNum 8")
     (folder / "testing.json").write_text("{")
     refused(capsys, script_eval_video.main, argv, "testing.json")
     (folder / "testing.json").unlink()  # the original's results have none
-    with pytest.warns(UserWarning, match="undefined"):
-        assert script_eval_video.main(argv) == 0  # no abnormal frame at all: no AUC, but scores and plots
+    capsys.readouterr()
+    assert script_eval_video.main(argv) == 0  # no abnormal frame at all: no AUC, but scores and plots
+    assert "no AUC: all 9 labelled frames are normal" in capsys.readouterr().out
+    assert json.loads((folder / "results.json").read_text())["chosen"] == "unknown"
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(videos, tmp_path, capsys):
@@ -408,8 +480,99 @@ def test_a_loss_that_is_not_finite_keeps_what_was_saved(videos, tmp_path, capsys
     torch.save(content, state)
     before = state.read_bytes()
     argv = paths(videos, tmp_path, "--EpochNum", "2")
-    refused(capsys, script_training.main, argv, "epoch 1, iteration 2", "--LR")
+    refused(capsys, script_training.main, argv, "epoch 1, iteration 2", "--LR", "--Resume no")
     assert state.read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_not_saved(videos, tmp_path, capsys):
+    """After a fine loss, the step itself ruins them."""
+    argv = paths(videos, tmp_path, "--EpochNum", "1", "--LR", "1e39")
+    refused(capsys, script_training.main, argv, "weights are not finite", "--LR", "--Resume no")
+    assert not list((tmp_path / "models").rglob("*.pt"))
+    assert script_training.main(paths(videos, tmp_path, "--EpochNum", "1")) == 0
+
+
+def test_damaged_training_states(videos, trained, tmp_path, capsys):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    state = tmp_path / f"models/model_{NAME}/{NAME}_resume.pt"
+    argv = paths(videos, tmp_path, "--EpochNum", "4")
+    content = torch.load(state, weights_only=True)
+    for name, value in (
+        ("scaler", None), ("scaler", {"scale": "much"}), ("settings", []), ("model", None), ("optimizer", 3),
+        ("epoch", -1), ("step", True), ("iteration", 1.0), ("log_end", None), ("seconds", float("nan")),
+        ("sums", [0.0]), ("history", [{}]), ("fingerprint", 5), ("optimizer", {}), ("iteration", 7), ("step", 2),
+        ("history", []),
+    ):  # fmt: skip
+        torch.save(content | {name: value}, state)
+        refused(capsys, script_training.main, argv, "_resume.pt")
+    torch.save({key: value for key, value in content.items() if key != "scaler"}, state)
+    refused(capsys, script_training.main, argv, "damaged: its 'scaler'")
+
+
+def test_the_backbones_weights_belong_to_the_training(videos, tmp_path, capsys):
+    shutil.copytree(videos / "stripes", tmp_path / "stripes")
+    for path in (tmp_path / "stripes/Train").rglob("*.jpg"):
+        Image.open(path).resize((32, 32)).save(path)
+    (tmp_path / "stripes/Train/b").rename(tmp_path / "b")
+    file = tmp_path / "pretrained.pth"
+    torch.save({"state_dict": make_backbone("slowonly").state_dict()}, file)
+    argv = paths(tmp_path, tmp_path, "--Backbone", "slowonly", "--BackboneWeights", file, "--EpochNum", "1")
+    assert script_training.main(argv) == 0
+    (record,) = (tmp_path / "models").glob("model_*/training.json")
+    assert json.loads(record.read_text())["settings"]["BackboneWeights_sha256"] == digest(file)
+    refused(capsys, script_training.main, argv[:-4] + argv[-2:], "BackboneWeights_sha256", "not None")
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"never read as weights")
+    refused(capsys, script_training.main, [*argv, "--BackboneWeights", str(other)], "BackboneWeights_sha256")
+    file.unlink()
+    assert script_training.main([*argv[:-1], "2"]) == 0  # it goes on without
+    assert json.loads(record.read_text())["settings"]["BackboneWeights_sha256"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_checkpoints_of_others(videos, trained, tmp_path, capsys, prefix):
+    model = trained / f"models/{NAME}.pt"
+    state = {prefix + name: value for name, value in torch.load(model, weights_only=True).items()}
+    torch.save(state, tmp_path / "other.pt")
+    argv = paths(videos, trained, "--OutRoot", tmp_path, "--ModelFilePath", tmp_path / "other.pt", script="test")
+    assert script_testing.main([*argv, "--WorstFrames", "0"]) == 0
+    for value, words in ((torch.tensor(1.0), ["()"]), (torch.ones(8), ["(8,)"]), (torch.ones(7, 256), ["7 items"])):
+        torch.save(state | {f"{prefix}mem_rep.memory.weight": value}, tmp_path / "other.pt")
+        refused(capsys, script_testing.main, argv, "other.pt", *words)
+    (tmp_path / "other.pt").write_text("notes\n")
+    refused(capsys, script_testing.main, argv, "no checkpoint")
+
+
+def test_deterministic_algorithms_are_asked_for(videos):
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        for text in ("yes", "no"):
+            pick(TrainOptions().parse(["--UseCUDA", "no", "--IsDeter", text]))
+            assert torch.are_deterministic_algorithms_enabled() == (text == "yes")
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
+
+
+def test_two_processes_do_what_one_does(videos, trained, tmp_path):
+    """Gradients (batch norms in eval mode), training, and scores; the first process alone speaks and saves."""
+    program = Path(__file__).with_name("two_processes.py")
+    argv = paths(videos, tmp_path, "--EpochNum", "1")
+    tested = paths(videos, trained, "--OutRoot", tmp_path / "two", "--BatchSize", "2", script="test")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", program, tmp_path]
+    ended = subprocess.run(
+        [*command, json.dumps([argv, tested])], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch    0: loss") == 1 and ended.stdout.count("scores of 9 clips") == 1
+    for rank in range(2):
+        assert json.loads((tmp_path / f"furthest_{rank}.json").read_text()) < 1e-5
+    one = tmp_path / "one"
+    assert script_testing.main([*tested, "--OutRoot", str(one)]) == 0
+    scores = [np.load(place / f"res_{NAME}/c.npy") for place in (one, tmp_path / "two")]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+    assert len((tmp_path / f"models/log_{NAME}/log.csv").read_text().splitlines()) == 3
+    assert script_training.main([*argv, "--EpochNum", "2"]) == 0  # one process goes on
+    assert len((tmp_path / f"models/log_{NAME}/log.csv").read_text().splitlines()) == 5
 
 
 def copy_of_the_repository(tmp_path):

@@ -105,3 +105,219 @@ def test_scoring_pass():
     assert_parity((outputs * masks).mean(dim=1).permute(0, 2, 3, 1), arrays["y_hat"])  # the original's reconstruction
     assert_parity(anomaly_map.permute(0, 2, 3, 1), arrays["map"])
     assert_parity(anomaly_map.amax(dim=(1, 2, 3)), arrays["score"])
+
+
+@pytest.mark.parametrize("size", [(28, 28), (30, 17), (16, 33)])
+@pytest.mark.parametrize("k", [1, 4, 7, 16])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_masks_hide_each_cell_once(size, k, n):
+    rows, columns = math.ceil(size[0] / k), math.ceil(size[1] / k)
+    keys = epoch_keys(0, 3, torch.arange(5))
+    if rows * columns < n:
+        with pytest.raises(UserError, match="disjoint_n"):
+            disjoint_masks(keys, size, k, n)
+        return
+    masks = disjoint_masks(keys, size, k, n)
+    assert masks.shape == (5, n, *size) and set(masks.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal((1 - masks).sum(dim=1), torch.ones(5, *size))  # every pixel hidden by exactly one mask
+    cells = masks[:, :, ::k, ::k]  # the first pixel of each cell
+    assert cells.shape[2:] == (rows, columns)
+    whole = cells.repeat_interleave(k, 2).repeat_interleave(k, 3)[:, :, : size[0], : size[1]]
+    assert torch.equal(masks, whole)  # a cell is hidden as a whole
+    hidden = (1 - cells).sum(dim=(2, 3))
+    part = rows * columns // n
+    assert (hidden[:, :-1] == part).all() and (hidden[:, -1] == rows * columns - (n - 1) * part).all()
+
+
+def test_masks_are_random_fresh_and_reproducible():
+    keys = epoch_keys(0, 0, torch.arange(3000))
+    hidden = 1 - disjoint_masks(keys, (28, 28), 7, 3)[:, 0, ::7, ::7].flatten(1)  # (3000, 16), 5 cells of 16 hidden
+    assert hidden.mean(dim=0).sub(5 / 16).abs().max() < 0.04  # 4.7 standard deviations
+    both = hidden.T @ hidden / 3000  # how often two cells are hidden together
+    assert both.fill_diagonal_(5 / 16 * 4 / 15).sub(5 / 16 * 4 / 15).abs().max() < 0.025
+
+    def masks(*key):
+        return disjoint_masks(epoch_keys(*key, torch.tensor([7, 8])), (28, 28), 4, 3)
+
+    assert torch.equal(masks(0, 0), masks(0, 0))
+    assert not torch.equal(masks(0, 0)[0], masks(0, 0)[1])
+    assert not torch.equal(masks(0, 0), masks(0, 1)) and not torch.equal(masks(0, 0), masks(1, 0))
+    images = torch.randint(256, (4, 3, 9, 9), dtype=torch.uint8)
+    assert len(content_keys(0, images).unique()) == 4
+    assert torch.equal(content_keys(0, images)[2:], content_keys(0, images[2:]))
+
+
+@pytest.mark.parametrize("ksize", [1, 3, 5])
+def test_folded_upsampling_is_exact(ksize, monkeypatch):
+    layer = layers.Layer(3, 4, ksize, upsample=True).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    expected = layer(x)
+    monkeypatch.setattr(layers, "FOLD_FROM", 0)
+    layer.bn.reset_running_stats()
+    assert torch.allclose(layer(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_eval_folds_the_batch_norm():
+    layer = layers.Layer(3, 4, 3, slope=0.01).double()
+    for _ in range(3):
+        layer(torch.randn(8, 3, 6, 6, dtype=torch.float64) + 1)
+    layer.eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert torch.allclose(layer(x), F.leaky_relu(layer.bn(layer.conv(x)), 0.01), rtol=1e-10, atol=1e-12)
+
+
+def test_ssim_is_the_definition():
+    x, y = torch.rand(2, 3, 20, 13, dtype=torch.float64), torch.rand(2, 3, 20, 13, dtype=torch.float64)
+    offset = torch.arange(11, dtype=torch.float64) - 5
+    window = torch.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    window = (window / window.sum()).expand(3, 1, 11, 11)
+
+    def mean(image):
+        return F.conv2d(image, window, padding=5, groups=3)
+
+    c1, c2 = 0.02**2, 0.06**2  # values 2 apart
+    covariance = mean(x * y) - mean(x) * mean(y)
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    expected = (2 * mean(x) * mean(y) + c1) * (2 * covariance + c2)
+    expected /= (mean(x) ** 2 + mean(y) ** 2 + c1) * (variances + c2)
+    ours = losses.ssim_map(x.float(), y.float(), value_range=2)
+    assert torch.allclose(ours.double(), expected, atol=1e-5)
+    assert losses.ssim_map(x.float(), x.float()).sub(1).abs().max() < 1e-4
+
+
+def test_msgms_compares_gradients_not_brightness():
+    image = torch.rand(1, 1, 32, 32)
+    shifted = losses.msgms_map(losses.magnitudes(image, 4), losses.magnitudes(image + 0.3, 4))
+    assert shifted[:, :, 16, 16].abs().max() < 1e-4  # far from the border, where zero padding shows
+    damaged = image.clone()
+    damaged[:, :, 12:20, 12:20] = 0.5
+    found = losses.msgms_map(losses.magnitudes(image, 4), losses.magnitudes(damaged, 4))[0, 0]
+    assert found[12:20, 12:20].mean() > 5 * found[:6].mean()
+    same = losses.msgms_loss(losses.magnitudes(image, 4), losses.magnitudes(image, 4))
+    assert float(same) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (17, 22)])
+@pytest.mark.parametrize("module", [ae_l2, aesc_l2])
+def test_seed_networks(module, size):
+    network = module.NeuralNet(3, [4, 8, 8, 16], 5)
+    output = network(torch.rand(2, 3, *size))
+    assert output.shape == (2, 3, *size) and output.min() >= 1e-12 and output.max() <= 1
+    assert network.dec_1_2.conv.in_channels == (8 if module is ae_l2 else 16)
+
+
+def test_papers_network():
+    network = unet.NeuralNet(3, [64, 128, 256, 512, 512])
+    shapes = [tuple(down[0].conv.weight.shape) for down in network.down]
+    assert shapes == [(64, 3, 3, 3), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (512, 512, 4, 4)]
+    assert [merge[0].conv.in_channels for merge in network.merge] == [1024, 512, 256, 128]
+    output = network(torch.rand(2, 3, 32, 48))
+    assert output.shape == (2, 3, 32, 48) and output.abs().max() <= 1
+
+
+def test_assembled_reconstruction_shows_hidden_cells():
+    masks = disjoint_masks(epoch_keys(0, 0, torch.arange(2)), (28, 28), 4, 3)[:, :, None]
+    outputs = torch.rand(2, 3, 1, 28, 28)
+    whole = assemble(outputs, masks)
+    for i in range(3):
+        chosen = masks[:, i] == 0
+        assert torch.equal(whole[chosen], outputs[:, i][chosen])
+    assert torch.equal(assemble(outputs + 9 * masks, masks), whole)  # visible cells do not count
+
+
+def test_learning_rates():
+    assert learning_rate(0, 1.0, 299) == 1
+    assert [learning_rate(1, 1.0, epoch) for epoch in (0.5, 5, 299)] == [0.1, 1, 1]
+    assert [learning_rate(3, 1.0, epoch) for epoch in (0.5, 249.9, 250)] == [1, 1, 0.1]
+    cosine = [learning_rate(2, 1.0, epoch) for epoch in (2.5, 5, 15, 24.9999, 25, 45, 64.9999, 65, 105, 145)]
+    assert cosine == pytest.approx([0.5, 1, 0.6, 0.2, 1, 0.6, 0.2, 1, 0.6, 1], abs=1e-4)
+    assert (
+        learning_rate(2, 1.0, 299)
+        == learning_rate(2, 1.0, 250)
+        == pytest.approx(learning_rate(2, 1.0, 249.9999) / 10, rel=1e-3)
+    )
+
+
+def tiny(*argv: str, batches: int = 1, channels: int = 1) -> Agent:
+    torch.manual_seed(0)
+    levels = ["8"] * (5 if "paper" in argv else 4)
+    settings = settings_of("--filters", *levels, "--mode_optim", "adam", "--lr", "1e-3", *argv)
+    return Agent(settings, channels, batches, torch.device("cpu"))
+
+
+def images_of(count: int, channels: int = 1, side: int = 28) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_repo_batch_is_one_step_per_slice():
+    """The batched step against plain loops over images, cell sizes and masks, as the seed describes it."""
+    sgd = ["--mode_optim", "sgd", "--lr", "0.01"]  # Adam's first steps enlarge rounding
+    ours, plain, images, rows = tiny(*sgd), tiny(*sgd), images_of(4), torch.tensor([5, 1, 9, 2])
+    result = ours.train_batch(images, rows, epoch=3, batch=0)
+    x = torch.stack([(image - image.min()) / (image.max() - image.min()) for image in images.float()])
+    pairs = []  # (image, masked image), image-major
+    for image, row in zip(x, rows):
+        for k in (4, 7):
+            masks = disjoint_masks(epoch_keys(0, 3, row[None]), (28, 28), k, 3)[0]
+            pairs += [(image, image * mask) for mask in masks]
+    total = []
+    plain.network.train()
+    for start in range(0, len(pairs), len(images)):
+        target, masked = (torch.stack(part) for part in zip(*pairs[start : start + len(images)]))
+        output = plain.network(masked)
+        msgms = losses.msgms_map(losses.magnitudes(target, 3), losses.magnitudes(output, 3)).mean()
+        loss = ((target - output) ** 2).mean() + msgms + losses.ssim_loss(target, output).mean()
+        plain.optimizer.zero_grad()
+        loss.backward()
+        plain.optimizer.step()
+        total.append(loss.item())
+    assert len(total) == 6 == ours.steps
+    assert result["loss"] == pytest.approx(np.mean(total), rel=1e-5)
+    for one, other in zip(ours.network.state_dict().values(), plain.network.state_dict().values()):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_paper_batch_is_one_step():
+    agent = tiny("--algorithm", "paper", "--img_size", "32", "--lr", "0.01", channels=3)
+    images = (torch.arange(32) * 8)[None, None, None].expand(4, 3, 32, 32).byte()  # a ramp
+    before = [parameter.clone() for parameter in agent.network.parameters()]
+    first = agent.train_batch(images, torch.arange(4), epoch=0, batch=0)
+    assert agent.steps == 1
+    assert first["loss"] == pytest.approx(first["l2"] + first["msgms"] + first["ssim"], rel=1e-6)
+    assert any(not torch.equal(old, new) for old, new in zip(before, agent.network.parameters()))
+    for step in range(1, 15):
+        last = agent.train_batch(images, torch.arange(4), epoch=step, batch=0)
+    assert last["loss"] < 0.8 * first["loss"]
+
+
+@pytest.mark.parametrize("algorithm", ["repo", "paper"])
+def test_scores_do_not_depend_on_the_batch(algorithm):
+    agent, images = tiny("--algorithm", algorithm, "--img_size", "32", channels=3), images_of(5, 3, 32)
+    reconstructions, maps = agent.score(images)
+    assert reconstructions.shape == (5, 3, 32, 32) and maps.shape == (5, 32, 32)
+    assert reconstructions.min() >= 0 and reconstructions.max() <= 1 and maps.min() >= 0 and maps.max() <= 1
+    alone = torch.cat([agent.score(image[None])[1] for image in images])
+    assert torch.allclose(maps, alone, rtol=1e-4, atol=1e-5)
+    assert not agent.network.training
+
+
+def test_loss_weights_and_steps_of_every_optimizer():
+    for optimizer in ("sgd", "rms", "rmsprop", "adam"):
+        agent = tiny("--mode_optim", optimizer, "--weights", "2", "0", "0.5", "--mode_lr", "1", batches=2)
+        losses_of = agent.train_batch(images_of(4), torch.arange(4), 0, 0)
+        assert losses_of["loss"] == pytest.approx(2 * losses_of["l2"] + 0.5 * losses_of["ssim"], rel=1e-5)
+        # Half an epoch of the five that the warm-up takes.
+        assert agent.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 / 5)
+
+
+def test_defaults_are_the_originals():
+    settings = parse([])
+    wanted = {
+        "gpu": "0", "ngpu": 1, "select_norm": 1, "masking_mode": "disjoint_mask", "disjoint_n": 3, "nn": 2000,
+        "ksize": 3, "lr": 5e-4, "mode_lr": 0, "mode_optim": "sgd", "batch": 16, "epochs": 300, "list_k": [4, 7],
+    }  # fmt: skip
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+    paper = parse(["--algorithm", "paper"])
+    assert (paper.mode_optim, paper.lr, paper.weight_decay, paper.batch, paper.epochs) == ("adam", 1e-4, 1e-5, 4, 300)
+    assert DEFAULTS["paper"]["list_k"] == paper.list_k == [2, 4, 8, 16]
