@@ -1,0 +1,409 @@
+"""RIAD's scripts as a user runs them: tiny networks, real digits, every file they promise, bad input."""
+
+import csv
+import gzip
+import json
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from common import checkpoint
+from common.demo_data import make_textures
+from common.metrics import image_auroc
+from riad import run, score
+from riad.source import datamanager, options, procedure
+from tests.helpers import refused
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--cpu", "--filters", "2", "4", "4", "4", "--mode_optim", "adam", "--lr", "1e-2"]
+DIGITS = [*TINY, "--dataset", "digits", "--train_images", "20", "--eval_images", "40"]
+PAPER = [
+    "--cpu", "--algorithm", "paper", "--dataset", "mvtec", "--img_size", "32", "--filters", "4", "4", "4", "4", "4",
+    "--lr", "1e-2", "--epochs", "2", "--smooth", "5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bricks(tmp_path_factory):
+    """Demo textures with masks: brick in MVTec's layout."""
+    root = tmp_path_factory.mktemp("data")
+    make_textures(root, size=64, n_train=10, n_good=4, n_defect=1)
+    return root / "brick"
+
+
+@pytest.fixture(scope="session")
+def textures(bricks, tmp_path_factory):
+    """A finished training of the paper's variant on them; not to be changed."""
+    output = tmp_path_factory.mktemp("textures")
+    assert run.main([*PAPER, "--data_path", str(bricks), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A finished training of the seed's variant on scikit-learn's digits; not to be changed."""
+    output = tmp_path_factory.mktemp("digits")
+    assert run.main([*DIGITS, "--epochs", "4", "--output", str(output)]) == 0
+    return output
+
+
+def rows(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def result_of(output):
+    return json.loads((output / "result.json").read_text())
+
+
+def test_run_writes_everything(digits):
+    result = result_of(digits)
+    seeds = {
+        "name_best": "model_2_best_auroc.pth", "select_norm": 1, "masking_mode": "disjoint_mask", "disjoint_n": 3,
+        "nn": 2000, "dim_h": 28, "dim_w": 28, "dim_c": 1, "ksize": 3, "mode_optim": "adam", "learning_rate": 1e-2,
+        "mode_lr": 0, "path_ckpt": "Checkpoint", "ngpu": 1, "device": "cpu", "filters": "[1, 2, 4, 4, 4]",
+    }  # fmt: skip
+    assert {name: result[name] for name in seeds} == seeds
+    assert result["data"] == "scikit-learn's digits, 8 x 8, scaled up"
+    assert result["images"] == {"train": 20, "validation": 40, "test": 299}
+    names = {path.name for path in (digits / "Checkpoint").iterdir() if path.suffix == ".pth"}
+    models = ["model_0_finepoch", "model_1_best_loss", "model_2_best_auroc"]
+    assert names == {"base.pth", "resume.pth", *(f"{name}.pth" for name in models)}
+    for name in models:
+        table = rows(digits / f"results_te/test_{name}.csv")
+        assert len(table) == 299 and all((row["label"] == "0") == (row["class"] == "1") for row in table)
+        labels, scores = ([float(row[key]) for row in table] for key in ("label", "score"))
+        entry = result["models"][f"{name}.pth"]
+        assert entry["auroc"] == pytest.approx(image_auroc(labels, scores), abs=1e-9)
+        assert entry["loss"] == pytest.approx(np.mean([s for s, label in zip(scores, labels) if not label]), rel=1e-5)
+        assert [row["verdict"] == "defective" for row in table].count(True) > 0 or name != models[2]
+        assert (digits / f"results_te/auroc_{name}.png").exists()
+    assert result["auroc"] == result["models"][result["name_best"]]["auroc"]
+
+    history = rows(digits / "results_tr/history.csv")
+    assert list(history[0]) == ["epoch", "time", "loss", "l2", "ssim", "msgms", "rate", "auroc"]
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
+    assert float(history[-1]["loss"]) < float(history[0]["loss"])
+
+    def last_best(key, best):
+        values = [float(row[key]) for row in history]
+        return len(values) - values[::-1].index(best(values))  # ties go to the later epoch
+
+    epochs = [result["models"][f"{name}.pth"]["epoch"] for name in models]
+    assert epochs == [4, last_best("l2", min), last_best("auroc", max)]
+    pictures = {path.name for path in (digits / "results_tr").rglob("*.png")}
+    drawn = {f"{kind}_{epoch:08d}.png" for kind in ("generation", "auroc") for epoch in (1, 2, 3, 4)}
+    assert pictures == {"masks.png", "masked.png", "history.png"} | drawn
+
+
+def test_ties_go_to_the_later_epoch():
+    history = [{"l2": 1.0, "auroc": 0.5}, {"l2": 1.0, "auroc": 0.5}]
+    assert procedure._best_now(history, "auroc") == [procedure.LOSS, procedure.BEST["auroc"]]
+    assert procedure._best_now([*history, {"l2": 1.1, "auroc": 0.4}], "auroc") == []
+
+
+def test_papers_variant_on_textures(bricks, textures):
+    result = result_of(textures)
+    assert result["data"] == "synthetic" and result["name_best"] == "model_2_best_val_loss.pth"
+    assert result["images"] == {"train": 8, "validation": 2, "test": 9} and result["dim_c"] == 3
+    for name in ("auroc", "pixel_auroc", "aupro"):
+        assert 0 <= result[name] <= 1
+    assert result["threshold"]["images"] == 2 and result["threshold"]["promised_fpr"] == pytest.approx(1 / 3)
+    limit = result["threshold"]["image"]
+    for row in rows(textures / "results_te/test_model_2_best_val_loss.csv"):
+        assert (bricks / row["image"]).is_file() and row["image"].split("/")[1] == row["class"]
+        assert row["verdict"] == ("defective" if float(row["score"]) > limit else "good")
+    history = rows(textures / "results_tr/history.csv")
+    best = min(history, key=lambda row: float(row["val_loss"]))
+    assert result["models"][result["name_best"]]["epoch"] == int(best["epoch"])
+
+
+def test_score_folder(bricks, textures, tmp_path, capsys):
+    folder, output = tmp_path / "mine", tmp_path / "out"
+    shutil.copytree(bricks / "test", folder / "a b")
+    (folder / "broken é?.png").write_text("no image")
+    file = textures / "Checkpoint/model_2_best_val_loss.pth"
+    argv = ["--images", str(folder), "--checkpoint", str(file), "--output", str(output), "--cpu", "--batch_score", "4"]
+    assert score.main(argv) == 1
+    table = {row["path"]: row for row in rows(output / "scores.csv")}
+    assert len(table) == 10 and "cannot" in table["broken é?.png"]["error"]
+    limit = json.loads((output / "results.json").read_text())["threshold"]["image"]
+    # The same scores as in the test, whatever lies beside an image.
+    for known in rows(textures / "results_te/test_model_2_best_val_loss.csv"):
+        name = known["image"].replace("test/", "a b/", 1)
+        assert float(table[name]["score"]) == pytest.approx(float(known["score"]), rel=1e-4)
+        assert table[name]["verdict"] == known["verdict"]
+        anomaly_map = np.asarray(Image.open(output / "maps" / f"{name}.tiff"))
+        mask = np.asarray(Image.open(output / "masks" / f"{name}.png"))
+        assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
+        assert Image.open(output / "overlays" / f"{name}.jpg").size == (64, 64)
+    (folder / "broken é?.png").unlink()
+    assert score.main([*argv, "--fpr", "0.9"]) == 0
+    assert json.loads((output / "results.json").read_text())["threshold"]["promised_fpr"] == pytest.approx(2 / 3)
+    refused(capsys, score.main, [*argv, "--output", folder / "out"], "--output")
+    refused(capsys, score.main, [*argv, "--images", bricks], "other images")
+    refused(capsys, score.main, ["--images", tmp_path / "none"], "none")
+
+
+def test_digits_network_scores_pictures(digits, tmp_path):
+    found = load_digits().images[:3]
+    for number, image in enumerate(found):
+        Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)).save(tmp_path / f"{number}.png")
+    argv = ["--images", str(tmp_path), "--checkpoint", str(digits / "Checkpoint/model_2_best_auroc.pth"), "--cpu"]
+    output = tmp_path.parent / "scored"
+    assert score.main([*argv, "--output", str(output)]) == 0
+    assert all(row["verdict"] for row in rows(output / "scores.csv"))
+    # Before run.py has tested a network, there is no threshold.
+    argv[3] = str(digits / "Checkpoint/base.pth")
+    assert score.main([*argv, "--output", str(tmp_path.parent / "base")]) == 0
+    assert {row["verdict"] for row in rows(tmp_path.parent / "base/scores.csv")} == {""}
+
+
+def write_mnist(root: Path) -> None:
+    """scikit-learn's digits in MNIST's files."""
+    found = load_digits()
+    images = np.kron(found.images[:, None], np.ones((1, 1, 3, 3)))[:, 0] * 15
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    folder = root / "MNIST/raw"
+    folder.mkdir(parents=True)
+    for name, part in (("train", slice(0, 100)), ("t10k", slice(100, 200))):
+        header = struct.pack(">IIII", 2051, 100, 28, 28)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images[part].tobytes())
+        labels = found.target[part].astype(np.uint8).tobytes()
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 100) + labels)
+
+
+def test_mnist_from_its_files(tmp_path, capsys):
+    write_mnist(tmp_path / "data")
+    argv = [*TINY, "--data_path", str(tmp_path / "data"), "--epochs", "1", "--figures_every", "0"]
+    assert run.main([*argv, "--output", str(tmp_path / "out"), "--nn", "1000", "--select_norm", "3"]) == 0
+    result = result_of(tmp_path / "out")
+    target = load_digits().target
+    assert result["data"] == "MNIST" and result["nn"] == 1000
+    assert result["images"] == {"train": int((target[:100] == 3).sum()), "validation": 50, "test": 50}
+    test = rows(tmp_path / "out/results_te/test_model_0_finepoch.csv")
+    assert [row["class"] for row in test] == [str(digit) for digit in target[100:150]]  # the first half
+    assert not list((tmp_path / "out/results_tr").rglob("gen/*.png"))
+
+    label = tmp_path / "data/MNIST/raw/t10k-labels-idx1-ubyte"
+    for content in (b"", b"hello", label.read_bytes()[:-10], gzip.compress(b"x")):
+        label.write_bytes(content)
+        refused(capsys, run.main, [*argv, "--output", tmp_path / "no"], "MNIST")  # damaged files are never replaced
+    label.unlink()
+    refused(capsys, run.main, [*argv, "--output", tmp_path / "no"], "MNIST")
+    assert not (tmp_path / "no").exists()
+
+
+def test_without_mnist_digits_stand_in(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(datamanager, "MNIST", offline)
+    argv = [*TINY, "--data_path", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--epochs", "1"]
+    refused(capsys, run.main, [*argv, "--dataset", "mnist"], "no network", "--dataset digits", "MNIST/raw")
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "data").iterdir())
+    assert run.main([*argv, "--train_images", "16", "--eval_images", "40", "--figures_every", "0"]) == 0
+    assert "stand in" in capsys.readouterr().out
+    assert "stand-in" in result_of(tmp_path / "out")["data"]
+
+
+def test_download_is_whole_or_not_there(tmp_path, monkeypatch):
+    def download(root, train=True, download=False):
+        write_mnist(Path(root))
+        raise RuntimeError("connection lost")
+
+    settings = options.parse(["--data_path", str(tmp_path), "--dataset", "mnist"])
+    monkeypatch.setattr(datamanager, "MNIST", download)
+    with pytest.raises(datamanager.UserError, match="connection lost"):
+        datamanager.load(settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_options(tmp_path, capsys):
+    for more, *words in [
+        (["--mode_optim", "lion"], "lion", "adam"),
+        (["--masking_mode", "random"], "random", "disjoint_mask"),
+        (["--algorithm", "thesis"], "thesis", "paper"),
+        (["--dataset", "cifar"], "cifar"),
+        (["--nn", "3000"], "3000"),
+        (["--disjoint_n", "50"], "--disjoint_n 50", "49 cells"),
+        (["--disjoint_n", "0"], "--disjoint_n"),
+        (["--list_k", "4", "29"], "1 cells of 29"),
+        (["--list_k", "0"], "--list_k"),
+        (["--img_size", "15"], "15", "too small"),
+        (["--img_size", "40", "--algorithm", "paper", "--filters", "1", "1", "1", "1", "1"], "multiple of 16"),
+        (["--img_size", "16", "--algorithm", "paper", "--filters", "1", "1", "1", "1", "1"], "32 pixels"),
+        (["--nn", "1000", "--algorithm", "paper"], "--nn", "repo"),
+        (["--smooth", "21"], "--smooth", "paper"),
+        (["--smooth", "20", "--algorithm", "paper"], "--smooth", "odd"),
+        (["--ksize", "4"], "--ksize", "odd"),
+        (["--filters", "1", "2"], "--filters", "4 numbers"),
+        (["--lr", "nan"], "--lr"),
+        (["--lr", "0"], "--lr"),
+        (["--weight_decay", "-1"], "--weight_decay"),
+        (["--weights", "0", "0", "0"], "--weights"),
+        (["--weights", "1", "inf", "0"], "--weights"),
+        (["--epochs", "0"], "--epochs"),
+        (["--batch", "1" + "0" * 20], "--batch"),
+        (["--mode_lr", "4"], "--mode_lr"),
+        (["--select_norm", "10"], "--select_norm"),
+        (["--fpr", "1"], "--fpr"),
+        (["--seed", "-1"], "--seed"),
+        (["--validation_share", "1"], "--validation_share"),
+        (["--eval_images", "1"], "--eval_images", "one class"),
+        (["--precision", "int8"], "int8"),
+        (["--learning_rate", "1"], "--learning_rate"),
+        (["--gpu", "x"], "x"),
+        (["--dataset", "mvtec"], "--data_path"),
+    ]:
+        refused(capsys, run.main, ["--dataset", "digits", *TINY, "--output", tmp_path / "o", *more], *words)
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_data(bricks, tmp_path, capsys):
+    argv = [*PAPER, "--output", tmp_path / "out", "--data_path"]
+    refused(capsys, run.main, [*argv, tmp_path / "nowhere"], "nowhere")
+    data = tmp_path / "data"
+    shutil.copytree(bricks, data)
+    (data / "SYNTHETIC").unlink()
+    whole = next((data / "train/good").iterdir())
+    content = whole.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"hello"):
+        whole.write_bytes(damaged)
+        refused(capsys, run.main, [*argv, data], whole.name)
+    whole.write_bytes(content)
+    mask = next((data / "ground_truth").rglob("*.png"))
+    Image.new("L", (9, 9)).save(mask)
+    refused(capsys, run.main, [*argv, data], mask)
+    mask.unlink()
+    (data / "test/empty").mkdir()
+    refused(capsys, run.main, [*argv, data], "empty")
+    shutil.rmtree(data / "test/good")
+    refused(capsys, run.main, [*argv, data], "test/good")
+    for path in list((data / "train/good").iterdir())[1:]:
+        path.unlink()
+    shutil.copytree(bricks / "test/good", data / "test/good")
+    (data / "test/empty").rmdir()
+    refused(capsys, run.main, [*argv, data], "1 good image")
+    refused(capsys, run.main, [*argv, data / "train/good"], "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_run_stay(digits, tmp_path, capsys):
+    output = tmp_path / "copy"
+    shutil.copytree(digits, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    same = [*DIGITS, "--output", output, "--epochs", "4"]
+    for more in (["--lr", "1e-3"], ["--seed", "1"], ["--list_k", "4"], ["--select_norm", "2"], ["--precision", "bf16"]):
+        refused(capsys, run.main, [*same, *more], more[0][2:], "--resume False")
+    refused(capsys, run.main, [*same, "--epochs", "3"], "--epochs 3")
+    (output / "Checkpoint/resume.pth").rename(tmp_path / "resume.pth")
+    refused(capsys, run.main, same, "--output", "--resume False")
+    (tmp_path / "resume.pth").rename(output / "Checkpoint/resume.pth")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    content = (output / "Checkpoint/resume.pth").read_bytes()
+    for damaged in (b"", b"hello", content[: len(content) // 2]):
+        (output / "Checkpoint/resume.pth").write_bytes(damaged)
+        refused(capsys, run.main, same, "resume.pth")
+    stored = torch.load(digits / "Checkpoint/resume.pth", weights_only=True)
+    for name in ("optimizer", "history", "settings", "steps"):
+        torch.save({**stored, name: None}, output / "Checkpoint/resume.pth")
+        refused(capsys, run.main, same, "resume.pth", name)
+    # An optimizer's moments that do not fit, or are not numbers, are not trained with.
+    stored["optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
+    torch.save(stored, output / "Checkpoint/resume.pth")
+    refused(capsys, run.main, [*same, "--epochs", "5"], "optimizer")
+    file = output / "Checkpoint/model_2_best_auroc.pth"
+    checkpoint.save(file, "csflow", model={})
+    refused(capsys, score.main, ["--images", digits, "--checkpoint", file, "--cpu"], "csflow")
+
+
+def test_more_epochs_continue(digits, tmp_path, capsys):
+    """Two epochs and two more are four; a finished training is only tested again."""
+    argv = [*DIGITS, "--output", str(tmp_path), "--figures_every", "0"]
+    assert run.main([*argv, "--epochs", "2"]) == 0
+    assert run.main([*argv, "--epochs", "4"]) == 0
+    assert "continuing" in capsys.readouterr().out
+    assert_same_training(tmp_path, digits)
+    assert run.main([*argv, "--epochs", "4"]) == 0
+    assert "trained already" in capsys.readouterr().out
+    assert result_of(tmp_path)["auroc"] == result_of(digits)["auroc"]
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Bit-identical weights, optimizer and logs, but for times."""
+    for name in ("model_0_finepoch", "model_1_best_loss", "model_2_best_auroc", "resume"):
+        a, b = (torch.load(folder / f"Checkpoint/{name}.pth", weights_only=True) for folder in (one, other))
+        assert a["epoch"] == b["epoch"] and a.get("steps") == b.get("steps")
+        assert all(torch.equal(a["model"][key], b["model"][key]) for key in b["model"])
+        for number, entry in b.get("optimizer", {"state": {}})["state"].items():
+            assert all(torch.equal(a["optimizer"]["state"][number][key], value) for key, value in entry.items())
+    histories = [[{**row, "time": ""} for row in rows(folder / "results_tr/history.csv")] for folder in (one, other)]
+    assert histories[0] == histories[1]
+    scores = [(folder / "results_te/test_model_2_best_auroc.csv").read_text() for folder in (one, other)]
+    assert scores[0] == scores[1]
+
+
+def test_killed_training_ends_with_the_same_numbers(digits, tmp_path):
+    """Real processes: SIGINT and SIGKILL in the middle, each followed by the same command."""
+    argv = [*DIGITS, "--epochs", "4", "--output", "out", "--save_every", "0", "--figures_every", "0"]
+    command = [sys.executable, str(ROOT / "riad/run.py"), *argv]
+    state = tmp_path / "out/Checkpoint/resume.pth"
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        saves, seen, deadline = 0, state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 60
+        while saves < 2:  # the first one is that of the start
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.002)
+            if state.exists() and state.stat().st_mtime_ns != seen:
+                saves, seen = saves + 1, state.stat().st_mtime_ns
+        process.send_signal(stop)
+        output, error = process.communicate()
+        assert process.returncode == (130 if stop == signal.SIGINT else -9), error
+        assert "Traceback" not in error
+        if stop == signal.SIGINT:
+            assert "To continue: python" in output and "--save_every 0" in output
+    last = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert last.returncode == 0 and "continuing" in last.stdout, last.stderr
+    assert_same_training(tmp_path / "out", digits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_non_finite_loss_keeps_what_is_saved(tmp_path, capsys):
+    argv = [*DIGITS, "--output", str(tmp_path), "--figures_every", "0", "--mode_optim", "sgd", "--lr", "1e30"]
+    refused(capsys, run.main, [*argv, "--epochs", "3"], "epoch", "--lr")
+    stored = torch.load(tmp_path / "Checkpoint/resume.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in stored["model"].values())
+
+
+def test_folders_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "results_te").write_text("a file where a folder should be")
+    refused(capsys, run.main, [*DIGITS, "--output", tmp_path], tmp_path / "results_te")
+    assert not (tmp_path / "Checkpoint/resume.pth").exists()
+
+
+def test_bfloat16_stays_close(tmp_path, digits):
+    assert run.main([*DIGITS, "--epochs", "1", "--output", str(tmp_path), "--precision", "bf16"]) == 0
+    ours, exact = (float(rows(folder / "results_tr/history.csv")[0]["loss"]) for folder in (tmp_path, digits))
+    assert ours == pytest.approx(exact, rel=0.02) and ours != exact
+
+
+def test_help_explains_every_option(capsys):
+    for call in (run.main, score.main):
+        with pytest.raises(SystemExit) as ended:
+            call(["--help"])
+        assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name in (*options.TRAINING, "data_path", "ngpu", "output"):
+        assert f"--{name}" in text
