@@ -106,14 +106,15 @@ def source_frames(video: Path) -> list[Path] | None:
     steps = np.diff([int(found[-1]) for found in numbers]) if all(numbers) else np.empty(0)
     # In names such as 001_v2.png, 002_v2.png, the last number does not count the frames.
     counted = steps.any() or len({path.stem for path in files}) < len(files)
-    for i, step in enumerate(steps if counted else ()):
-        if step == 0:
-            raise UserError(f"{files[i].name} and {files[i + 1].name} have the same number in {video}: keep one")
-        if step != steps.min():
-            raise UserError(
-                f"the numbers jump from {files[i].name} to {files[i + 1].name} in {video}: add the missing frames, "
-                "or make two videos of it"
-            )
+    if counted and not steps.all():
+        i = int(np.flatnonzero(steps == 0)[0])
+        raise UserError(f"{files[i].name} and {files[i + 1].name} have the same number in {video}: keep one")
+    if counted and (steps != steps.min()).any():
+        i = int(np.flatnonzero(steps != steps.min())[0])
+        raise UserError(
+            f"the numbers jump from {files[i].name} to {files[i + 1].name} in {video}: add the missing frames, or make "
+            "two videos of it"
+        )
     return files
 
 

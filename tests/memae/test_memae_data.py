@@ -11,7 +11,7 @@ from scipy.io import loadmat, savemat
 
 from common.images import synthetic
 from common.runtime import UserError
-from memae import script_img_prep, script_index_gen
+from memae import script_eval_video, script_img_prep, script_index_gen
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
 from memae.data.video_datasets import load_batches, read_index, windows
 from memae.script_img_prep import labels_from_intervals, labels_from_masks, read_intervals
@@ -167,6 +167,71 @@ def test_bad_preparations(tmp_path, capsys):
     refused(capsys, script_img_prep.main, argv, "did not make")
 
 
+def test_sources_that_are_ambiguous_or_uneven(tmp_path, capsys):
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path / "out", "--Dataset", "d", "--Size", "16"]
+    make_video(tmp_path / "v/a", 3)
+    grey(1).save(tmp_path / "v/cover.png")
+    refused(capsys, script_img_prep.main, argv, "cover.png", "beside videos, such as a")
+    (tmp_path / "v/cover.png").unlink()
+    grey(1).save(tmp_path / "v/a/003.jpg")
+    refused(capsys, script_img_prep.main, argv, "003.jpg and 003.png have the same number")
+    (tmp_path / "v/a/003.jpg").unlink()
+    grey(1, (8, 16)).save(tmp_path / "v/a/003.png")
+    refused(capsys, script_img_prep.main, argv, "003.png is 16 x 8", "001.png 16 x 16")
+    for size in (0, 24, 1_000_000):
+        refused(capsys, script_img_prep.main, [*argv[:-1], size], f"--Size {size}", "16 to 4096")
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "v/a")
+    make_video(tmp_path / "v/a", 3, size=(16, 32))
+    make_video(tmp_path / "v/b", 3)
+    make_video(tmp_path / "v/straight_gt", 3)
+    (tmp_path / "v/a/notes").mkdir()
+    assert prep(*argv) == 0
+    out = capsys.readouterr().out
+    assert "straight_gt is left out" in out and "b is 16 x 16 pixels" in out and "a 32 x 16" in out
+    assert sorted(path.name for path in (tmp_path / "out/d/Test").iterdir()) == ["a", "b"]
+
+
+def test_the_last_number_of_a_name_need_not_count(tmp_path):
+    (tmp_path / "v").mkdir()
+    for k in (2, 1, 10):
+        grey(k).save(tmp_path / f"v/{k}_cam3.png")
+    assert [path.stem for path in script_img_prep.source_frames(tmp_path / "v")] == ["1_cam3", "2_cam3", "10_cam3"]
+
+
+def test_a_failed_preparation_is_in_nobodys_way_and_changed_sources_are_noticed(tmp_path, capsys):
+    frame = make_video(tmp_path / "v/a", 18) / "007.png"
+    content = frame.read_bytes()
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path / "out", "--Dataset", "d", "--Size", "16"]
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)).save(frame)
+    frame.write_bytes(frame.read_bytes()[:200])
+    refused(capsys, script_img_prep.main, argv, "007.png")
+    frame.write_bytes(content)
+    assert prep(*argv) == 0 and prep(*argv) == 0
+    labels = tmp_path / "labels"
+    labels.write_text("a: 3-4")
+    refused(capsys, script_img_prep.main, [*argv, "--Labels", labels], "Labels differs", "another --Dataset")
+    argv = [*argv, "--Labels", labels, "--Dataset", "e"]
+    assert prep(*argv) == 0
+    labels.write_text("a: 3-5")
+    refused(capsys, script_img_prep.main, argv, "labels differs")
+    labels.write_text("a: 3-4")
+    grey(99).save(frame)
+    refused(capsys, script_img_prep.main, argv, "sources differs")
+    (tmp_path / "out/e/prepared.json").write_text("[]")
+    refused(capsys, script_img_prep.main, argv, "differs")
+
+
+def test_training_videos_that_are_tested_on(tmp_path, capsys):
+    make_video(tmp_path / "v/a", 18)
+    argv = ["--DataRoot", tmp_path, "--Size", "16", "--Test", tmp_path / "v", "--Train"]
+    assert prep(*argv, tmp_path / "v", "--Dataset", "same") == 0
+    assert "scores mean little" in capsys.readouterr().out and script_eval_video._same_videos(tmp_path / "same")
+    make_video(tmp_path / "w/a", 18)
+    assert prep(*argv, tmp_path / "w", "--Dataset", "other") == 0
+    assert "little" not in capsys.readouterr().out and not script_eval_video._same_videos(tmp_path / "other")
+
+
 def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.mp4").write_text("x")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -176,13 +241,14 @@ def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):
 
 def test_video_files(tmp_path, capsys):
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for k in range(20):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * k, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    for name in ("clip.mp4", "whole.avi"):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for k in range(20):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * k, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
     argv = ["--Test", tmp_path / "clip.mp4", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 32]
     assert prep(*argv) == 0
     frames = sorted((tmp_path / "d/Test/clip").iterdir())
@@ -191,8 +257,15 @@ def test_video_files(tmp_path, capsys):
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
     refused(
         capsys, script_img_prep.main,
-        ["--Test", tmp_path / "broken.mp4", "--DataRoot", tmp_path, "--Dataset", "e"], "broken.mp4",
+        ["--Test", tmp_path / "broken.mp4", "--DataRoot", tmp_path, "--Dataset", "e"], "broken.mp4: invalid data",
     )  # fmt: skip
+    content = (tmp_path / "whole.avi").read_bytes()
+    frames = content.index(b"movi"), content.index(b"idx1")
+    (tmp_path / "cut.avi").write_bytes(content[: sum(frames) // 2])
+    capsys.readouterr()
+    assert prep("--Test", tmp_path / "cut.avi", "--DataRoot", tmp_path, "--Dataset", "cut", "--Size", 32) == 0
+    count = len(list((tmp_path / "cut/Test/cut").iterdir()))
+    assert count < 20 and f"cut.avi announces 20 frames, only {count} can be read" in capsys.readouterr().out
 
 
 def test_masks_of_ones_and_zeros_count_by_their_sum(tmp_path):
@@ -264,6 +337,19 @@ def test_frames_beyond_the_limit_lie_in_a_file(root):
     assert {path.name for path in root.iterdir()} == {"Train"}  # without a name
 
 
+def test_frames_lie_in_a_file_where_no_room_can_be_reserved(root, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate")  # macOS and Windows
+    inside, outside = VideoDataset(None, root / "Train"), VideoDataset(None, root / "Train", limit_gib=1e-6)
+    assert all(torch.equal(inside[i][1], outside[i][1]) for i in range(len(inside)))
+
+
+def test_frames_can_be_decoded_later(root):
+    dataset = VideoDatasetOneDir(None, root / "Train/a", decode=False)
+    assert dataset.size == (16, 16) and len(dataset) == 5 and not hasattr(dataset, "store")
+    dataset.decode()
+    assert torch.equal(dataset[0][1], VideoDatasetOneDir(None, root / "Train/a")[0][1])
+
+
 def test_order_is_by_number(tmp_path):
     make_video(tmp_path / "d/Train/long", 1020)
     names = [path.name for path in video_datasets.frame_files(tmp_path / "d/Train/long")]
@@ -328,6 +414,8 @@ def test_bad_index_files(root, tmp_path):
     refused("a_i002.mat", "frame 000", v_name="a", idx=list(range(16)))
     refused("a_i002.mat", "lists 15 frames", v_name="a", idx=good[:-1])
     refused("a_i002.mat", "no frame numbers", v_name="a", idx=[k + 0.5 for k in good])
+    refused("a_i002.mat", "do not follow each other", v_name="a", idx=good[::-1])
+    refused("a_i002.mat", "do not follow each other", v_name="a", idx=[*good[:-1], 20])
     refused("a_i002.mat", "no frame numbers", v_name="a", idx="frames")
     refused("a_i002.mat", "no variable 'idx'", v_name="a", other=good)
     file.write_bytes(b"no MATLAB file")

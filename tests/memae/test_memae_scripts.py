@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from memae import script_eval_video, script_testing, script_training
-from memae.models.backbones import make_backbone
+from memae.models import AutoEncoderCov3D
 from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
@@ -509,24 +509,29 @@ def test_damaged_training_states(videos, trained, tmp_path, capsys):
     refused(capsys, script_training.main, argv, "damaged: its 'scaler'")
 
 
-def test_the_backbones_weights_belong_to_the_training(videos, tmp_path, capsys):
+def test_the_backbones_weights_belong_to_the_training(videos, tmp_path, capsys, monkeypatch):
+    """With a small network in the backbone's place."""
     shutil.copytree(videos / "stripes", tmp_path / "stripes")
+    shutil.rmtree(tmp_path / "stripes/Train/b")
     for path in (tmp_path / "stripes/Train").rglob("*.jpg"):
         Image.open(path).resize((32, 32)).save(path)
-    (tmp_path / "stripes/Train/b").rename(tmp_path / "b")
-    file = tmp_path / "pretrained.pth"
-    torch.save({"state_dict": make_backbone("slowonly").state_dict()}, file)
-    argv = paths(tmp_path, tmp_path, "--Backbone", "slowonly", "--BackboneWeights", file, "--EpochNum", "1")
-    assert script_training.main(argv) == 0
+    loaded = []
+    monkeypatch.setattr(script_training, "make_model", lambda opt: AutoEncoderCov3D(1))
+    monkeypatch.setattr(script_training, "_load_backbone", lambda model, opt: loaded.append(opt.BackboneWeights))
+    file, other = tmp_path / "pretrained.pth", tmp_path / "other.pth"
+    file.write_text("weights")
+    other.write_text("other weights")
+    argv = paths(tmp_path, tmp_path, "--Backbone", "slowonly", "--ModelName", "AE", "--EpochNum", "1")
+    assert script_training.main([*argv, "--BackboneWeights", str(file)]) == 0 and loaded == [file]
     (record,) = (tmp_path / "models").glob("model_*/training.json")
     assert json.loads(record.read_text())["settings"]["BackboneWeights_sha256"] == digest(file)
-    refused(capsys, script_training.main, argv[:-4] + argv[-2:], "BackboneWeights_sha256", "not None")
-    other = tmp_path / "other.pth"
-    other.write_bytes(b"never read as weights")
-    refused(capsys, script_training.main, [*argv, "--BackboneWeights", str(other)], "BackboneWeights_sha256")
-    file.unlink()
-    assert script_training.main([*argv[:-1], "2"]) == 0  # it goes on without
-    assert json.loads(record.read_text())["settings"]["BackboneWeights_sha256"]
+    refused(capsys, script_training.main, argv, "BackboneWeights_sha256", "not None")
+    refused(capsys, script_training.main, [*argv, "--BackboneWeights", other], "BackboneWeights_sha256", "--Suffix")
+    refused(capsys, script_training.main, [*argv, "--BackboneWeights", tmp_path / "no"], "no checkpoint")
+    file.rename(other)  # with the same content, or with the file gone, the training goes on
+    for epochs, place in ((2, file), (3, other)):
+        assert script_training.main([*argv, "--BackboneWeights", str(place), "--EpochNum", str(epochs)]) == 0
+    assert json.loads(record.read_text())["settings"]["BackboneWeights_sha256"] == digest(other) and len(loaded) == 1
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
