@@ -106,7 +106,8 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
                     raise KeyboardInterrupt
                 if time.monotonic() - saved >= settings.save_every and place["batch"] < batches:
                     save()
-            picture = settings.figures_every and ((epoch + 1) % settings.figures_every == 0)
+            every = settings.figures_every
+            picture = bool(every) and ((epoch + 1) % every == 0 or epoch + 1 == settings.epochs)
             value, scores = _validate(agent, data.validation, chosen_by, settings)
             entry = {
                 "epoch": epoch + 1,
@@ -120,7 +121,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
             # Before the state: a training killed in between comes here again with the same numbers.
             for name in _best_now(history, chosen_by) + [FINE] * (epoch + 1 == settings.epochs or stop()):
                 save_network(folder / name, agent, epoch + 1, about)
-            _write_history(settings.output / "results_tr", history, chosen_by)
+            _write_history(settings.output / "results_tr", history, chosen_by, picture)
             if picture:
                 _draw_epoch(settings, data, agent, shown, scores, epoch + 1)
             if board:
@@ -200,10 +201,11 @@ def score_all(agent: Agent, images: Images, settings: Namespace, title: str) -> 
     return np.concatenate([maps.amax(dim=(1, 2)).numpy() for _, maps in score_batches(agent, images, settings, title)])
 
 
-def _write_history(folder: Path, history: list[dict[str, Any]], chosen_by: str) -> None:
+def _write_history(folder: Path, history: list[dict[str, Any]], chosen_by: str, picture: bool) -> None:
     columns = [*COLUMNS, chosen_by]
     write_csv(folder / "history.csv", columns, [[entry[name] for name in columns] for entry in history])
-    utils.loss_curves(folder / "history.png", history, chosen_by)
+    if picture:
+        utils.loss_curves(folder / "history.png", history, chosen_by)
 
 
 def _first_of_each_class(part: Part) -> list[int]:
@@ -401,5 +403,7 @@ def _write_test(folder: Path, name: str, data: DataSet, entry: dict[str, Any], a
         for label, score, number, image in zip(part.labels, entry["scores"], part.classes, part.names)
     ]
     write_csv(folder / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
+    if not agent.settings.figures_every:
+        return
     utils.violin(folder / f"auroc_{stem}.png", part.labels, entry["scores"], f"{stem}, test images")
     _draw_images(folder / f"generation_{stem}.png", data, agent, _first_of_each_class(part), f"{stem}, test images")
