@@ -264,10 +264,10 @@ def test_bad_options(tmp_path, capsys):
         (["--eval_images", "1"], "--eval_images", "one class"),
         (["--precision", "int8"], "int8"),
         (["--learning_rate", "1"], "--learning_rate"),
-        (["--gpu", "x"], "x"),
         (["--dataset", "mvtec"], "--data_path"),
     ]:
         refused(capsys, run.main, ["--dataset", "digits", *TINY, "--output", tmp_path / "o", *more], *words)
+    refused(capsys, run.main, ["--dataset", "digits", "--gpu", "x", "--output", tmp_path / "o"], "x")
     assert not (tmp_path / "o").exists()
 
 
