@@ -11,11 +11,11 @@ from torch import Tensor
 
 from common.checkpoint import versions
 from common.files import require_writable, write_csv, write_json
-from common.images import read_mask
+from common.images import image_size, read_mask
 from common.metrics import PixelMetrics, image_auroc, threshold_for_fpr
 from common.runtime import UserError, progress, say
 from crn.options import SCORES, plain
-from crn.training.dataset import Dataset, Images, Item, read, viewable
+from crn.training.dataset import Dataset, Images, Item, viewable
 from crn.training.utils import Model, load_model, save_grid, save_picture, to_bytes
 
 NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
@@ -112,7 +112,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
                     difference = scored["difference"][row].mean(dim=0)  # (h, w)
                     _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
                     if pixels is not None and part == "test" and (item.mask or not item.label):
-                        _count_pixels(pixels, item, dataset.kind, difference)
+                        _count_pixels(pixels, item, difference)
     finally:  # whatever ends this, the scores so far stay
         header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
         write_csv(opt.anomaly_score_file, header, rows)
@@ -130,12 +130,12 @@ def _save_pictures(opt: Namespace, kind: str, item: Item, x: Tensor, shown: Tens
     grey = (difference / 2).expand(3, -1, -1)  # (v + 1) / 2
     panels = [*viewable(torch.stack((x, shown)), kind), grey]
     save_grid(opt.image_output_path / "inference" / f"{item.name}.png", [torch.stack(panels)])
-    size = read(item, kind).shape[1:]
+    size = image_size(item.path)
     save_picture(opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(resized(grey[0], size)))
 
 
-def _count_pixels(pixels: PixelMetrics, item: Item, kind: str, difference: Tensor) -> None:
-    size = tuple(read(item, kind).shape[1:])
+def _count_pixels(pixels: PixelMetrics, item: Item, difference: Tensor) -> None:
+    size = image_size(item.path)
     mask = read_mask(item.mask, size) if item.mask else None
     pixels.update(resized(difference, size).cpu(), mask)
 

@@ -7,15 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common.runtime import ArgumentParser, UserError, say
+from common.runtime import PRECISIONS, ArgumentParser, UserError, say
 from crn.training.dataset import DATASETS
 from crn.training.networks import OPTIMIZERS, SCHEDULERS
 from crn.training.skipnetworks import NORMS
 
 HERE = Path(__file__).resolve().parent
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCORES = ("inference", "validation")
 # What the original accepts and never uses.
 UNUSED = ("pipeline", "generator_network_depth", "wandb_hyperparameter_sweep")

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ import numpy as np
 import torch
 
 from common import checkpoint
-from common.files import UserError, reason, require_writable, write_json
+from common.files import UserError, only_run, reason, require_writable, write_json
 from common.memory import reuse_memory
 from common.metrics import image_auroc
-from common.runtime import pick_device, progress, say, script, seed_all, stop_on_request
+from common.runtime import autocast, pick_device, progress, say, script, seed_all, stop_on_request
 from crn.demo_data import ensure_data
 from crn.inference import inference, score_all
-from crn.options import DEMO_IMAGES, PRECISIONS, SCORES, parse, plain
+from crn.options import DEMO_IMAGES, SCORES, parse, plain
 from crn.training.dataset import Dataset, Images, load_dataset, viewable
 from crn.training.networks import create_optimizer, create_scheduler
 from crn.training.utils import (
@@ -108,8 +109,11 @@ class Training:
         if last and opt.resume and last.exists():
             stored = load_training(last, self.model, self.optimizers, self.scaler, opt, dataset.fingerprint)
             self.state = {name: stored.get(name) for name in self.state}
+            self._require_place(last)
+            if stored["settings"].get("log_dir") != str(opt.log_dir):  # there, the number may be another run's
+                self.state["version"] = new_version(opt.log_dir)
             self.log_folder = opt.log_dir / f"version_{self.state['version']}"
-            say(f"continuing {last} after {self.state['batch']} batches")
+            say(f"continuing {last} after {self.state['batch']} of {self.batches} batches")
         else:
             self.state["version"] = new_version(opt.log_dir)
             self.log_folder = opt.log_dir / f"version_{self.state['version']}"
@@ -118,6 +122,18 @@ class Training:
             say(f"checkpoints go to {self.folder} (--checkpoint-path chooses)")
         for folder in (self.log_folder, opt.image_output_path, *([self.folder] if opt.save else [])):
             require_writable(folder)
+
+    def _require_place(self, path: Path) -> None:
+        """UserError where a stored training has come to a place that this one does not have."""
+        state, history = self.state, self.state["history"]
+        if state["step"] >= -(-len(self.train_images) // self.opt.batch_size):
+            raise UserError(f"{path} is damaged: its epoch has no batch {state['step']}")
+        validated = bool(history) and history[-1].get("batch") == state["batch"]
+        if state["batch"] > self.batches or (state["batch"] == self.batches and not validated):
+            raise UserError(
+                f"{path} is trained for {state['batch']} batches already, more than asked for: raise --training-steps "
+                "and --epochs, or --resume no to train anew in its place"
+            )
 
     def content(self) -> dict[str, Any]:
         """What every checkpoint holds."""
@@ -200,13 +216,13 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
     model, state, count = training.model, training.state, len(training.train_images)
     board = Board(opt, training.log_folder, state["wandb"])
     state["wandb"] = board.id
-    autocast = partial(torch.autocast, device.type, PRECISIONS[opt.precision], enabled=opt.precision != "fp32")
     say(
         f"training {opt.model} on {count} good images, {len(training.held_images)} held out for the threshold, "
         f"{opt.imsize} x {opt.imsize}: {training.batches} batches of {opt.batch_size} ({device}, {opt.precision})"
     )
+    precision = partial(autocast, device, opt.precision)
     last_line = time.monotonic()
-    with stop_on_request() as stop:
+    with only_run(training.folder) if opt.save else nullcontext(), stop_on_request() as stop:
         ahead = progress(range(state["batch"], training.batches), "training")
         while state["batch"] < training.batches:
             started = time.monotonic()
@@ -218,7 +234,7 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
                 next(ahead)
                 x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
                 try:
-                    losses = model.training_step(x, training.optimizers, pair, training.scaler, autocast)
+                    losses = model.training_step(x, training.optimizers, pair, training.scaler, precision)
                 except FloatingPointError:
                     saved = f"; {training.folder} keeps what was saved" if opt.save else ""
                     raise UserError(
@@ -316,8 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)
     device = pick_device(opt.device, cpu=opt.cpu)
-    if opt.precision == "fp16" and device.type != "cuda":
-        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    autocast(device, opt.precision)  # refuses what this device cannot do before images are read
     reuse_memory()
     _start_log(opt)
     words = sys.argv[1:] if argv is None else argv

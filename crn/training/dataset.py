@@ -187,7 +187,7 @@ def _first_channel(path: Path) -> Tensor:
     """(H, W) float32."""
     try:
         with Image.open(path) as image:
-            values = np.asarray(image.convert("L") if image.mode in ("1", "P") else image)
+            values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     except OSError as error:
         raise UserError(f"cannot read image {path}: {reason(error)}") from error
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything

@@ -16,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from common.demo_data import DEFECTS
+from common.files import only_run
 from common.images import synthetic
 from common.metrics import image_auroc
 from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
-from crn.training.dataset import load_dataset
+from crn.training.dataset import Images, load_dataset, read, unlabelled
 from crn.training.utils import make_model
 from tests.helpers import refused
 
@@ -212,8 +214,6 @@ def test_lightning_checkpoints_of_the_authors(place, kind, capsys):
         if kind == "crn":
             model.best_gen, model.best_disc = 1, 2
         dataset = load_dataset("RoadImages", Path(FOLDERS["RoadImages"]))
-        from crn.training.dataset import Images
-
         x = Images(dataset.test[:1], "RoadImages", 32).one(0)[None]
         expected = model.eval().scores(x)["inference"].item()
     assert float(rows("a.csv")[0]["anomaly_score"]) == pytest.approx(expected, rel=1e-4)
@@ -349,7 +349,7 @@ def test_bad_data(place, tmp_path, capsys):
     shutil.copyfile("brick/test/good/000.png", "brick/test/good/more.png")
     refused(capsys, train.main, argv, "SYNTHETIC")  # real files beside generated ones
     Path("brick/SYNTHETIC").unlink()
-    for kind in demo_data.make_textures.__globals__["DEFECTS"]:
+    for kind in DEFECTS:
         shutil.rmtree(f"brick/test/{kind}")
     refused(capsys, train.main, argv, "brick", "only good")
 
@@ -361,8 +361,6 @@ def test_depths_of_road_images(place):
         folder.mkdir(parents=True)
     Image.fromarray(np.dstack([np.full((4, 6), value, np.uint8) for value in (51, 7, 9)])).save(folders[0] / "a.png")
     Image.fromarray(np.full((4, 6), 0.25, np.float32)).save(folders[1] / "b.tiff")
-    from crn.training.dataset import read, unlabelled
-
     (item,) = unlabelled(Path("r"), "RoadImages")
     assert read(item, "RoadImages")[:, 0, 0].tolist() == pytest.approx([0.25, 0.2, 0.2])
     Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folders[1] / "b.tiff")
@@ -543,6 +541,19 @@ def test_interrupting_without_a_checkpoint_path_tells_where_it_is(place, monkeyp
     assert train.main([*argv, "--checkpoint-path", "lm/version_0"]) == 0
     assert "continuing lm/version_0/last.ckpt after 1 batches" in capsys.readouterr().out
     assert len(rows("lm/version_0/metrics.csv")) >= 1 and not Path("lm/version_1").exists()
+
+
+def test_places_that_do_not_fit(place, monkeypatch, capsys):
+    """Fewer steps than were trained, another log folder, and a second run into the same folder."""
+    assert train.main(training()) == 0
+    refused(capsys, train.main, training("RoadImages", "--training-steps", "4"), "10 batches already")
+    Path("other/version_0").mkdir(parents=True)
+    Path("other/version_0/metrics.csv").write_text("another run's")
+    assert train.main(training("RoadImages", "--training-steps", "24", "--log-dir", "other")) == 0
+    assert Path("other/version_0/metrics.csv").read_text() == "another run's"
+    assert [row["batch"] for row in rows("other/version_1/metrics.csv")] == ["10", "12"]
+    with only_run("ck"):
+        refused(capsys, train.main, training("RoadImages", "--training-steps", "24"), "another run", "ck")
 
 
 def test_help_explains_every_option(capsys):
