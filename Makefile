@@ -1,9 +1,9 @@
-# make demo, make test, make lint: each sets up what it needs in .venv first. PYTHON= chooses the interpreter.
+# make demo, make test, make bench, make lint: each sets up what it needs in .venv first. PYTHON= chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo bench test test-slow lint format clean
 
 setup: $(READY)
 
@@ -15,6 +15,9 @@ $(READY): requirements.txt requirements-dev.txt
 
 demo: $(READY)
 	$(VENV)/bin/python csflow/main.py
+
+bench: $(READY)
+	$(VENV)/bin/python benchmarks/speed.py
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -m "not slow"

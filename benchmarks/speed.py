@@ -23,30 +23,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.checkpoint import versions
 from common.files import write_json
 from common.memory import reuse_memory
-from common.runtime import ArgumentParser, UserError, pick_device, say, script
+from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, pick_device, say, script
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 TASKS = ("step", "scoring")
-Work = tuple[Callable[[], object], Callable[[], object], int]  # one training step, one scoring, clips or images of it
+Work = tuple[Callable[[], object], Callable[[], object], int]  # a training step, a scoring, and how much that scores
 
 
-def csflow(device: torch.device, precision: str, layout: str, large: bool) -> Work:
-    """512 px (768), features of EfficientNet-B5, 1 block of 512 (4 of 1024), batch 16."""
+def csflow(
+    device: torch.device, precision: str, layout: str, image: int = 512, blocks: int = 1, hidden: int = 512, batch=16
+) -> Work:
+    """Features of EfficientNet-B5 at three scales, kernel 3, in the last block 5."""
     from csflow.config import Config
     from csflow.model import N_FEAT, get_cs_flow_model
     from csflow.utils import get_loss, image_scores
 
-    sizes = {"n_coupling_blocks": 4, "fc_internal": 1024} if large else {"n_coupling_blocks": 1, "fc_internal": 512}
-    model = get_cs_flow_model(Config(**sizes), N_FEAT["effnetB5"]).to(device)
+    model = get_cs_flow_model(Config(n_coupling_blocks=blocks, fc_internal=hidden), N_FEAT["effnetB5"]).to(device)
     model.to(memory_format=_format(layout, 4))
     optimizer = torch.optim.Adam(model.parameters(), 2e-4, eps=1e-4, weight_decay=1e-5, fused=True)
-    side = 24 if large else 16
-    x = [_random((16, 304, side >> s, side >> s), device, layout) for s in range(3)]
-    autocast = _autocast(device, precision)
+    x = [_random((batch, 304, image // 32 >> s, image // 32 >> s), device, layout) for s in range(3)]
 
     def step():
-        with autocast:
+        with autocast(device, precision):
             z, log_det = model(x)
         loss = get_loss(z, log_det)
         optimizer.zero_grad()
@@ -56,26 +54,27 @@ def csflow(device: torch.device, precision: str, layout: str, large: bool) -> Wo
 
     @torch.no_grad()
     def scoring():
-        with autocast:
+        with autocast(device, precision):
             return image_scores(model(x)[0])
 
-    return step, scoring, len(x[0])
+    return step, scoring, batch
 
 
-def crrn(device: torch.device, precision: str, layout: str, large: bool) -> Work:
-    """ConvConjLSTM, 2 layers, batch 5, 20 steps, 61 x 77 pixels."""
+def crrn(
+    device: torch.device, precision: str, layout: str, height: int = 61, width: int = 77, boards: int = 20, batch=5
+) -> Work:
+    """ConvConjLSTM, 2 layers; boards: of a cycle."""
     from crrn.checkpoints import CHANNELS, KERNELS
     from crrn.model.ConvRRN import ST_EncDec
 
     model = ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2).to(device)
     model.to(memory_format=_format(layout, 4))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, weight_decay=1e-5, fused=True)
-    x = torch.randn(5, 20, 1, 61, 77, device=device)
-    autocast = _autocast(device, precision)
+    x = torch.randn(batch, boards, 1, height, width, device=device)
 
     def step():
         model.train()
-        with autocast:
+        with autocast(device, precision):
             output = model(x, 0.25)
         loss = F.mse_loss(output.float(), x)
         optimizer.zero_grad()
@@ -86,26 +85,27 @@ def crrn(device: torch.device, precision: str, layout: str, large: bool) -> Work
     @torch.no_grad()
     def scoring():
         model.eval()
-        with autocast:
+        with autocast(device, precision):
             return x - model(x).float()
 
-    return step, scoring, len(x)
+    return step, scoring, batch
 
 
-def memae(device: torch.device, precision: str, layout: str, large: bool) -> Work:
-    """conv3d, 2000 items, batch 2 of 16 x 128 x 128 (14 of 16 x 256 x 256)."""
+def memae(
+    device: torch.device, precision: str, layout: str, image: int = 128, frames: int = 16, items: int = 2000, batch=2
+) -> Work:
+    """conv3d with its memory."""
     from memae.models import AutoEncoderCov3DMem, EntropyLossEncap
     from memae.utils import clip_errors
 
-    model = AutoEncoderCov3DMem(1, 2000).to(device)
+    model = AutoEncoderCov3DMem(1, items).to(device)
     model.to(memory_format=_format(layout, 5))
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-    x = _random((14, 1, 16, 256, 256) if large else (2, 1, 16, 128, 128), device, layout)
-    autocast = _autocast(device, precision)
+    x = _random((batch, 1, frames, image, image), device, layout)
 
     def step():
         model.train()
-        with autocast:
+        with autocast(device, precision):
             out = model(x)
         loss = F.mse_loss(out["output"].float(), x) + 0.0002 * EntropyLossEncap()(out["att"])
         optimizer.zero_grad()
@@ -115,13 +115,63 @@ def memae(device: torch.device, precision: str, layout: str, large: bool) -> Wor
     @torch.no_grad()
     def scoring():
         model.eval()
-        with autocast:
+        with autocast(device, precision):
             return clip_errors(model(x)["output"], x, "MemAE")
 
-    return step, scoring, len(x)
+    return step, scoring, batch
 
 
-METHODS = {"csflow": csflow, "crrn": crrn, "memae": memae}
+def crn(device: torch.device, precision: str, layout: str, image: int = 128, units: int = 2, batch=8) -> Work:
+    """Improved units of depth 7 with batch norm."""
+    from crn.training.crn import CompetitiveReconstructionNetwork
+
+    model = CompetitiveReconstructionNetwork(units, 7).to(device)
+    model.to(memory_format=_format(layout, 4))
+    optimizers = [torch.optim.Adam(unit.parameters(), 1e-4, fused=True) for unit in model.competitive_units]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    x = _random((batch, 3, image, image), device, layout).clamp(-1, 1)
+
+    def step():
+        model.train()
+        model.training_step(x, optimizers, (0, units - 1), scaler, lambda: autocast(device, precision))
+        model.choose_best()
+
+    @torch.no_grad()
+    def scoring():
+        model.eval()
+        with autocast(device, precision):
+            return model.scores(x)["validation"]
+
+    return step, scoring, batch
+
+
+def riad(device: torch.device, precision: str, layout: str, image: int = 28, batch=16, scored: int = 1000) -> Work:
+    """Seed variant: a batch in all six slices."""
+    from riad.source import options
+    from riad.source.agent import Agent
+
+    settings = options.parse(["--mode_optim", "adam", "--precision", precision, "--batch", str(batch)])
+    settings.img_size = image
+    agent = Agent(settings, 1, 100, device)
+    agent.network.to(memory_format=_format(layout, 4))
+    images = torch.randint(256, (scored, 1, image, image), dtype=torch.uint8)
+
+    def step():
+        agent.train_batch(images[:batch], torch.arange(batch), 0, 0)
+
+    def scoring():
+        return [agent.score(part)[1] for part in images.split(settings.batch_score)]
+
+    return step, scoring, scored
+
+
+METHODS = {"csflow": csflow, "crrn": crrn, "memae": memae, "crn": crn, "riad": riad}
+# The papers' sizes, for a GPU; the defaults are those that the authors' code was timed at on two cores.
+LARGE = {
+    "csflow": {"image": 768, "blocks": 4, "hidden": 1024},
+    "memae": {"image": 256, "batch": 14},
+    "crn": {"units": 12, "batch": 64},
+}
 
 
 def _format(layout: str, dimensions: int) -> torch.memory_format:
@@ -132,10 +182,6 @@ def _format(layout: str, dimensions: int) -> torch.memory_format:
 
 def _random(shape: tuple[int, ...], device: torch.device, layout: str) -> torch.Tensor:
     return torch.randn(shape, device=device).to(memory_format=_format(layout, len(shape)))
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
@@ -181,15 +227,18 @@ def memory(device: torch.device) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def measure(case: tuple[str, str, str, str, str, bool, int, int]) -> dict[str, object]:
-    """One case in a process of its own: method, task, precision, layout, device, large, repeats, threads."""
-    method, task, precision, layout, device_name, large, repeats, threads = case
+Case = tuple[str, str, str, str, str, dict[str, int], int, int]
+
+
+def measure(case: Case) -> dict[str, object]:
+    """One case: method, task, precision, layout, device, sizes, repeats and threads (0: PyTorch's choice)."""
+    method, task, precision, layout, device_name, sizes, repeats, threads = case
     if threads:
         torch.set_num_threads(threads)
     reuse_memory()
     torch.manual_seed(0)
     device = torch.device(device_name)
-    step, scoring, items = METHODS[method](device, precision, layout, large)
+    step, scoring, items = METHODS[method](device, precision, layout, **sizes)
     work = step if task == "step" else scoring
     before = peak(device, precision)
     durations = seconds(work, device, repeats)
@@ -198,12 +247,18 @@ def measure(case: tuple[str, str, str, str, str, bool, int, int]) -> dict[str, o
         work()
     operations, median = counter.get_total_flops(), statistics.median(durations)
     return {
-        "method": method, "task": task, "precision": precision, "layout": layout, "items": items,
+        "method": method, "task": task, "precision": precision, "layout": layout, "sizes": sizes, "items": items,
         "median_s": median, "min_s": min(durations), "max_s": max(durations), "repeats": repeats,
         "gflop": operations / 1e9, "gflops": operations / median / 1e9, "peak_gflops": max(before, after) / 1e9,
         "share_of_peak": operations / median / max(before, after), "memory_gib": memory(device),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def alone(case: Case) -> dict[str, object]:
+    """`measure` in a process of its own: its peak memory is its own, and nothing that was allocated before helps it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (case,))
 
 
 HEADER = (
@@ -244,8 +299,9 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(options.device)
     if "fp16" in options.precisions and device.type != "cuda":
         raise UserError("--precisions fp16 needs a GPU: use fp32 and bf16 on the CPU")
+    sizes = LARGE if options.large else {}
     cases = [
-        (method, task, precision, layout, str(device), options.large, options.repeats, options.threads)
+        (method, task, precision, layout, str(device), sizes.get(method, {}), options.repeats, options.threads)
         for method in options.only
         for precision in options.precisions
         for layout in options.layouts
@@ -254,9 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     say(HEADER)
     results = []
     for case in cases:
-        # A process for each: its peak memory is its own, and what one case allocated does not help the next.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            results.append(pool.apply(measure, (case,)))
+        results.append(alone(case))
         say(line(results[-1]))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
