@@ -10,6 +10,7 @@ import math
 import shlex
 import sys
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,6 +184,8 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         epoch, step, iteration = stored["epoch"], stored["step"], stored["iteration"]
         log_end, seconds, sums, history = stored["log_end"], stored["seconds"], stored["sums"], stored["history"]
         _say_continued(opt, name, folder, epoch, step)
+    # Of weights of one channel, whose memory layout has two equal descriptions.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     network = distributed.parallel(model, sync_bn=opt.sync_bn)
     first = not distributed.rank()  # of several processes, the one that logs and saves
     logs = Logs(log_folder, log_end, iteration, opt) if first else None
