@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place under another name, then renamed."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -106,17 +107,18 @@ def _umask() -> int:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as JSON; nan and infinities, which JSON does not know, become null."""
     with atomic_write(path, "w") as file:
-        json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dump(plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as `write_json` writes it and `read_json` gives it back."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # NumPy's and torch's scalars and arrays
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
@@ -132,6 +134,15 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     except RecursionError as error:
         raise UserError(f"{path} is not a JSON file of use: its lists or objects are nested too deeply") from error
+
+
+def digest(path: str | Path) -> str:
+    """16 hexadecimal digits of a file's SHA-256. UserError where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> None:

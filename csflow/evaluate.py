@@ -18,8 +18,9 @@ from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, require_writable, write_csv, write_json
 from common.images import image_size, read_image, read_mask
-from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
+from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc
 from common.runtime import pick_device, progress, say, script
+from common.scoring import rates, thresholds, verdict_of
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import extract, features_exist, open_features
@@ -43,23 +44,9 @@ def load_features(config: Config, dataset: Dataset, device: torch.device) -> tup
     return open_features(config, dataset)
 
 
-def thresholds(calibration: dict[str, list[float]] | None, config: Config) -> dict[str, Any] | None:
-    """Thresholds from the held-out good images: an image is defective if its score is above "image"; a pixel is if
-    its map value is above "pixel", which at most a share config.fpr of good images exceed anywhere.
-
-    None without held-out images. "promised_fpr" is the rate that so many images can vouch for.
-    """
-    if calibration is None:
-        return None
-    image, promised = threshold_for_fpr(calibration[config.score], config.fpr)
-    pixel, _ = threshold_for_fpr(calibration["map"], config.fpr)
-    count = len(calibration["map"])
-    if promised > config.fpr:
-        say(
-            f"{count} held-out good images cannot vouch for a false-positive rate of {config.fpr:g}, only for "
-            f"{promised:.2g}: the threshold is their highest score"
-        )
-    return {"image": image, "pixel": pixel, "images": count, "fpr": config.fpr, "promised_fpr": promised}
+def thresholds_of(calibration: dict[str, list[float]] | None, config: Config) -> dict[str, Any] | None:
+    """`common.scoring.thresholds` from the held-out good images, None without such."""
+    return None if calibration is None else thresholds(calibration[config.score], calibration["map"], config.fpr)
 
 
 def upsample(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -78,7 +65,7 @@ def evaluate(
     labels = np.array([sample.label for sample in dataset.test])
     scored = run_flow(model, test_set, range(len(labels)), config, device)
     scores = scored[config.score]
-    threshold = thresholds(about.get("calibration"), config)
+    threshold = thresholds_of(about.get("calibration"), config)
     # Of other images than these, the history would read like results on them.
     history = about.get("history", []) if about.get("fingerprint") == dataset.fingerprint else []
     f1, f1_threshold = best_f1(labels, scores)
@@ -98,7 +85,7 @@ def evaluate(
         "image_best_f1": f1,
         "image_best_f1_threshold": f1_threshold,
         **_pixel_metrics(dataset, scored["map"], config),
-        "threshold": _rates(threshold, labels, scores),
+        "threshold": rates(threshold, labels, scores) if threshold else None,
         "history": history,
         **_last_and_best(history, config),
         "training_seconds": about.get("seconds"),
@@ -129,14 +116,6 @@ def _pixel_metrics(dataset: Dataset, maps: np.ndarray, config: Config) -> dict[s
     return metrics.compute() | {"defective_images_without_mask": without}
 
 
-def _rates(threshold: dict[str, Any] | None, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any] | None:
-    if threshold is None:
-        return None
-    called = scores > threshold["image"]
-    detected = float(called[labels > 0].mean()) if (labels > 0).any() else float("nan")
-    return threshold | {"fpr_on_test_good": float(called[labels == 0].mean()), "detection_rate": detected}
-
-
 def _last_and_best(history: list[dict[str, Any]], config: Config) -> dict[str, Any]:
     """The AUROC of the last evaluation in training, which is the saved model's, and the highest of all."""
     aurocs = [entry[f"auroc_{config.score}"] for entry in history]
@@ -160,11 +139,6 @@ def _write_scores(config: Config, dataset: Dataset, scored: dict[str, Any], thre
         )
     header = ["path", "class", "label", "score_std", "score_mean", "verdict"]
     write_csv(config.result_dir / "scores.csv", header, rows)
-
-
-def verdict_of(score: float, threshold: dict[str, Any] | None) -> str:
-    """ "good", "defective", or nothing without a threshold."""
-    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
 
 
 def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: dict[str, Any] | None) -> None:
@@ -215,12 +189,12 @@ def _report(config: Config, results: dict[str, Any], about: dict[str, Any]) -> N
     if "aupro" in results:
         say(f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}, F1 {results['pixel_f1']:.4f}")
     if results["threshold"]:
-        rates = results["threshold"]
+        met = results["threshold"]
         say(
-            f"threshold {rates['image']:.4g} for a false-positive rate of {rates['promised_fpr']:.2g}, from "
-            f"{rates['images']} held-out good images; on the test images "
-            f"{rates['fpr_on_test_good']:.3f} of the good are called defective"
-            + ("" if np.isnan(rates["detection_rate"]) else f", {rates['detection_rate']:.3f} of the defective are")
+            f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from "
+            f"{met['images']} held-out good images; on the test images "
+            f"{met['fpr_on_test_good']:.3f} of the good are called defective"
+            + ("" if np.isnan(met["detection_rate"]) else f", {met['detection_rate']:.3f} of the defective are")
         )
     else:
         say(NO_THRESHOLD)
