@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from common.files import require_writable
+from common import distributed
+from common.files import UserError, only_run, require_writable
 from common.memory import reuse_memory
 from common.runtime import pick_device, say, script, seed_all
 from riad.source import datamanager, options, procedure
@@ -21,37 +22,41 @@ from riad.source.agent import Agent
 
 
 def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
-    """The device that --gpu, --ngpu and --cpu name."""
-    if ngpu > 1:
-        say(f"one GPU computes, not --ngpu {ngpu}: several at once are not supported yet")
-    return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0)
+    """The device that --gpu, --ngpu and --cpu name; UserError where they name none."""
+    if ngpu > 1 and distributed.size() == 1:
+        say(f"one GPU computes, not --ngpu {ngpu}: for several, torchrun --nproc_per_node={ngpu} run.py ...")
+    try:
+        return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0)
+    except UserError as error:
+        raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
     settings = options.parse(argv)
-    device = device_of(settings.gpu, settings.ngpu, settings.cpu)
+    device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu))
     if device.type == "cpu":
         reuse_memory()
-    data = datamanager.load(settings)
-    options.check_size(settings)
-    for folder in (procedure.PATH_CKPT, "results_tr/gen", "results_te"):
-        require_writable(settings.output / folder)
+    with distributed.first_alone():
+        data = datamanager.load(settings)
+        options.check_size(settings)
+        for folder in (procedure.PATH_CKPT, "results_tr/gen", "results_te"):
+            require_writable(settings.output / folder)
     say(
         f"{data.data}: {len(data.train)} good images to train on, {len(data.validation.images)} to validate, "
         f"{len(data.test.images)} to test; {settings.img_size} x {settings.img_size}, {settings.algorithm}, {device}"
     )
     seed_all(settings.seed)
     agent = Agent(settings, data.channels, -(-len(data.train) // settings.batch), device)
-    try:
-        procedure.training(settings, data, agent)
-        stored = procedure.load(settings.output / procedure.PATH_CKPT / procedure.STATE, resumable=True)
-        procedure.test(settings, data, agent, stored["history"])
-    except KeyboardInterrupt:
-        command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-        say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
-        raise
+    with only_run(settings.output):
+        try:
+            history = procedure.training(settings, data, agent)
+            procedure.test(settings, data, agent, history)
+        except KeyboardInterrupt:
+            command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+            say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
+            raise
 
 
 if __name__ == "__main__":

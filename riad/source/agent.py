@@ -1,5 +1,6 @@
 """The network with its optimizer: one training batch, validation, scores; the seed's algorithm and the paper's."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import checkpoint
-from common.runtime import UserError
+from common import checkpoint, distributed
+from common.runtime import UserError, autocast
 from riad.source import connector
 from riad.source.losses import l2_loss, magnitudes, msgms_loss, msgms_map, ssim_loss, ssim_map
 from riad.source.masks import content_keys, disjoint_masks, epoch_keys, mix
 
 SCALES = {"repo": 3, "paper": 4}  # of the MSGMS
-PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What each optimizer keeps for a parameter; "step" and squares are never below 0.
 MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "rms": {"step", "square_avg"}}
 
 
@@ -45,7 +46,9 @@ class Agent:
     """A network and its training.
 
     settings: the options of run.py, complete; channels: of the images; batches: per epoch, which the learning rate
-    depends on. Images come as (B, C, H, W) uint8.
+    depends on. Images come as (B, C, H, W) uint8. Under torchrun, all processes call the same methods with the same
+    images: training batches are shared, scores are those of the images given. Raises UserError for --precision fp16
+    and --sync_bn without a GPU.
     """
 
     def __init__(self, settings: Namespace, channels: int, batches: int, device: torch.device):
@@ -53,6 +56,9 @@ class Agent:
         self.size = (settings.img_size, settings.img_size)
         self.scales = SCALES[settings.algorithm]
         self.network = connector.connect(settings, channels).to(device)
+        # Called in place of the network, in eval mode too: it gives all processes the first one's batch statistics.
+        self.forward = distributed.parallel(self.network, sync_bn=settings.sync_bn)
+        autocast(device, settings.precision)  # refuses what the device cannot do
         parameters, lr, decay = self.network.parameters(), settings.lr, settings.weight_decay
         if settings.mode_optim == "adam":
             self.optimizer = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)  # one pass over them
@@ -93,26 +99,29 @@ class Agent:
             g = magnitudes(x, self.scales)  # once for all masks
         sums: dict[str, Tensor] = {}
         for part, image in zip(masked.split(len(x)), source.split(len(x))):
-            with self._autocast():
-                output = self.network(part)
-            losses = {
-                "l2": l2_loss(x[image], output).mean(),
-                "msgms": msgms_map([g_s[image] for g_s in g], magnitudes(output, self.scales)).mean(),
-                "ssim": ssim_loss(x[image], output).mean(),
-            }
-            self._step(losses)
-            sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
+            (part, weight), (image, _) = distributed.share(part), distributed.share(image)
+            with autocast(self.device, self.settings.precision):
+                output = self.forward(part)
+            losses = self._repo_losses(x[image], [g_s[image] for g_s in g], output)
+            self._step(losses, weight)
+            sums = {name: sums.get(name, 0) + weight * value.detach() for name, value in losses.items()}
         return self._finite({name: value / masks.shape[1] for name, value in sums.items()}, epoch, batch)
 
     def _train_paper(self, x: Tensor, rows: Tensor, epoch: int, batch: int) -> dict[str, float]:
         """The paper's: one cell size and one mask set for the batch, n passes, one step on the assembled image."""
         key = epoch_keys(self.settings.seed, epoch, rows[:1])
         masks = self._masks(key, self.settings.list_k[int(mix(key)) % len(self.settings.list_k)])
-        with self._autocast():
-            outputs = self.inpaint(x, masks)
-        losses = self._paper_losses(x, assemble(outputs, masks))
-        self._step(losses)
-        return self._finite({name: value.detach() for name, value in losses.items()}, epoch, batch)
+        x, weight = distributed.share(x)
+        losses = self._paper_losses(x, assemble(self.inpaint(x, masks), masks))
+        self._step(losses, weight)
+        return self._finite({name: weight * value.detach() for name, value in losses.items()}, epoch, batch)
+
+    def _repo_losses(self, x: Tensor, g: list[Tensor], output: Tensor) -> dict[str, Tensor]:
+        return {
+            "l2": l2_loss(x, output).mean(),
+            "msgms": msgms_map(g, magnitudes(output, self.scales)).mean(),
+            "ssim": ssim_loss(x, output).mean(),
+        }
 
     def _paper_losses(self, x: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         g, g_r = magnitudes(grey(x), self.scales), magnitudes(grey(reconstruction), self.scales)
@@ -126,45 +135,47 @@ class Agent:
         l2, msgms, ssim = self.settings.weights
         return l2 * losses["l2"] + msgms * losses["msgms"] + ssim * losses["ssim"]
 
-    def _step(self, losses: Mapping[str, Tensor]) -> None:
+    def _step(self, losses: Mapping[str, Tensor], weight: float) -> None:
         self.steps += 1
         rate = learning_rate(self.settings.mode_lr, self.settings.lr, self.steps / self.steps_per_epoch)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
-        self.scaler.scale(self._weighted(losses)).backward()
+        self.scaler.scale(weight * self._weighted(losses)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def _finite(self, losses: Mapping[str, Tensor], epoch: int, batch: int) -> dict[str, float]:
         values = torch.stack([self._weighted(losses), *losses.values()]).tolist()  # one transfer from the device
-        result = dict(zip(["loss", *losses], values))
-        if not all(map(torch.isfinite, torch.tensor(values))):
+        result = dict(zip(["loss", *losses], [distributed.mean_of(value, self.device) for value in values]))
+        if not all(map(math.isfinite, result.values())):
             raise UserError(
                 f"the loss is {result['loss']} in epoch {epoch + 1}, batch {batch + 1}: training stops, what is saved "
                 "stays. Try a lower --lr, or --precision fp32"
             )
         return result
 
-    def _autocast(self) -> torch.autocast:
-        precision = self.settings.precision
-        return torch.autocast(self.device.type, PRECISION.get(precision), enabled=precision in PRECISION)
-
     def _masks(self, keys: Tensor, k: int) -> Tensor:
         return disjoint_masks(keys, self.size, k, self.settings.disjoint_n)[:, :, None]  # (B, n, 1, H, W)
 
     def inpaint(self, x: Tensor, masks: Tensor) -> Tensor:
         """The network's outputs for `x` (B, C, H, W) under each of its masks (B or 1, n, 1, H, W): (B, n, C, H, W)."""
-        return self.network((x[:, None] * masks).flatten(0, 1)).unflatten(0, (len(x), -1))
+        with autocast(self.device, self.settings.precision):
+            return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (len(x), -1))
 
     @torch.no_grad()
     def validation_loss(self, images: Tensor, batch: int) -> float:
-        """The paper's loss of a batch in eval mode; its masks and cell size are the same in every epoch."""
+        """The loss of a batch in eval mode; its masks and cell size are the same in every epoch."""
         self.network.eval()
+        images, weight = distributed.share(images)
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
         masks = self._masks(keys, self.settings.list_k[batch % len(self.settings.list_k)])
-        with self._autocast():
-            outputs = self.inpaint(x, masks)
-        return float(self._weighted(self._paper_losses(x, assemble(outputs, masks))))
+        outputs = self.inpaint(x, masks)
+        if self.settings.algorithm == "repo":
+            x = x.repeat_interleave(masks.shape[1], dim=0)
+            losses = self._repo_losses(x, magnitudes(x, self.scales), outputs.flatten(0, 1))
+        else:
+            losses = self._paper_losses(x, assemble(outputs, masks))
+        return distributed.mean_of(weight * float(self._weighted(losses)), self.device)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,8 +189,7 @@ class Agent:
         reconstructions, maps = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         for k in self.settings.list_k:
             masks = self._masks(keys, k)
-            with self._autocast():
-                outputs = self.inpaint(x, masks)
+            outputs = self.inpaint(x, masks)
             reconstruction = assemble(outputs, masks)
             reconstructions += reconstruction / len(self.settings.list_k)
             part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
@@ -229,7 +239,9 @@ class Agent:
 
     def _moments_fit(self, parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
         return set(entry) == MOMENTS[self.settings.mode_optim] and all(
-            value.shape == (() if name == "step" else parameter.shape) and bool(value.isfinite().all())
+            value.shape == (() if name == "step" else parameter.shape)
+            and bool(value.isfinite().all())
+            and (name in ("exp_avg", "momentum_buffer") or bool((value >= 0).all()))
             for name, value in entry.items()
         )
 

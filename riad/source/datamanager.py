@@ -71,6 +71,20 @@ class InFiles:
             return torch.stack(list(pool.map(lambda row: to_tensor(read_image(self.paths[row]), self.side), rows)))
 
 
+@dataclass
+class Chosen:
+    """Those of `images` that `chosen` numbers."""
+
+    images: Images
+    chosen: list[int]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        return self.images.batch([self.chosen[row] for row in rows])
+
+
 def to_tensor(image: Image.Image, side: int) -> Tensor:
     """An RGB image, resized (bilinear, antialiased), as (3, side, side) uint8."""
     resized = np.array(image.resize((side, side), Image.Resampling.BILINEAR))

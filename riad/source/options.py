@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.runtime import ArgumentParser, UserError
+from common.runtime import PRECISIONS, ArgumentParser, UserError
 from riad.neuralnet import unet
 from riad.source import connector
 from riad.source.masks import require_cells
@@ -30,11 +30,11 @@ LARGEST = {
     "disjoint_n": 10**6, "batch": 65536, "batch_score": 65536, "epochs": 10**6, "train_images": 10**9,
     "eval_images": 10**9, "figures_every": 10**6, "smooth": 1001, "img_size": 4096, "ksize": 31, "ngpu": 1024,
 }  # fmt: skip
-# What must agree for a training to be continued.
+# What must agree for a training to be continued; a validation batch decides which images get which cell size.
 TRAINING = (
     "algorithm", "dataset", "select_norm", "train_images", "img_size", "masking_mode", "disjoint_n", "list_k", "nn",
-    "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "validation_share",
-    "eval_images", "precision", "seed",
+    "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "batch_score",
+    "validation_share", "eval_images", "precision", "seed",
 )  # fmt: skip
 
 
@@ -87,7 +87,8 @@ def build_parser() -> ArgumentParser:
     add("--weight_decay", type=float, help="weight decay (repo: 0; paper: 1e-5)")
     add("--batch", type=int, help="images per batch (repo: 16; paper: 4)")
     add("--epochs", type=int, default=300, help="epochs")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network's passes")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the network's passes")
+    add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     add("--seed", type=int, default=0, help="of weights, batches, masks and the validation share")
     # scores
     add("--smooth", type=int, help="side of the mean filter over anomaly maps, pixels, odd (paper: 21)")
@@ -112,22 +113,28 @@ def parse(argv: list[str] | None) -> Namespace:
             setattr(settings, name, None if value == "-" else value)
     if settings.mode_optim == "rmsprop":
         settings.mode_optim = "rms"
-    _check(settings)
+    check(settings)
     return settings
 
 
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
-    """The settings beside a trained network; UserError where they make no sense."""
+    """The settings beside a trained network; UserError where they make no sense as options."""
+    argv = []
     try:
-        settings = Namespace(**stored)
-        _check(settings)
+        for name in (*TRAINING, "smooth", "fpr"):
+            value = stored[name]
+            if value is not None:
+                argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        settings = parse(argv)
         check_size(settings)
-    except (UserError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: its settings have no {error}") from error
+    except UserError as error:
         raise UserError(f"{path} is damaged: its settings make no sense ({error})") from error
     return settings
 
 
-def _check(settings: Namespace) -> None:
+def check(settings: Namespace) -> None:
     """UserError for values out of range."""
 
     def require(name: str, fits: bool, expected: str) -> None:

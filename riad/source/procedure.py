@@ -1,8 +1,9 @@
 """Training with its validation, checkpoints and pictures, and the test of what was saved."""
 
+import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.files import UserError, write_csv, write_json
 from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc, threshold_for_fpr
+from common.metrics import PixelMetrics, average_precision, image_auroc
 from common.runtime import progress, say, stop_on_request
+from common.scoring import rates, thresholds, verdict_of
 from riad.source import options, utils
 from riad.source.agent import Agent
-from riad.source.datamanager import DataSet, Images, Part
+from riad.source.datamanager import Chosen, DataSet, Images, Part
 from riad.source.masks import content_keys, disjoint_masks
 
 PATH_CKPT = "Checkpoint"
@@ -38,10 +40,11 @@ def criterion(data: DataSet) -> str:
     return "auroc" if data.validation.labels.any() else "val_loss"
 
 
-def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
-    """Train for settings.epochs, or continue, and write checkpoints, history and pictures.
+def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str, Any]]:
+    """Train for settings.epochs, or continue, and write checkpoints, history and pictures; returns the history.
 
-    Raises KeyboardInterrupt, after saving, where the user stops it; UserError where the folder holds another training.
+    Raises KeyboardInterrupt, after saving, where the user stops it; UserError where the folder holds another training,
+    or the loss or the weights are not finite: what was saved before stays.
     """
     folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
     about = {
@@ -49,11 +52,10 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
         "data": data.data,
         "fingerprint": data.fingerprint,
         "channels": data.channels,
-        "class_names": data.class_names,
     }
     place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
     if settings.resume and (folder / STATE).exists():
-        stored = load(folder / STATE, resumable=True)
+        stored = load(folder / STATE, TRAINED | RESUMABLE)
         options.require_same_training(settings, stored["settings"], folder / STATE)
         if stored["fingerprint"] != data.fingerprint:
             raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
@@ -85,6 +87,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
 
     def save() -> None:
         nonlocal started, saved
+        _require_finite(agent, place["epoch"])
         now = time.monotonic()
         place["seconds"] += now - started
         started = saved = now
@@ -101,11 +104,12 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
                 share = len(rows) / len(order)
                 place["sums"] = {name: place["sums"].get(name, 0.0) + share * losses[name] for name in losses}
                 place["batch"] = number + 1
-                if stop() and place["batch"] < batches:
+                stopping = distributed.anywhere(stop(), agent.device)
+                if place["batch"] < batches and (stopping or time.monotonic() - saved >= settings.save_every):
                     save()
-                    raise KeyboardInterrupt
-                if time.monotonic() - saved >= settings.save_every and place["batch"] < batches:
-                    save()
+                    if stopping:
+                        raise KeyboardInterrupt
+            _require_finite(agent, epoch)
             every = settings.figures_every
             picture = bool(every) and ((epoch + 1) % every == 0 or epoch + 1 == settings.epochs)
             value, scores = _validate(agent, data.validation, chosen_by, settings)
@@ -118,8 +122,9 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
             }
             history = [*place["history"], entry]
             place.update(epoch=epoch + 1, batch=0, sums={}, history=history)
+            stopping = distributed.anywhere(stop(), agent.device)
             # Before the state: a training killed in between comes here again with the same numbers.
-            for name in _best_now(history, chosen_by) + [FINE] * (epoch + 1 == settings.epochs or stop()):
+            for name in _best_now(history, chosen_by) + [FINE] * (stopping or epoch + 1 == settings.epochs):
                 save_network(folder / name, agent, epoch + 1, about)
             _write_history(settings.output / "results_tr", history, chosen_by, picture)
             if picture:
@@ -129,17 +134,28 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> None:
                     board.add_scalar(name, entry[name], epoch + 1)
             if _worth_a_line(epoch, settings.epochs):
                 say(f"epoch {epoch + 1:4d}: loss {entry['loss']:.5f}, validation {chosen_by} {value:.5f}")
-            stopping = stop()
             if stopping or epoch + 1 == settings.epochs or time.monotonic() - saved >= settings.save_every:
                 save()
             if stopping:
                 raise KeyboardInterrupt
+    if board:
+        board.close()
+    return place["history"]
 
 
 def save_network(path: Path, agent: Agent, epoch: int, about: Mapping[str, Any], **content: Any) -> None:
     """Write the network after `epoch`, with what `about` tells of the training, and `content`."""
-    kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels", "class_names")}
+    kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels")}
     checkpoint.save(path, "riad", model=agent.network.state_dict(), epoch=epoch, **kept, **content)
+
+
+def _require_finite(agent: Agent, epoch: int) -> None:
+    """After a fine loss, the step may have spoiled the weights: those are not saved."""
+    if not checkpoint.finite(agent.network, agent.optimizer):
+        raise UserError(
+            f"the weights are not finite in epoch {epoch + 1}: training stops, what is saved stays. Try a lower --lr, "
+            "or --precision fp32"
+        )
 
 
 def _at(place: dict[str, Any]) -> str:
@@ -167,7 +183,9 @@ def _worth_a_line(epoch: int, epochs: int) -> bool:
 
 
 def _board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where tensorboard is not installed."""
+    """A TensorBoard writer of the first process, or None where tensorboard is not installed."""
+    if distributed.rank():
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -189,11 +207,13 @@ def _validate(agent: Agent, part: Part, chosen_by: str, settings: Namespace) -> 
 
 
 def score_batches(agent: Agent, images: Images, settings: Namespace, title: str) -> Iterator[tuple[int, Tensor]]:
-    """(first row, anomaly maps (B, H, W) on the CPU) of one batch after the other."""
-    starts = range(0, len(images), settings.batch_score)
-    for start in progress(starts, title):
-        batch = images.batch(range(start, min(start + settings.batch_score, len(images))))
-        yield start, agent.score(batch)[1].cpu()
+    """(first row, anomaly maps (B, H, W) on the CPU) of one batch after the other; every process gets all of them."""
+    size = settings.batch_score * distributed.size()
+    for start in progress(range(0, len(images), size), title):
+        rows = range(start, min(start + size, len(images)))
+        own = distributed.part(rows)
+        maps = agent.score(images.batch(own or rows[:1]))[1]  # all call the network equally often
+        yield start, torch.from_numpy(distributed.gathered(maps[: len(own)].cpu().numpy()))
 
 
 def score_all(agent: Agent, images: Images, settings: Namespace, title: str) -> np.ndarray:
@@ -249,17 +269,41 @@ def draw_masks(settings: Namespace, data: DataSet, agent: Agent) -> None:
     utils.grid(settings.output / "results_tr/masked.png", masked, "masked inputs", captions)
 
 
-def load(path: Path, resumable: bool = False) -> dict[str, Any]:
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _numbers(value: Any) -> bool:
+    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
+
+
+def _history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, Mapping) and set(COLUMNS) <= entry.keys() and _numbers(entry.values()) for entry in value
+    )
+
+
+# What a file of ours must hold to be used, and what else for its training to be continued.
+TRAINED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("settings", "model"), lambda value: isinstance(value, Mapping)),
+    **dict.fromkeys(("data", "fingerprint"), lambda value: isinstance(value, str)),
+    "channels": lambda value: value in (1, 3),
+    "epoch": _count,
+    "calibration": lambda value: value is None or (isinstance(value, list) and len(value) > 0 and _numbers(value)),
+}
+RESUMABLE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("optimizer", "scaler"), lambda value: isinstance(value, Mapping)),
+    "sums": lambda value: isinstance(value, Mapping) and _numbers(value.values()),
+    **dict.fromkeys(("steps", "batch"), _count),
+    "seconds": lambda value: isinstance(value, float) and math.isfinite(value),
+    "history": _history,
+}
+
+
+def load(path: Path, checks: Mapping[str, Callable[[Any], bool]] = TRAINED) -> dict[str, Any]:
     """A checkpoint of ours; UserError where it is missing or damaged."""
     content = checkpoint.load(path, "riad")
-    checks = dict.fromkeys(("settings", "model"), dict) | dict.fromkeys(("data", "fingerprint"), str)
-    checks |= {"channels": int, "class_names": list, "epoch": int}
-    if resumable:
-        checks |= dict.fromkeys(("optimizer", "scaler", "sums"), dict) | dict.fromkeys(("steps", "batch"), int)
-        checks |= {"seconds": float, "history": list}
-    for name, kind in checks.items():
-        if not isinstance(content.get(name), kind):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what RIAD stores")
+    checkpoint.require_sound(content, path, checks, "RIAD")
     return content
 
 
@@ -283,7 +327,8 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
                 "scores": scores,
                 "pixels": pixels,
                 "calibration": calibration,
-                "threshold": thresholds(calibration, settings.fpr),
+                # One for images and pixels, since an image's score is its map's maximum.
+                "threshold": thresholds(calibration, calibration, settings.fpr),
             }
         save_network(folder / name, agent, content["epoch"], content, calibration=entry["calibration"])
         found[name] = entry
@@ -310,7 +355,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
             name: {"epoch": entry["epoch"], "chosen_by": CHOSEN_BY[name], **_measures(data.test, entry)}
             for name, entry in found.items()
         },
-        "threshold": _rates(best, data.test),
+        "threshold": rates(best["threshold"], data.test.labels, best["scores"]),
         "history": history,
         "settings": options.plain(settings),
         "versions": checkpoint.versions(),
@@ -319,11 +364,11 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     for name, entry in result["models"].items():
         more = f", pixel AUROC {entry['pixel_auroc']:.4f}, AUPRO {entry['aupro']:.4f}" if "aupro" in entry else ""
         say(f"{name}, epoch {entry['epoch']} ({entry['chosen_by']}): test AUROC {entry['auroc']:.4f}{more}")
-    rates = result["threshold"]
+    met = result["threshold"]
     say(
-        f"threshold {rates['image']:.4g} for a false-positive rate of {rates['promised_fpr']:.2g}, from "
-        f"{rates['images']} good validation images: {rates['fpr_on_test_good']:.3f} of the good test images are called "
-        f"defective, {rates['detection_rate']:.3f} of the others"
+        f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from {met['images']} "
+        f"good validation images: {met['fpr_on_test_good']:.3f} of the good test images are called defective, "
+        f"{met['detection_rate']:.3f} of the others"
     )
     say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
     return result
@@ -331,26 +376,8 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
 
 def _calibrate(agent: Agent, part: Part, settings: Namespace) -> list[float]:
     """Scores of the good validation images."""
-    rows = np.flatnonzero(part.labels == 0)
-    chunks = torch.tensor(rows).split(settings.batch_score)
-    maps = (agent.score(part.images.batch(chunk))[1] for chunk in progress(chunks, "scoring good validation images"))
-    return torch.cat([batch.amax(dim=(1, 2)) for batch in maps]).tolist()
-
-
-def thresholds(calibration: list[float] | None, fpr: float) -> dict[str, Any] | None:
-    """The threshold for images and pixels alike, since an image's score is its map's maximum; None without scores.
-
-    "promised_fpr" is the rate that so many images can vouch for.
-    """
-    if not calibration:
-        return None
-    limit, promised = threshold_for_fpr(calibration, fpr)
-    if promised > fpr:
-        say(
-            f"{len(calibration)} good validation images cannot vouch for a false-positive rate of {fpr:g}, only for "
-            f"{promised:.2g}: the threshold is their highest score"
-        )
-    return {"image": limit, "images": len(calibration), "fpr": fpr, "promised_fpr": promised}
+    good = Chosen(part.images, np.flatnonzero(part.labels == 0).tolist())
+    return score_all(agent, good, settings, "scoring good validation images").tolist()
 
 
 def upsample(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -383,17 +410,6 @@ def _measures(part: Part, entry: dict[str, Any]) -> dict[str, Any]:
         "average_precision": average_precision(part.labels, scores),
         **entry["pixels"],
     }
-
-
-def _rates(entry: dict[str, Any], part: Part) -> dict[str, Any]:
-    called = entry["scores"] > entry["threshold"]["image"]
-    detected = float(called[part.labels > 0].mean()) if part.labels.any() else float("nan")
-    return entry["threshold"] | {"fpr_on_test_good": float(called[part.labels == 0].mean()), "detection_rate": detected}
-
-
-def verdict_of(score: float, threshold: dict[str, Any] | None) -> str:
-    """ "good", "defective", or nothing without a threshold."""
-    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
 
 
 def _write_test(folder: Path, name: str, data: DataSet, entry: dict[str, Any], agent: Agent) -> None:
