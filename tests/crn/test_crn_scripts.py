@@ -129,7 +129,7 @@ def test_train_and_inference(place, kind, capsys):
 
 
 def test_dagan(place, capsys):
-    argv = ["--model", "dagan", "--imsize", "64", "--checkpoint-path", "ckd"]
+    argv = ["--model", "dagan", "--checkpoint-path", "ckd"]
     assert train.main(training("MVTec", *argv)) == 0
     state = load("ckd/best.ckpt")["model"]
     assert {name.split(".")[0] for name in state} == {"generator", "discriminator"}
@@ -539,7 +539,7 @@ def test_interrupting_without_a_checkpoint_path_tells_where_it_is(place, monkeyp
     monkeypatch.undo()
     os.chdir(place)
     assert train.main([*argv, "--checkpoint-path", "lm/version_0"]) == 0
-    assert "continuing lm/version_0/last.ckpt after 1 batches" in capsys.readouterr().out
+    assert "continuing lm/version_0/last.ckpt after 1 of 10 batches" in capsys.readouterr().out
     assert len(rows("lm/version_0/metrics.csv")) >= 1 and not Path("lm/version_1").exists()
 
 
