@@ -20,10 +20,10 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/speed.py
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

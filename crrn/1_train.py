@@ -88,7 +88,8 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
 
     def save(epoch: int, step: int) -> None:
         # A step can spoil the weights after a fine loss.
-        stop_if_not_finite("the weights are", _extreme(model, optimizer), epoch + bool(step), step or steps)
+        sound = 0.0 if checkpoint.finite(model, optimizer) else math.nan
+        stop_if_not_finite("the weights are", sound, epoch + bool(step), step or steps)
         checkpoint.save(
             path,
             "crrn",
@@ -180,13 +181,6 @@ def _power(test_set: torch.Tensor) -> float:
     return (test_set**2).mean().item()
 
 
-def _extreme(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """The largest magnitude among weights and Adam's moments; nan or infinite where any of them is."""
-    moments = (value for entry in optimizer.state.values() for value in entry.values())
-    values = [value.detach().abs().max().float() for value in (*model.state_dict().values(), *moments)]
-    return torch.stack([value.cpu() for value in values]).max().item()
-
-
 def _data_name(prepared: Prepared) -> str:
     return "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder)
 
@@ -251,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     options.held_out = HELD_OUT if options.held_out is None else options.held_out
     cycle = cycle_of(options.data, options.cycle)
     device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    autocast(device, options.precision)  # refuses what this device cannot do
     reuse_memory()
     with distributed.first_alone():
         prepared = ensure_prepared(options.data, cycle)

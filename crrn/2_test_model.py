@@ -18,7 +18,7 @@ from torch import Tensor
 from common import checkpoint, distributed
 from common.files import require_writable, write_json
 from common.metrics import average_precision
-from common.runtime import ArgumentParser, UserError, progress, say, script
+from common.runtime import ArgumentParser, UserError, autocast, progress, say, script
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
     MODEL_SETTINGS,
@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
     cycle = cycle_of(options.data, options.cycle)
     device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
         prepared = ensure_prepared(options.data, cycle)
     folder = result_folder(options, prepared.folder)

@@ -26,7 +26,7 @@ from torch import Tensor
 from common import checkpoint, distributed
 from common.files import read_json, require_writable, write_csv, write_json
 from common.metrics import threshold_for_fpr
-from common.runtime import ArgumentParser, UserError, progress, say, script
+from common.runtime import ArgumentParser, UserError, autocast, progress, say, script
 from crrn.boards import Boards, cycle_of, is_synthetic, number_of, read_boards, read_layout
 from crrn.checkpoints import (
     MODEL_SETTINGS,
@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     check_options(options, batch_size=(1, 1e9), fpr=(1e-6, 0.5))
     cycle = cycle_of(options.data, options.cycle)
     device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
         prepared = ensure_prepared(options.data, cycle)
     folder = result_folder(options, prepared.folder)

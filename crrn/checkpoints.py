@@ -21,6 +21,7 @@ CHANNELS, KERNELS = [1, 64, 64], [5, 5]
 # What must agree for a training to be continued; the first ones also for its result to be used.
 MODEL_SETTINGS = ("mode", "is_attn", "n_layers", "gates", "protocol")
 TRAINING_SETTINGS = ("held_out", "batch_size", "num_instance", "lr", "init_tr", "final_tr", "seed", "precision")
+PLAIN = ("epoch", "test_loss", "state_dict", "optimizer")  # what every checkpoint holds
 HELD_OUT = 0.3
 
 
@@ -96,7 +97,7 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     ours = "kind" in content or "settings" in content
     if ours and content.get("kind") != "crrn":
         raise UserError(f"{path} is no checkpoint of CRRN: of another method")
-    _require_sound(content, path, PLAIN | (OURS if ours else {}))
+    checkpoint.require_sound(content, path, plain_checks(content) | (own_checks(content) if ours else {}), "CRRN")
     content = {**content, "test_loss": [float(loss) for loss in content["test_loss"]]}
     # Trained on several GPUs, the authors' parameters are called module.<name>.
     content["state_dict"] = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
@@ -153,38 +154,34 @@ def _scaler(value: Any) -> bool:
     )
 
 
-# What every checkpoint holds, and what else ours do. Each check gets the value and the whole content.
-PLAIN: dict[str, Callable[[Any, Mapping], bool]] = {
-    "epoch": lambda value, all_: _count(value, -1),  # -1: stopped within the first one
-    "test_loss": lambda value, all_: isinstance(value, list) and len(value) == all_["epoch"] + 1 and all(
-        _finite(loss) for loss in value
-    ),
-    "state_dict": lambda value, all_: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
-    "optimizer": lambda value, all_: isinstance(value, Mapping),
-}  # fmt: skip
-OURS: dict[str, Callable[[Any, Mapping], bool]] = {
-    "train_loss": lambda value, all_: isinstance(value, list)  # nan where an authors' file was continued
-    and len(value) == all_["epoch"] + 1
-    and all(isinstance(loss, float) for loss in value),
-    "settings": lambda value, all_: _options(value),
-    "step": lambda value, all_: _count(value),
-    "loss_sum": lambda value, all_: _finite(value),
-    "scaler": lambda value, all_: _scaler(value),
-    "height": lambda value, all_: _count(value),
-    "width": lambda value, all_: _count(value),
-    "fingerprint": lambda value, all_: isinstance(value, str),
-    "data": lambda value, all_: isinstance(value, str),
-    # Older files do not have it.
-    "num_epochs": lambda value, all_: value is None or _count(value, 1),
-}  # fmt: skip
+def plain_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
+    """What every checkpoint holds, the authors' too."""
+    epoch = content.get("epoch")
+    return {
+        "epoch": lambda value: _count(value, -1),  # -1: stopped within the first one
+        "test_loss": lambda value: isinstance(value, list) and len(value) == epoch + 1 and all(map(_finite, value)),
+        "state_dict": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+        "optimizer": lambda value: isinstance(value, Mapping),
+    }
 
 
-def _require_sound(
-    content: Mapping[str, Any], path: Path, checks: Mapping[str, Callable[[Any, Mapping], bool]]
-) -> None:
-    for name, sound in checks.items():
-        if not sound(content.get(name), content):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CRRN stores")
+def own_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
+    """What ours hold besides."""
+    epoch = content.get("epoch")
+    return {
+        "train_loss": lambda value: (
+            isinstance(value, list)  # nan where an authors' file was continued
+            and len(value) == epoch + 1
+            and all(isinstance(loss, float) for loss in value)
+        ),
+        "settings": _options,
+        "loss_sum": _finite,
+        "scaler": _scaler,
+        **dict.fromkeys(("step", "height", "width"), _count),
+        **dict.fromkeys(("fingerprint", "data"), lambda value: isinstance(value, str)),
+        # Older files do not have it.
+        "num_epochs": lambda value: value is None or _count(value, 1),
+    }
 
 
 def load_trained(

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import distributed
 from common.files import only_run, require_writable
-from common.runtime import pick_device, say, script
+from common.runtime import autocast, pick_device, say, script
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import evaluate, load_features
@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
     config = parse(argv, "Train CS-Flow on the good images of a class and evaluate it on the test images.")
     device = distributed.join(pick_device(config.device, config.gpu_ids, config.cpu))
+    autocast(device, config.precision)  # refuses what this device cannot do
     with distributed.first_alone():
         ensure_dummy_data(config)
         dataset = load_dataset(config)

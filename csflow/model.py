@@ -4,7 +4,7 @@ import re
 import socket
 import urllib.error
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,7 @@ def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) 
 def load_training(path: str | Path) -> dict[str, Any]:
     """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
     content = checkpoint.load(path, "csflow")
-    _require_sound(content, path, TRAINED | RESUMABLE)
+    checkpoint.require_sound(content, path, TRAINED | RESUMABLE, "CS-Flow")
     return content
 
 
@@ -261,7 +261,7 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     state = checkpoint.load_tensors(path, "csflow")
     if "settings" in state:
         content = state
-        _require_sound(content, path, TRAINED)
+        checkpoint.require_sound(content, path, TRAINED, "CS-Flow")
         config = config.with_trained(state["settings"], path)
         n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
     else:
@@ -300,9 +300,3 @@ RESUMABLE = {
     **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),
     **dict.fromkeys(("seconds", "loss_sum"), lambda value: isinstance(value, float)),
 }
-
-
-def _require_sound(content: Mapping[str, Any], path: str | Path, checks: Mapping[str, Callable]) -> None:
-    for name, sound in checks.items():
-        if not sound(content.get(name)):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CS-Flow stores")

@@ -235,6 +235,7 @@ def test_bad_options(bricks, place, capsys):
         (["--map_columns", "100000"], "--map_columns"),
         (["--modelname", "a\nb"], "--modelname"),
         (["--extractor", "resnet"], "--extractor"),
+        (["--precision", "fp16", "--cpu"], "GPU"),
         (["--batchsize", "3"], "--batch_size"),
         (["--fpr", "1"], "--fpr"),
         (["--modelname", "../x"], "--modelname"),
@@ -500,7 +501,7 @@ def test_main_without_data_draws_its_own(repository, tmp_path):
 def test_interrupted_training_ends_with_the_same_numbers(bricks, repository, tmp_path):
     """Real processes: SIGINT and SIGKILL at several moments, each followed by the same command."""
     here = repository / "csflow"
-    argv = options(bricks, tmp_path, *TINY, "--meta_epochs", "40", "--sub_epochs", "2", "--save_every", "0")
+    argv = options(bricks, tmp_path, *TINY, "--meta_epochs", "12", "--sub_epochs", "2", "--save_every", "0")
     command = [sys.executable, "main.py", *argv]
 
     def run(*more):
