@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, with all that exact resuming needs."""
 
 import errno
+import math
 import pickle
 import platform
 import random
@@ -109,6 +110,16 @@ def require_sound(
     for name, sound in checks.items():
         if not sound(content.get(name)):
             raise UserError(f"{path} is damaged: its {name!r} is missing or not what {owner} stores")
+
+
+def is_scaler_state(value: Any) -> bool:
+    """Whether a GradScaler can be given this state; an unused one's is empty."""
+    if not isinstance(value, Mapping) or not value:
+        return isinstance(value, Mapping)
+    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
+    return all(isinstance(value.get(name), float) and 0 < value[name] < math.inf for name in factors) and all(
+        type(value.get(name)) is int and 0 <= value[name] < 2**53 for name in counts
+    )
 
 
 def finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "script",
     "seed_all",
     "stop_on_request",
+    "yes_no",
 ]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -113,6 +114,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message} (--help explains every option)")
+
+
+def yes_no(text: str) -> bool:
+    """A boolean from the command line: true, yes, t, y, 1, on, or their opposites, in any case; ValueError else."""
+    if text.lower() in ("true", "yes", "t", "y", "1", "on"):
+        return True
+    if text.lower() in ("false", "no", "f", "n", "0", "off"):
+        return False
+    raise ValueError(text)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

@@ -144,16 +144,6 @@ def _options(value: Any) -> bool:
     )
 
 
-def _scaler(value: Any) -> bool:
-    """The state of fp16's gradient scaler; of an unused one, nothing."""
-    if not isinstance(value, Mapping) or not value:
-        return isinstance(value, Mapping)
-    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
-    return all(_finite(value.get(name)) and value[name] > 0 for name in factors) and all(
-        _count(value.get(name)) for name in counts
-    )
-
-
 def plain_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
     """What every checkpoint holds, the authors' too."""
     epoch = content.get("epoch")
@@ -176,7 +166,7 @@ def own_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
         ),
         "settings": _options,
         "loss_sum": _finite,
-        "scaler": _scaler,
+        "scaler": checkpoint.is_scaler_state,
         **dict.fromkeys(("step", "height", "width"), _count),
         **dict.fromkeys(("fingerprint", "data"), lambda value: isinstance(value, str)),
         # Older files do not have it.

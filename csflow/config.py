@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.runtime import PRECISIONS, ArgumentParser, UserError
+from common.runtime import PRECISIONS, ArgumentParser, UserError, yes_no
 
 HERE = Path(__file__).resolve().parent
 # Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
@@ -21,15 +21,6 @@ LARGEST = {
     "n_scales": 8, "n_coupling_blocks": 1000, "fc_internal": 65536, "batch_size": 65536,
     "meta_epochs": 10**6, "sub_epochs": 10**6, "map_every": 10**9, "map_columns": 40,
 }  # fmt: skip
-
-
-def yes_no(text: str) -> bool:
-    """True or False from the command line."""
-    if text.lower() in ("true", "yes", "1", "on"):
-        return True
-    if text.lower() in ("false", "no", "0", "off"):
-        return False
-    raise ValueError(text)
 
 
 def _setting(default: Any, help: str, kind: Callable = str, **options: Any) -> Any:

@@ -294,7 +294,8 @@ TRAINED = {
     "history": lambda value: value is None or _history(value),
 }
 RESUMABLE = {
-    **dict.fromkeys(("optimizer", "scaler"), lambda value: isinstance(value, Mapping)),
+    "optimizer": lambda value: isinstance(value, Mapping),
+    "scaler": checkpoint.is_scaler_state,
     "history": _history,
     **dict.fromkeys(("data", "device", "fingerprint", "weights"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),

@@ -55,20 +55,10 @@ def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**53
 
 
-def _scaler(value: Any) -> bool:
-    """The state of fp16's gradient scaler; of an unused one, nothing."""
-    if not isinstance(value, Mapping) or not value:
-        return isinstance(value, Mapping)
-    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
-    return all(_number(value.get(name)) and value[name] > 0 for name in factors) and all(
-        _count(value.get(name)) for name in counts
-    )
-
-
 # What a training's saved state must hold to be continued.
 RESUMABLE = {
     **dict.fromkeys(("settings", "model", "optimizer"), lambda value: isinstance(value, Mapping)),
-    "scaler": _scaler,
+    "scaler": checkpoint.is_scaler_state,
     "fingerprint": lambda value: isinstance(value, str),
     **dict.fromkeys(("epoch", "step", "iteration", "log_end"), _count),
     "seconds": _number,

@@ -5,19 +5,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.runtime import PRECISIONS, ArgumentParser, UserError
+from common.runtime import PRECISIONS, ArgumentParser, UserError, yes_no
 from memae.models.backbones import PLANS
 
 HERE = Path(__file__).resolve().parents[1]  # memae/: default paths lie here wherever a script is started
-
-
-def yes_no(text: str) -> bool:
-    """True for yes, true, t, y and 1, False for no, false, f, n and 0, in any case; ValueError otherwise."""
-    if text.lower() in ("yes", "true", "t", "y", "1"):
-        return True
-    if text.lower() in ("no", "false", "f", "n", "0"):
-        return False
-    raise ValueError(text)
 
 
 def add_yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> None:

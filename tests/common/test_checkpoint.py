@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, refused with a reason, and enough to resume exactly."""
 
+import math
 import pickle
 import random
 import subprocess
@@ -368,3 +369,25 @@ def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):
     with pytest.raises(UserError) as caught:
         checkpoint.read(tmp_path / "a.pt")
     assert str(caught.value).endswith(("broken or no checkpoint", "tensors and plain values"))
+
+
+def test_states_of_gradient_scalers():
+    sound = torch.amp.GradScaler("cuda", enabled=False).state_dict()
+    assert sound == {} and checkpoint.is_scaler_state(sound)
+    used = {
+        "scale": 65536.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 0,
+    }
+    assert checkpoint.is_scaler_state(used)
+    for change in (
+        {"scale": math.nan},
+        {"scale": 0.0},
+        {"scale": None},
+        {"growth_interval": 1.5},
+        {"_growth_tracker": -1},
+    ):
+        assert not checkpoint.is_scaler_state({**used, **change})
+    assert not checkpoint.is_scaler_state(None) and not checkpoint.is_scaler_state({"scale": 1.0})

@@ -24,6 +24,7 @@ from common.runtime import (
     script,
     seed_all,
     stop_on_request,
+    yes_no,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -308,3 +309,11 @@ def test_nul_characters_are_no_options():
     for parse in (parser.parse_args, parser.parse_known_args):
         with pytest.raises(UserError, match="NUL"):
             parse(["--data", "a\0b"])
+
+
+def test_yes_no():
+    assert [yes_no(text) for text in ("True", "YES", "y", "t", "1", "on")] == [True] * 6
+    assert [yes_no(text) for text in ("False", "no", "N", "f", "0", "off")] == [False] * 6
+    for text in ("", "maybe", "2"):
+        with pytest.raises(ValueError):
+            yes_no(text)
