@@ -55,7 +55,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     seed_all(options.seed)
     model = build_model(options).to(device)
     # Unused: ConvSTLSTM's h2m in its first layer.
-    network = distributed.parallel(model, unused=options.mode == "ConvSTLSTM")
+    network = distributed.parallel(model, unused=options.mode == "ConvSTLSTM", sync_bn=options.sync_bn)
     # fused: the same update in one pass over the parameters, faster on every device
     optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -231,6 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--init_tr", type=float, default=0.25, help="teacher ratio of the first epoch")
     parser.add_argument("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
+    parser.add_argument("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     options = parser.parse_args(argv)
     check_options(
         options,

@@ -207,6 +207,7 @@ def test_reduced_precision_trains_alike(data, capsys):
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
     for script in (training, testing):
         refused(capsys, script.main, args(data, "--cpu", "--precision", "fp16"), "fp16", "GPU")
+    refused(capsys, training.main, args(data, "--cpu", "--sync_bn"), "--sync_bn", "GPU")
 
 
 def test_measured_cycles_hold_the_last_ones_out(data):
