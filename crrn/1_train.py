@@ -5,6 +5,7 @@ continues an interrupted training and ends with the same numbers.
 """
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -219,6 +220,18 @@ def _write_summary(
     )
 
 
+def use_several_gpus(options: Namespace, argv: list[str]) -> None:
+    """Where several GPUs of --gpu_ids are here, start this program anew with a process on each, as torchrun would."""
+    present = [number for number in options.gpu_ids if 0 <= number < torch.cuda.device_count()]
+    if options.cpu or len(present) < 2 or torch.distributed.is_torchelastic_launched():
+        return
+    say(f"training on GPUs {', '.join(map(str, present))}, one process each")
+    program = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(present)}", __file__, *argv]
+    own_numbers = ["--gpu_ids", *map(str, range(len(present)))]  # the processes see these GPUs only
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, present))}
+    os.execve(sys.executable, [sys.executable, *program, *own_numbers], os.environ | visible)
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     """Train one model; where no preprocessed boards exist, make them first."""
@@ -243,6 +256,7 @@ def main(argv: list[str] | None = None) -> None:
         final_tr=(0, 1),
         seed=(0, 2**32 - 1),
     )
+    use_several_gpus(options, sys.argv[1:] if argv is None else argv)
     options.held_out = HELD_OUT if options.held_out is None else options.held_out
     cycle = cycle_of(options.data, options.cycle)
     device = distributed.join(device_of(options.gpu_ids, options.cpu))

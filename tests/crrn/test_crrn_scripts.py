@@ -885,6 +885,21 @@ DAMAGES = {
 }
 
 
+def test_several_gpus_get_a_process_each(data, monkeypatch):
+    started = []
+
+    def exec_(program, command, environment):
+        started.append((command, environment["CUDA_VISIBLE_DEVICES"]))
+        raise KeyboardInterrupt  # a real one does not come back
+
+    monkeypatch.setattr(training.os, "execve", exec_)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert training.main(args(data, "--gpu_ids", "1", "2", "7")) == 130
+    ((command, visible),) = started
+    assert visible == "1,2" and "--nproc_per_node=2" in command and command[-3:] == ["--gpu_ids", "0", "1"]
+    assert training.main(args(data, *TRAINED, "--gpu_ids", "1", "2", "--cpu")) == 0 and len(started) == 1
+
+
 def test_damaged_checkpoints(trained, capsys):
     path = trained / MODEL
     sound = content_of(path)
