@@ -15,6 +15,8 @@ from crrn.model.ConvRRN import ST_EncDec
 from csflow.model import CSFlow
 from csflow.utils import get_loss
 from memae.models import AutoEncoderCov3DMem, EntropyLossEncap
+from riad.neuralnet import aesc_l2
+from riad.source.losses import l2_loss
 
 
 def csflow():
@@ -36,11 +38,17 @@ def memae():
     return AutoEncoderCov3DMem(1, 10, 0.01), [torch.randn(3, 1, 8, 16, 16)], loss
 
 
+def riad():
+    network = aesc_l2.NeuralNet(1, [4, 4, 4, 4], 3)
+    return network, [torch.rand(3, 1, 16, 16)], lambda model, part: l2_loss(part, model(part)).mean()
+
+
 METHODS = {
     "csflow": csflow,
     "crrn": lambda: crrn("ConvConjLSTM", True),
     "crrn, parameters that take no part": lambda: crrn("ConvSTLSTM", False),
     "memae": memae,
+    "riad": riad,
 }
 
 

@@ -72,8 +72,10 @@ def test_unet_losses_and_gradients(fold_from, monkeypatch):
         from_authors({k[9:]: v for k, v in arrays.items() if "/" in k}),
     )
     assert parameters.keys() == norms.keys()
-    slack = 1e-4 * max(float(norm) for norm in norms.values())
+    rounding = 1e-4 * max(float(norm) for norm in norms.values())
     for name, parameter in parameters.items():
+        # The bias of a convolution before a batch norm has no gradient but rounding noise.
+        slack = rounding if name.endswith("conv.bias") and name != "dec_4_out.conv.bias" else 0
         assert parameter.grad.norm().item() == pytest.approx(float(norms[name]), rel=1e-3, abs=slack), name
     network.eval()
     with torch.no_grad():

@@ -23,6 +23,7 @@ from common.demo_data import make_textures
 from common.metrics import image_auroc
 from riad import run, score
 from riad.source import datamanager, options, procedure
+from riad.source.agent import Agent
 from tests.helpers import refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,29 +356,56 @@ def assert_same_training(one: Path, other: Path) -> None:
     assert scores[0] == scores[1]
 
 
-def test_killed_training_ends_with_the_same_numbers(digits, tmp_path):
-    """Real processes: SIGINT and SIGKILL in the middle, each followed by the same command."""
-    argv = [*DIGITS, "--epochs", "4", "--output", "out", "--save_every", "0", "--figures_every", "0"]
+def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypatch, capsys):
+    """SIGKILL in a process of its own, then Ctrl-C in the middle of an epoch and in its last batch, each followed by
+    the same command."""
+    argv = [*DIGITS, "--epochs", "4", "--output", str(tmp_path / "out"), "--save_every", "0", "--figures_every", "0"]
     command = [sys.executable, str(ROOT / "riad/run.py"), *argv]
     state = tmp_path / "out/Checkpoint/resume.pth"
-    for stop in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        saves, seen, deadline = 0, state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 60
-        while saves < 2:  # the first one is that of the start
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.002)
-            if state.exists() and state.stat().st_mtime_ns != seen:
-                saves, seen = saves + 1, state.stat().st_mtime_ns
-        process.send_signal(stop)
-        output, error = process.communicate()
-        assert process.returncode == (130 if stop == signal.SIGINT else -9), error
-        assert "Traceback" not in error
-        if stop == signal.SIGINT:
-            assert "To continue: python" in output and "--save_every 0" in output
-    last = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert last.returncode == 0 and "continuing" in last.stdout, last.stderr
-    assert_same_training(tmp_path / "out", digits)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    saves, seen, deadline = 0, 0, time.monotonic() + 300
+    while saves < 2:  # the first one is that of the start
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+        if state.exists() and state.stat().st_mtime_ns != seen:
+            saves, seen = saves + 1, state.stat().st_mtime_ns
+    process.kill()
+    assert "Traceback" not in process.communicate()[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+    train_batch = Agent.train_batch
+    for stop_at in ((2, 0), (3, 1)):  # of two batches
+
+        def train_and_stop(self, images, rows, epoch, batch, stop_at=stop_at):
+            if (epoch, batch) == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            return train_batch(self, images, rows, epoch, batch)
+
+        monkeypatch.setattr(Agent, "train_batch", train_and_stop)
+        assert run.main(argv) == 130
+        text = capsys.readouterr().out
+        assert "continuing" in text and "To continue: python" in text and "--save_every 0" in text
+    monkeypatch.undo()
+    assert run.main(argv) == 0
+    assert_same_training(tmp_path / "out", digits)
+
+
+def test_two_processes_do_what_one_does(tmp_path, capsys):
+    """Uneven shares; one process speaks; scores are those of one process, which can go on."""
+    argv = [*DIGITS, "--batch", "7", "--epochs", "1", "--figures_every", "0", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "riad/run.py"), *argv]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch    1: loss") == 1 and ended.stdout.count("results: ") == 1
+    table = tmp_path / "results_te/test_model_2_best_auroc.csv"
+    together, auroc = rows(table), result_of(tmp_path)["auroc"]
+    assert run.main(argv) == 0  # tests again
+    assert "already" in capsys.readouterr().out
+    assert [float(row["score"]) for row in together] == pytest.approx(
+        [float(row["score"]) for row in rows(table)], rel=1e-4
+    )
+    assert result_of(tmp_path)["auroc"] == pytest.approx(auroc, abs=1e-3)
+    assert run.main([*argv, "--epochs", "2"]) == 0
 
 
 def test_non_finite_loss_keeps_what_is_saved(tmp_path, capsys):
