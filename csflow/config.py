@@ -82,6 +82,7 @@ class Config:
     # output
     map_every: int = _setting(4, "draw every n-th defective image", int)
     map_columns: int = _setting(8, "images per picture", int)
+    report: bool = _setting(False, "write report.html beside the results", yes_no, nargs="?", const=True)
     verbose: bool = _setting(True, "print the losses of each evaluation", yes_no)
     hide_tqdm_bar: bool = _setting(False, "no progress", yes_no)
 
@@ -200,7 +201,7 @@ TRAINING_SETTINGS = (
 # What belongs to the run and the machine, not to a trained model.
 MACHINE_SETTINGS = {
     "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
-    "map_every", "map_columns", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+    "map_every", "map_columns", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
 }  # fmt: skip
 
 

@@ -102,6 +102,13 @@ def test_main_writes_everything(bricks, trained, capsys):
     assert results(trained)["image_auroc"] == result["image_auroc_mean"]
     assert results(trained)["threshold"]["promised_fpr"] == 0.5
 
+    assert not (trained / "results/m/report.html").exists()
+    assert evaluate.main(options(bricks, trained, "--cpu", "--report")) == 0
+    report = (trained / "results/m/report.html").read_text()
+    assert report.count("<img ") == 5 and "worst missed" in report and "aupro" in report
+    found = rows(trained / "results/m/scores.csv")
+    assert len(found) == 9 and (trained / "viz/maps/m/best_found.jpg").exists()
+
     # A second main.py does not train again.
     capsys.readouterr()
     assert main.main(options(bricks, trained, *TRAINED)) == 0
