@@ -9,29 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common import distributed
 from common.checkpoint import versions
 from common.files import require_writable, write_csv, write_json
 from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, image_auroc, threshold_for_fpr
+from common.metrics import PixelMetrics, image_auroc
 from common.runtime import UserError, progress, say
+from common.scoring import rates, thresholds, verdict_of
 from crn.options import SCORES, plain
 from crn.training.dataset import Dataset, Images, Item, viewable
 from crn.training.utils import Model, load_model, save_grid, save_picture, to_bytes
 
-NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
-
 
 @torch.no_grad()
 def score_batches(
-    model: Model, images: Images, batch_size: int, device: torch.device, title: str | None = None
-) -> Iterator[tuple[list[int], Tensor, dict[str, Tensor]]]:
-    """Numbers, prepared images (B, 3, H, W) and `model.scores` of each batch, in float32 and eval mode.
+    model: Model,
+    images: Images,
+    numbers: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    title: str | None = None,
+) -> Iterator[tuple[Sequence[int], Tensor, dict[str, Tensor]]]:
+    """Of each batch of the images `numbers`: which they are, the prepared images (B, 3, H, W) and `model.scores`, in
+    float32 and eval mode.
 
     title: of the progress shown. Raises UserError where a score is not finite: it ranks nowhere.
     """
     training = model.training
     model.eval()
-    batches = [batch.tolist() for batch in torch.arange(len(images)).split(batch_size)]
+    batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
     loaded = images.batches(batches)
     try:
         for batch, x in zip(progress(batches, title or "", hide=title is None), loaded):
@@ -46,36 +52,23 @@ def score_batches(
 
 def score_all(model: Model, images: Images, batch_size: int, device: torch.device) -> dict[str, np.ndarray]:
     """Both scores of all images, (N,), and "map", the highest value of each image's difference map."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in (*SCORES, "map")}
-    for _, _, scored in score_batches(model, images, batch_size, device):
-        for name in SCORES:
-            rows[name].append(scored[name])
-        rows["map"].append(scored["difference"].mean(dim=1).flatten(1).amax(dim=1))
-    return {name: torch.cat(values).cpu().double().numpy() for name, values in rows.items()}
+    rows = []
+    # Under torchrun, each process scores its part.
+    own = distributed.part(range(len(images)))
+    for _, _, scored in score_batches(model, images, own, batch_size, device):
+        highest = scored["difference"].mean(dim=1).flatten(1).amax(dim=1)
+        rows.append(torch.stack([*(scored[name] for name in SCORES), highest], dim=1))  # (B, 3)
+    found = torch.cat([torch.empty(0, 3, device=device), *rows]).cpu().double().numpy()
+    return dict(zip((*SCORES, "map"), distributed.gathered(found).T))
 
 
-def thresholds(calibration: Mapping[str, list[float]] | None, fpr: float, score: str) -> dict[str, Any] | None:
-    """Thresholds from the held-out good images: an image is defective if its score is above "image"; a pixel is if
-    its difference is above "pixel", which at most a share `fpr` of good images exceed anywhere.
-
-    None without held-out images. "promised_fpr" is the rate that so many images can vouch for.
-    """
+def thresholds_of(about: Mapping[str, Any], fpr: float, score: str) -> dict[str, Any] | None:
+    """`common.scoring.thresholds` from the held-out good images of the checkpoint; None, and a line, without such."""
+    calibration = about.get("calibration")
     if calibration is None:
+        say("no threshold, no verdicts: no good images were held out, or the training was not finished")
         return None
-    image, promised = threshold_for_fpr(calibration[score], fpr)
-    pixel, _ = threshold_for_fpr(calibration["map"], fpr)
-    count = len(calibration["map"])
-    if promised > fpr:
-        say(
-            f"{count} held-out good images cannot vouch for a false-positive rate of {fpr:g}, only for "
-            f"{promised:.2g}: the threshold is their highest score"
-        )
-    return {"image": image, "pixel": pixel, "images": count, "fpr": fpr, "promised_fpr": promised}
-
-
-def verdict_of(score: float, threshold: Mapping[str, Any] | None) -> str:
-    """ "good", "defective", or nothing without a threshold."""
-    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
+    return thresholds(calibration[score], calibration["map"], fpr)
 
 
 def resized(values: Tensor, size: Sequence[int]) -> Tensor:
@@ -96,15 +89,14 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
         require_writable(folder)
     model, about = load_model(opt)
     model.to(device, memory_format=torch.channels_last)
-    threshold = thresholds(about.get("calibration"), opt.fpr, "inference")
-    if threshold is None:
-        say(NO_THRESHOLD)
+    threshold = thresholds_of(about, opt.fpr, "inference")
     rows: list[list[Any]] = []
     pixels = PixelMetrics() if any(item.mask for item in dataset.test) else None
     try:
         for part, items in parts.items():
             images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
-            for batch, x, scored in score_batches(model, images, opt.batch_size, device, f"scoring the {part} part"):
+            numbers, title = range(len(items)), f"scoring the {part} part"
+            for batch, x, scored in score_batches(model, images, numbers, opt.batch_size, device, title):
                 for row, index in enumerate(batch):
                     item = items[index]
                     score, other = (float(scored[name][row]) for name in SCORES)
@@ -150,7 +142,7 @@ def _results(
     device: torch.device,
 ) -> dict[str, Any]:
     tested = [row for row in rows if row[3] == "test"]
-    labels = np.array([row[4] for row in tested])
+    labels, scores = np.array([row[4] for row in tested]), np.array([row[1] for row in tested])
     results = {
         "method": opt.model,
         "data": dataset.data,
@@ -158,16 +150,11 @@ def _results(
         "model": str(opt.model_input),
         "batches_trained": about.get("batch"),
         "images": {"good": int((labels == 0).sum()), "defective": int((labels > 0).sum())},
-        "image_auroc": image_auroc(labels, [row[1] for row in tested]),
+        "image_auroc": image_auroc(labels, scores),
         "image_auroc_validation": image_auroc(labels, [row[2] for row in tested]),
     }
     if threshold:
-        called = np.array([row[5] == "defective" for row in tested])
-        rates = {
-            "fpr_on_test_good": float(called[labels == 0].mean()),
-            "detection_rate": float(called[labels > 0].mean()),
-        }
-        results["threshold"] = {**threshold, **rates}
+        results["threshold"] = rates(threshold, labels, scores)
     if pixels is not None:
         results |= pixels.compute()
     return results | {"device": str(device), "settings": plain(opt), "versions": versions()}

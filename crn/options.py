@@ -51,8 +51,8 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Train CRN or DAGAN, or score a data set with a trained model.")
     add = parser.add_argument
 
-    def switch(name: str, default: bool, help: str) -> None:
-        add(name, type=yes_no, nargs="?", const=True, default=default, metavar="yes|no", help=help)
+    def switch(*names: str, default: bool, help: str) -> None:
+        add(*names, type=yes_no, nargs="?", const=True, default=default, metavar="yes|no", help=help)
 
     # what to do
     add("--mode", choices=("train", "inference"), required=True, help="train a model, or score a data set with one")
@@ -61,8 +61,8 @@ def build_parser() -> ArgumentParser:
     add("--dataset-path", type=_path, help="the data set's folder; with --demo by default crn/datasets/...")
     add("--model-input", type=_path, help="checkpoint; inference: the model, train: initial weights")
     add("--experiment", default="crn", help="name of the run")
-    switch("--auto-set-name", False, "name the run after model, data set and category")
-    switch("--demo", False, "small settings; makes stand-in data where the data set's folder is missing")
+    switch("--auto-set-name", default=False, help="name the run after model, data set and category")
+    switch("--demo", default=False, help="small settings; makes stand-in data where the data set's folder is missing")
 
     # training
     add("--training-steps", type=int, default=20000, help="optimizer steps; a batch takes two, one for each network")
@@ -71,7 +71,7 @@ def build_parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="of the initial weights, batches, pairs and the held-out share")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for each network")
     add("--lr", type=float, default=1e-4, help="learning rate")
-    add("--lr-scheduler", type=scheduler_name, default="", help=f"{', '.join(SCHEDULERS)}, or nothing")
+    add("--lr-scheduler", type=scheduler_name, nargs="?", const="", default="", help="step, exponential or cosine")
     add("--lr-factor", type=float, default=0.1, help="of the step and exponential schedulers")
     add("--lr-steps", type=int, nargs="*", default=[30, 60, 90], help="epochs at which the step scheduler acts")
     add("--momentum", type=float, default=0.9, help="of rmsprop and sgd")
@@ -83,11 +83,11 @@ def build_parser() -> ArgumentParser:
     # networks
     add("--num-competitive-units", type=int, default=12, help="CRN's units")
     add("--imsize", type=int, default=128, help="side of the images for the network, in pixels")
-    switch("--antialias", False, "smooth images when making them smaller (the original does not)")
+    switch("--antialias", default=False, help="smooth images when making them smaller (the original does not)")
     add("--max-network-depth", type=int, default=8, help="most levels of a CRN unit (there are at least 5)")
     add("--ngf", type=int, default=64, help="channels of the outermost level")
-    switch("--improved", True, "CRN: upsampling and convolution instead of transposed convolutions")
-    switch("--use-dropout", False, "dropout in the middle levels, if there are more than 5")
+    switch("--improved", default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
+    switch("--use-dropout", default=False, help="dropout in the middle levels, if there are more than 5")
     add("--norm", choices=NORMS, default="batch", help="normalisation layers")
 
     # losses
@@ -100,22 +100,23 @@ def build_parser() -> ArgumentParser:
 
     # output
     add("--checkpoint-path", type=_path, help="folder of last.ckpt and best.ckpt; unset: the log's version_N")
-    switch("--save", True, "write checkpoints")
+    switch("--save", default=True, help="write checkpoints")
     add("--save-every", type=float, default=300, help="seconds between them; they follow validations")
-    switch("--resume", True, "continue the training in --checkpoint-path; no: start anew in its place")
+    switch("--resume", default=True, help="continue the training in --checkpoint-path; no: start anew in its place")
     add("--log-dir", type=_path, default=HERE / "logged_metrics", help="folder of version_N/metrics.csv")
     add("--image-output-path", type=_path, default=HERE / "output_images", help="folder for pictures")
     add("--image-output-interval", type=int, default=10, help="batches between training pictures")
     add("--anomaly-score-file", type=_path, default=HERE / "anomaly_scores.csv", help="inference: table of the scores")
-    switch("--wandb", False, "log to Weights & Biases too (WANDB_MODE=offline: without an account)")
+    switch("--wandb", default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what goes to the log file")
     add("--log-file", type=_path, default=HERE / "log.log", help="file that messages are appended to")
-    switch("--log-stdout", False, "all that goes to the log file to the terminal too")
+    switch("--log-stdout", default=False, help="all that goes to the log file to the terminal too")
 
     # machine
     add("--num-workers", type=int, default=0, help="threads that read the next batch ahead; 0: none ahead")
-    switch("--cpu", False, "use the CPU even where there is a GPU")
+    switch("--cpu", default=False, help="use the CPU even where there is a GPU")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    switch("--sync-bn", "--sync_bn", default=False, help="under torchrun, batch norms over all processes (GPUs only)")
 
     for name in UNUSED:
         add(f"--{name.replace('_', '-')}", nargs="?", const="", help="accepted and unused, as in the original")

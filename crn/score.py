@@ -7,17 +7,16 @@ the folders intensity_files and height_files in --images.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-from PIL import Image
+import torch
 
-from common.figures import overlay
-from common.files import atomic_write, read_json, require_writable, write_csv, write_json
-from common.runtime import ArgumentParser, UserError, pick_device, progress, say, script
-from crn.inference import NO_THRESHOLD, resized, score_batches, thresholds, verdict_of
+from common.runtime import ArgumentParser, UserError, pick_device, script
+from common.scoring import Scored, score_folder
+from crn.inference import resized, score_batches, thresholds_of
 from crn.options import HERE, SCORES, require
 from crn.training.dataset import DATASETS, Images, read, unlabelled
 from crn.training.utils import load_model, read_model_kind, to_bytes
@@ -42,79 +41,29 @@ def main(argv: list[str] | None = None) -> int:
     require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
     device = pick_device(opt.device, cpu=opt.cpu)
     settings = read_model_kind(opt)
-    model, about = load_model(settings)
-    model.to(device)
     kind = settings.dataset
     items = unlabelled(opt.images, kind)
-    threshold = thresholds(about.get("calibration"), opt.fpr, opt.score)
-    if threshold is None:
-        say(NO_THRESHOLD)
+    model, about = load_model(settings)
+    model.to(device, memory_format=torch.channels_last)
+    threshold = thresholds_of(about, opt.fpr, opt.score)
+    images = Images(items, kind, settings.imsize, settings.antialias, limit_gib=0)
+
+    def score(numbers: Sequence[int]) -> list[Scored | UserError]:
+        (number,) = numbers
+        try:
+            ((_, _, scored),) = score_batches(model, images, numbers, 1, device)
+            image = to_bytes(read(items[number], kind).movedim(0, -1))  # (H, W, 3)
+        except UserError as error:
+            return [error]
+        difference = resized(scored["difference"][0].mean(dim=0), image.shape[:2]).cpu().numpy()
+        return [(float(scored[opt.score][0]), image, difference)]
+
     output = opt.output or HERE / "results" / opt.images.resolve().name
-    about_run = {
-        "images": str(opt.images.resolve()),
-        "model": str(opt.model_input),
-        "trained_on": about.get("data"),
-        "score": opt.score,
-        "threshold": threshold,
-    }
-    _require_own(output, opt.images, about_run["images"])
-
-    rows, failed = [], 0
-    try:
-        for item in progress(items, "scoring"):
-            images = Images([item], kind, settings.imsize, settings.antialias, limit_gib=0)
-            try:
-                ((_, _, scored),) = score_batches(model, images, 1, device)
-            except UserError as error:
-                failed += 1
-                rows.append([item.name, "", "", "", str(error)])
-                continue
-            score = float(scored[opt.score][0])
-            limit = threshold["image"] if threshold else ""
-            rows.append([item.name, score, limit, verdict_of(score, threshold), ""])
-            try:
-                image = read(item, kind)  # (3, H, W)
-                difference = resized(scored["difference"][0].mean(dim=0), image.shape[1:]).cpu().numpy()
-                pixels = to_bytes(image.movedim(0, -1))
-                _save_pictures(output, item.name, pixels, difference, threshold["pixel"] if threshold else None)
-            except UserError as error:
-                failed += 1
-                rows[-1][-1] = str(error)
-    finally:  # whatever ends this, the scores of the images so far stay
-        write_csv(output / "scores.csv", ["path", f"score_{opt.score}", "threshold", "verdict", "error"], rows)
-    write_json(output / "results.json", {**about_run, "failed": failed})
-    found = sum(row[3] == "defective" for row in rows)
-    scored_images = sum(row[1] != "" for row in rows)
-    say(f"{scored_images} images scored" + (f", {found} defective" if threshold else "") + f": {output}")
-    if failed:
-        print(f"{failed} images could not be read, or their maps not written; scores.csv says why", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _require_own(output: Path, images: Path, source: str) -> None:
-    """UserError where `output` would mix with the images themselves or with the scores of other ones."""
-    if images.is_dir() and output.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"--output {output} lies in --images {images}: its pictures would be scored the next time")
-    if (output / "results.json").exists():
-        before = read_json(output / "results.json")
-        if not isinstance(before, dict) or before.get("images") != source:
-            raise UserError(f"{output} holds results of other images than {source}: choose another --output")
-    require_writable(output)
-
-
-def _save_pictures(output: Path, name: str, image: np.ndarray, difference: np.ndarray, limit: float | None) -> None:
-    """Map, overlay, and with a threshold the mask of defective pixels."""
-    hottest = 2 * limit if limit else max(float(difference.max()), 1e-6)  # the same for all images where possible
-    _save(Image.fromarray(difference), output / "maps" / f"{name}.tiff", "TIFF")
-    _save(Image.fromarray(overlay(image, difference, 0, hottest)), output / "overlays" / f"{name}.jpg", "JPEG")
-    if limit is not None:
-        defective = (difference > limit).astype(np.uint8) * 255
-        _save(Image.fromarray(defective), output / "masks" / f"{name}.png", "PNG")
-
-
-def _save(image: Image.Image, path: Path, format: str) -> None:
-    with atomic_write(path) as file:
-        image.save(file, format)
+    names = [item.name for item in items]
+    about_run = {"trained_on": about.get("data"), "score": opt.score, "imsize": settings.imsize}
+    return score_folder(
+        opt.images, output, opt.model_input, names, score, 1, about_run, threshold, f"score_{opt.score}"
+    )
 
 
 if __name__ == "__main__":

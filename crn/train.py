@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from common import checkpoint
-from common.files import UserError, only_run, reason, require_writable, write_json
+from common import checkpoint, distributed
+from common.files import UserError, first_process, only_run, reason, require_writable, write_json
 from common.memory import reuse_memory
 from common.metrics import image_auroc
 from common.runtime import autocast, pick_device, progress, say, script, seed_all, stop_on_request
@@ -88,6 +88,10 @@ class Training:
 
         seed_all(opt.seed)
         self.model = load_model(opt)[0] if opt.model_input else make_model(opt)
+        if opt.sync_bn:
+            if device.type != "cuda":
+                raise UserError("--sync-bn needs GPUs: on a CPU, batch norms are of each process's share")
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.train().to(device, memory_format=torch.channels_last)
         self.optimizers = [create_optimizer(opt, network.parameters()) for network in self.model.networks]
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "fp16")
@@ -120,8 +124,9 @@ class Training:
         if opt.save and self.folder is None:
             opt.checkpoint_path = self.folder = self.log_folder
             say(f"checkpoints go to {self.folder} (--checkpoint-path chooses)")
-        for folder in (self.log_folder, opt.image_output_path, *([self.folder] if opt.save else [])):
-            require_writable(folder)
+        if first_process():  # nothing of the others is written
+            for folder in (self.log_folder, opt.image_output_path, *([self.folder] if opt.save else [])):
+                require_writable(folder)
 
     def _require_place(self, path: Path) -> None:
         """UserError where a stored training has come to a place that this one does not have."""
@@ -149,11 +154,26 @@ class Training:
             "calibration": self.state["calibration"],
         }
 
+    def stopped(self, what: str) -> UserError:
+        """The error for a training that has diverged."""
+        saved = f"; {self.folder} keeps what was saved" if self.opt.save else ""
+        return UserError(
+            f"{what} not finite at epoch {self.state['epoch']}, batch {self.state['batch']}: training stops{saved}. "
+            "Try a lower --lr, or --precision fp32"
+        )
+
+    def require_finite(self) -> None:
+        """Raise `stopped` unless all parameters and moments are finite: after a fine loss, a step may spoil them."""
+        pairs = zip(self.model.networks, self.optimizers)
+        if not all(checkpoint.finite(network, optimizer) for network, optimizer in pairs):
+            raise self.stopped("parameters are")
+
     def save(self) -> None:
         """Write last.ckpt, from which the training continues as if it had never stopped."""
         self.last_saved = time.monotonic()
         if not self.opt.save:
             return
+        self.require_finite()
         more = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -163,6 +183,7 @@ class Training:
 
     def validate(self, board: Board) -> None:
         """Score the test part and the held-out images; enter the result into history, table and best.ckpt."""
+        self.require_finite()
         self.model.choose_best()
         test = score_all(self.model, self.test_images, self.opt.batch_size, self.device)
         if len(self.held_images):
@@ -230,17 +251,15 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
                 optimizer.param_groups[0]["lr"] = training.learning_rate(state["epoch"])
             drawn = draw_epoch(opt, model, count, state["epoch"])
             left = drawn[state["step"] :][: training.batches - state["batch"]]
-            for (_, pair), x in zip(left, training.train_images.batches([batch for batch, _ in left])):
+            shares = [distributed.share(batch) for batch, _ in left]  # under torchrun, of this process
+            loaded = training.train_images.batches([rows for rows, _ in shares])
+            for (_, pair), (_, weight), x in zip(left, shares, loaded):
                 next(ahead)
                 x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
                 try:
-                    losses = model.training_step(x, training.optimizers, pair, training.scaler, precision)
+                    losses = model.training_step(x, training.optimizers, pair, training.scaler, precision, weight)
                 except FloatingPointError:
-                    saved = f"; {training.folder} keeps what was saved" if opt.save else ""
-                    raise UserError(
-                        f"the loss is not finite at epoch {state['epoch']}, batch {state['batch']}: training stops"
-                        f"{saved}. Try a lower --lr, or --precision fp32"
-                    ) from None
+                    raise training.stopped("the loss is") from None
                 state["step"] += 1
                 state["batch"] += 1
                 state["calibration"] = None  # it belonged to earlier parameters
@@ -249,7 +268,7 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
                     training.picture(x, name, board)
                     board.log(losses, state["batch"])
                     log.debug("batch %d: %s", state["batch"], losses)
-                if stop():
+                if distributed.anywhere(stop(), device):
                     break
             state["seconds"] += time.monotonic() - started
             finished = state["batch"] == training.batches
@@ -264,7 +283,7 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
                         _say_validation(state["history"][-1])
                 if finished or time.monotonic() - training.last_saved >= opt.save_every:
                     training.save()
-            if stop() and not finished:
+            if distributed.anywhere(stop(), device) and not finished:
                 training.save()
                 board.close()
                 raise KeyboardInterrupt
@@ -295,8 +314,9 @@ def _write_results(training: Training) -> None:
             "last_auroc": last["metrics/score"],
             "best_auroc": best["metrics/score"],
             "best_auroc_batch": best["batch"],
-            "best_auroc_chosen_on": "test set",
             "last_auroc_inference": last["metrics/inference_roc_auc"],
+            "best_auroc_inference": max(entry["metrics/inference_roc_auc"] for entry in state["history"]),
+            "best_chosen_on": "test set",
             "training_seconds": state["seconds"],
             "device": str(training.device),
             "checkpoints": str(training.folder) if opt.save else None,
@@ -313,6 +333,9 @@ def _start_log(opt: Namespace) -> None:
     for handler in list(log.handlers):  # of an earlier call in the same process
         log.removeHandler(handler)
         handler.close()
+    if not first_process():
+        log.addHandler(logging.NullHandler())
+        return
     try:
         opt.log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers: list[logging.Handler] = [
@@ -331,14 +354,17 @@ def _start_log(opt: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)
-    device = pick_device(opt.device, cpu=opt.cpu)
+    device = distributed.join(pick_device(opt.device, cpu=opt.cpu))
+    if opt.mode == "inference" and distributed.size() > 1:
+        raise UserError("--mode inference is of one process: start it without torchrun")
     autocast(device, opt.precision)  # refuses what this device cannot do before images are read
     reuse_memory()
     _start_log(opt)
     words = sys.argv[1:] if argv is None else argv
     log.info("train.py %s", shlex.join(words))
     if opt.demo:
-        ensure_data(opt.dataset, opt.dataset_path)
+        with distributed.first_alone():
+            ensure_data(opt.dataset, opt.dataset_path)
     dataset = load_dataset(opt.dataset, opt.dataset_path, DEMO_IMAGES if opt.demo else None)
     if opt.mode == "inference":
         inference(opt, dataset, device)

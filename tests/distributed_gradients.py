@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from common import distributed
+from crn.training.crn import CompetitiveReconstructionNetwork
 from crrn.model.ConvRRN import ST_EncDec
 from csflow.model import CSFlow
 from csflow.utils import get_loss
@@ -52,6 +53,33 @@ METHODS = {
 }
 
 
+def crn_step(norm, x, weight) -> CompetitiveReconstructionNetwork:
+    """After CRN's step, which averages by itself, since it passes several times through each network."""
+    torch.manual_seed(0)
+    model = CompetitiveReconstructionNetwork(2, 5, norm=norm, ngf=2)
+    optimizers = [torch.optim.SGD(unit.parameters(), 0.0) for unit in model.networks]
+    model.training_step(x, optimizers, (0, 1), torch.amp.GradScaler("cpu", enabled=False), weight=weight)
+    return model
+
+
+def crn() -> dict[str, float]:
+    """Gradients and what units are chosen by, without norms; running statistics, which are to be the same in both."""
+    x = torch.rand(3, 3, 32, 32)
+    alone, together = crn_step("none", x, 1.0), crn_step("none", *distributed.share(x))
+    after = gradients(together)
+    far = max((after[key] - value).abs().max().item() for key, value in gradients(alone).items())
+    noted = [torch.tensor(model.reconstruction_losses + model.advantages) for model in (alone, together)]
+    normed = crn_step("batch", *distributed.share(x))
+    statistics = torch.cat([b.float().flatten() for b in normed.buffers()])
+    rows = distributed.gathered(statistics[None].numpy())
+    assert len(rows) == 2 and rows.std() > 0
+    return {
+        "crn": far,
+        "crn, what units are chosen by": (noted[1] - noted[0]).abs().max().item(),
+        "crn, statistics of batch norms": float(abs(rows[1] - rows[0]).max()),
+    }
+
+
 def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -71,5 +99,6 @@ for name, make in METHODS.items():
     together = gradients(model)
     found[name] = max((together[key] - value).abs().max().item() for key, value in alone.items())
     assert len(alone) > 3 and max(value.abs().max().item() for value in alone.values()) > 1e-3, name
+found |= crn()
 if not distributed.rank():
     print(json.dumps(found))

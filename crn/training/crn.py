@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import distributed
 from common.files import UserError
-from crn.training.networks import init_weights, observe, replay
+from crn.training.networks import average_statistics, init_weights, observe, replay
 from crn.training.skipnetworks import FEWEST_LEVELS, UnetGenerator, UnetGeneratorImproved, get_norm_layer
 
 MARGIN = 4.0  # the discriminator's loss is MARGIN - discrimination_weight * ..., so that it stays positive
@@ -95,6 +96,7 @@ class CompetitiveReconstructionNetwork(nn.Module):
         pair: tuple[int, int],
         scaler: torch.amp.GradScaler,
         autocast: Any = nullcontext,
+        weight: float = 1.0,
     ) -> dict[str, float]:
         """One competition of the units `pair` on the images x; returns the losses for the log.
 
@@ -103,8 +105,12 @@ class CompetitiveReconstructionNetwork(nn.Module):
             discriminator loss  4 - w_d |G(x) - D(G(x))|,               G(x) constant
         | | is the mean absolute difference. Then both units' optimizers step. The published code passes G(x) through D
         twice and x through D once more, for bookkeeping: the outputs are the same, so that here each pass is made once
-        and only its running statistics are entered as often as there. Raises FloatingPointError before the step where
-        a loss is not finite.
+        and only its running statistics are entered as often as there.
+
+        Under torchrun, x and `weight` are `common.distributed.share` of the batch. DistributedDataParallel follows one
+        forward pass for each backward pass, and here are several: gradients are averaged before the step, and all
+        processes note the mean losses, so that they choose the same units. Raises FloatingPointError before the step
+        where a loss is not finite.
         """
         w_r, w_f, w_d = self.weights
         a, b = pair
@@ -119,14 +125,16 @@ class CompetitiveReconstructionNetwork(nn.Module):
 
             reconstruction = F.l1_loss(rec, x)
             adversarial = F.l1_loss(rec, feedback.detach())
-            scaler.scale(w_r * reconstruction + w_f * adversarial).backward()
+            scaler.scale(weight * (w_r * reconstruction + w_f * adversarial)).backward()
             discrimination = F.l1_loss(feedback, rec.detach())
-            scaler.scale(MARGIN - w_d * discrimination).backward()
-            distances[g] = torch.stack((reconstruction, adversarial)).tolist()
+            scaler.scale(weight * (MARGIN - w_d * discrimination)).backward()
+            own = torch.stack((reconstruction, adversarial)).tolist()
+            distances[g] = [distributed.mean_of(weight * value, x.device) for value in own]
 
         if not all(math.isfinite(value) for values in distances.values() for value in values):
             raise FloatingPointError
         for unit in {a, b}:
+            distributed.average_gradients(self.competitive_units[unit].parameters())
             scaler.step(optimizers[unit])
         scaler.update()
 
@@ -136,6 +144,7 @@ class CompetitiveReconstructionNetwork(nn.Module):
             losses = StepLosses(*distances[g], discriminator_reconstruction=distances[d][0])
             self.reconstruction_losses[g] = losses.reconstruction
             self.advantages[d] = losses.adversarial - losses.discriminator_reconstruction
+        average_statistics(self.competitive_units[unit] for unit in {a, b})
         return {f"unit_losses/loss_{unit}": distances[unit][0] for unit in {a, b}}
 
     def choose_best(self) -> None:

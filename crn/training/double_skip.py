@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crn.training.networks import RoadImageDiscriminator, observe, replay
+from common import distributed
+from crn.training.networks import RoadImageDiscriminator, average_statistics, observe, replay
 from crn.training.skipnetworks import UnetGenerator, get_norm_layer
 
 
@@ -53,6 +54,7 @@ class DAGAN(nn.Module):
         pair: tuple[int, int],
         scaler: torch.amp.GradScaler,
         autocast: Any = nullcontext,
+        weight: float = 1.0,
     ) -> dict[str, float]:
         """One step of each network on the images x; returns the losses for the log. With mse the mean squared error:
 
@@ -60,7 +62,8 @@ class DAGAN(nn.Module):
             discriminator loss  w_d mse(D(x), x) - w_a mse(D(G(x)), G(x)),  G(x) constant
 
         D has not changed between the two, so that D(G(x)) is computed once; its running statistics are entered twice,
-        as in the published code. Raises FloatingPointError before the step where a loss is not finite.
+        as in the published code. `weight` and torchrun: as in CRN's step (crn.py). Raises FloatingPointError before the
+        step where a loss is not finite.
         """
         w_a, w_c, w_d = self.weights
         for optimizer in optimizers:
@@ -73,18 +76,21 @@ class DAGAN(nn.Module):
 
         adversarial, contextual = F.mse_loss(rec, of_rec.detach()), F.mse_loss(rec, x)
         generator_loss = w_a * adversarial + w_c * contextual
-        scaler.scale(generator_loss).backward()
+        scaler.scale(weight * generator_loss).backward()
         reconstruction, discrimination = F.mse_loss(of_x, x), F.mse_loss(of_rec, rec.detach())
         discriminator_loss = w_d * reconstruction - w_a * discrimination
-        scaler.scale(discriminator_loss).backward()
+        scaler.scale(weight * discriminator_loss).backward()
 
-        losses = torch.stack((generator_loss, adversarial, contextual, discriminator_loss, reconstruction)).tolist()
+        own = torch.stack((generator_loss, adversarial, contextual, discriminator_loss, reconstruction)).tolist()
+        losses = [distributed.mean_of(weight * value, x.device) for value in own]
         if not all(map(math.isfinite, losses)):
             raise FloatingPointError
+        distributed.average_gradients(self.parameters())
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
         replay(self.discriminator, [on_rec, on_rec, on_x])
+        average_statistics(self.networks)
         names = ("generator", "adversarial", "contextual", "discriminator", "discriminator_reconstruction")
         return {f"losses/{name}": value for name, value in zip(names, losses)}
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from common import distributed
 from common.files import UserError
 
 OPTIMIZERS = ("adam", "adamw", "radam", "nadam", "rmsprop", "sgd")
@@ -132,7 +134,7 @@ def observe(network: nn.Module, x: Tensor) -> tuple[Any, Statistics]:
     for norm, mean, variance, momentum in kept:
         seen += [norm.running_mean, norm.running_var]
         norm.running_mean, norm.running_var, norm.momentum = mean, variance, momentum
-        if isinstance(norm, nn.BatchNorm2d):  # instance norms do not count
+        if not isinstance(norm, nn.InstanceNorm2d):  # which do not count
             norm.num_batches_tracked -= 1
     return output, seen
 
@@ -145,9 +147,23 @@ def replay(network: nn.Module, passes: Sequence[Statistics]) -> None:
         for norm in _norms(network):
             for running in (norm.running_mean, norm.running_var):
                 running.mul_(1 - norm.momentum).add_(next(values), alpha=norm.momentum)
-            if isinstance(norm, nn.BatchNorm2d):
+            if not isinstance(norm, nn.InstanceNorm2d):
                 norm.num_batches_tracked += 1
 
 
+def average_statistics(networks: Iterable[nn.Module]) -> None:
+    """Under torchrun, give all processes the mean of their running statistics, so that they score alike."""
+    if distributed.size() == 1:
+        return
+    running = [x for network in networks for norm in _norms(network) for x in (norm.running_mean, norm.running_var)]
+    if not running:
+        return
+    flat = torch.cat(running)
+    dist.all_reduce(flat)
+    for x, mean in zip(running, (flat / distributed.size()).split([x.numel() for x in running])):
+        x.copy_(mean)
+
+
 def _norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d))]
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
+    return [module for module in network.modules() if isinstance(module, kinds)]

@@ -1,5 +1,6 @@
 """Files of CRN: checkpoints (ours and the authors'), the metrics' table, pictures, and Weights & Biases."""
 
+import math
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from common import checkpoint
-from common.files import UserError, atomic_write, reason, write_csv
+from common.files import UserError, atomic_write, first_process, reason, write_csv
 from common.runtime import say
 from crn.options import parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
@@ -68,7 +69,7 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
     content = read(path)
     if "state_dict" in content:
         return _from_lightning(opt, content), {}
-    require_sound(content, path)
+    _require_sound(content, path)
     settings = content["settings"]
     if settings["model"] != opt.model:
         raise UserError(f"{path} is a checkpoint of --model {settings['model']}, not of {opt.model}")
@@ -103,7 +104,7 @@ def read_model_kind(opt: Namespace) -> Namespace:
         crn = any(str(key).startswith("competitive_units.") for key in content["state_dict"])
         model, dataset = "crn" if crn else "dagan", opt.dataset
     else:
-        require_sound(content, opt.model_input)
+        _require_sound(content, opt.model_input)
         model, dataset = content["settings"]["model"], opt.dataset or content["settings"]["dataset"]
     argv = ["--mode", "inference", "--model", model, "--dataset", dataset, "--dataset-path", "."]
     argv += ["--model-input", str(opt.model_input)]
@@ -163,11 +164,14 @@ def _require_units(model: CompetitiveReconstructionNetwork, path: Path) -> None:
             raise UserError(f"{path} is damaged: its best unit {unit!r} is none of {len(model.competitive_units)}")
 
 
-def require_sound(content: Mapping[str, Any], path: Path, resumable: bool = False) -> None:
+def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = False) -> None:
     """UserError unless a checkpoint of ours holds what is needed to score, or to continue its training."""
 
+    def finite(value: Any) -> bool:
+        return isinstance(value, float) and math.isfinite(value)
+
     def scores(value: Any) -> bool:
-        return isinstance(value, list) and len(value) > 0 and all(isinstance(v, float) for v in value)
+        return isinstance(value, list) and len(value) > 0 and all(map(finite, value))
 
     def settings(value: Any) -> bool:
         return (
@@ -186,6 +190,10 @@ def require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fals
         names = ("validation", "inference", "map")
         return value is None or (isinstance(value, Mapping) and all(scores(value.get(name)) for name in names))
 
+    def validation(entry: Any) -> bool:
+        names = ("metrics/score", "metrics/max_roc_auc", "metrics/inference_roc_auc")
+        return isinstance(entry, Mapping) and number(entry.get("batch")) and all(finite(entry.get(n)) for n in names)
+
     checks = {
         "settings": settings,
         "model": lambda value: isinstance(value, Mapping),
@@ -197,12 +205,10 @@ def require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fals
         checks |= dict.fromkeys(("epoch", "step", "batch", "version"), number)
         checks["optimizers"] = lambda value: isinstance(value, list)
         checks |= dict.fromkeys(("random", "scaler"), lambda value: isinstance(value, Mapping))
-        checks["history"] = lambda value: isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
-        checks["seconds"] = lambda value: isinstance(value, float)
+        checks["history"] = lambda value: isinstance(value, list) and all(map(validation, value))
+        checks["seconds"] = finite
         checks["fingerprint"] = lambda value: isinstance(value, str)
-    for name, sound in checks.items():
-        if not sound(content.get(name)):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what CRN stores")
+    checkpoint.require_sound(content, path, checks, "CRN")
 
 
 def load_training(
@@ -216,7 +222,7 @@ def load_training(
     content = read(path)
     if "state_dict" in content:
         raise UserError(f"{path} is no checkpoint of ours: use it with --model-input")
-    require_sound(content, path, resumable=True)
+    _require_sound(content, path, resumable=True)
     theirs = content["settings"]
     names = BINDING + (("epochs", "training_steps") if opt.lr_scheduler == "cosine" else ())
     unlike = [
@@ -235,13 +241,19 @@ def load_training(
         raise UserError(f"{path} is damaged: it has {len(content['optimizers'])} optimizers, not {len(optimizers)}")
     for optimizer, state in zip(optimizers, content["optimizers"]):
         load_optimizer(optimizer, state, opt, path)
-    scaler.load_state_dict(content["scaler"])
-    checkpoint.set_random_state(content["random"])
+    try:
+        scaler.load_state_dict(content["scaler"])
+        checkpoint.set_random_state(content["random"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: its random generators or its scaler cannot be used") from error
     return content
 
 
 def new_version(log_dir: Path) -> int:
-    """Make log_dir/version_N with the smallest N above all that are there, and return N."""
+    """Make log_dir/version_N with the smallest N above all that are there, and return N; 0 in processes that write
+    nothing."""
+    if not first_process():
+        return 0
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
         while True:
@@ -290,7 +302,7 @@ class Board:
     def __init__(self, opt: Namespace, folder: Path, run: str | None = None):
         """folder: where its files go; run: the one to continue. UserError where it cannot start."""
         self.run = None
-        if not opt.wandb:
+        if not opt.wandb or not first_process():
             return
         try:
             import wandb
