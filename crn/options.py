@@ -160,6 +160,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     require(opt, "seed", 0 <= opt.seed < 2**32, "from 0 to 2^32 - 1")
     for name in ("lr", "lr_factor"):
         require(opt, name, 0 < getattr(opt, name) < math.inf, "a finite number above 0")
+    require(opt, "lr_steps", min(opt.lr_steps, default=0) >= 0, "epochs from 0 up")
     require(opt, "momentum", 0 <= opt.momentum < 1, "from 0 to below 1")
     require(opt, "save_every", opt.save_every >= 0, "at least 0")
     require(opt, "calibration_share", 0 <= opt.calibration_share < 1, "from 0 to below 1")

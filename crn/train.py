@@ -131,8 +131,9 @@ class Training:
     def _require_place(self, path: Path) -> None:
         """UserError where a stored training has come to a place that this one does not have."""
         state, history = self.state, self.state["history"]
-        if state["step"] >= -(-len(self.train_images) // self.opt.batch_size):
-            raise UserError(f"{path} is damaged: its epoch has no batch {state['step']}")
+        per_epoch = -(-len(self.train_images) // self.opt.batch_size)
+        if state["step"] >= per_epoch or state["batch"] != state["epoch"] * per_epoch + state["step"]:
+            raise UserError(f"{path} is damaged: epoch {state['epoch']} has no batch {state['step']}")
         validated = bool(history) and history[-1].get("batch") == state["batch"]
         if state["batch"] > self.batches or (state["batch"] == self.batches and not validated):
             raise UserError(
@@ -273,9 +274,9 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
             state["seconds"] += time.monotonic() - started
             finished = state["batch"] == training.batches
             if state["step"] == len(drawn) or finished:
+                training.picture(x, f"epoch_{state['epoch']:04d}_end", board)
                 if state["step"] == len(drawn):
                     state["epoch"], state["step"] = state["epoch"] + 1, 0
-                training.picture(x, f"epoch_{state['epoch']:04d}_end", board)
                 if finished or state["epoch"] % opt.validation_interval == 0:
                     training.validate(board)
                     if finished or time.monotonic() - last_line >= 10:

@@ -86,7 +86,7 @@ def test_train_and_inference(place, kind, capsys):
     assert result["data"] == "synthetic" and result["best_chosen_on"] == "test set"
     assert (result["last_auroc"], result["best_auroc"]) == (aurocs[-1], max(aurocs))
     pictures = sorted(path.name for path in Path("oi").iterdir())
-    assert "version_0_epoch_0000_batch_000010.png" in pictures and "version_0_epoch_0001_end.png" in pictures
+    assert "version_0_epoch_0000_batch_000010.png" in pictures and "version_0_epoch_0000_end.png" in pictures
     assert Image.open(f"oi/{pictures[0]}").size == (2 * 32, 3 * 32)  # a batch of two, three rows
     assert "batch 10" in Path("l.log").read_text()
 
