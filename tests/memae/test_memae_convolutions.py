@@ -42,9 +42,21 @@ def test_a_layer_that_needs_no_input_gradient():
     assert layer.weight.grad.abs().sum() > 0
 
 
-def test_other_precisions_take_pytorchs_layer(monkeypatch):
-    monkeypatch.setattr(Convolution, "apply", None)
-    layer = ConvTranspose3d(5, 6, 3, padding=1)
+def test_bfloat16_gradients_are_near_those_of_float32():
+    torch.manual_seed(0)
+    layer, x = ConvTranspose3d(5, 6, 3, stride=2, padding=1, output_padding=1), torch.randn(2, 5, 4, 6, 6)
+    weights = torch.randn(2, 6, 8, 12, 12)
+    wanted = torch.autograd.grad((layer(x) * weights).sum(), layer.parameters())
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.randn(1, 5, 2, 3, 3)).dtype == torch.bfloat16
-    assert layer.double()(torch.randn(1, 5, 2, 3, 3).double()).dtype == torch.float64
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad((y * weights).sum(), layer.parameters())
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_float64_takes_pytorchs_layer(monkeypatch):
+    monkeypatch.setattr(Convolution, "apply", None)
+    layer = ConvTranspose3d(5, 6, 3, padding=1).double()
+    assert layer(torch.randn(1, 5, 2, 3, 3).double()).dtype == torch.float64
