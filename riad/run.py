@@ -16,7 +16,7 @@ import torch
 from common import distributed
 from common.files import UserError, only_run, require_writable
 from common.memory import reuse_memory
-from common.runtime import pick_device, say, script, seed_all
+from common.runtime import autocast, pick_device, say, script, seed_all
 from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
     settings = options.parse(argv)
     device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu))
+    autocast(device, settings.precision)  # refuses what this device cannot do
     if device.type == "cpu":
         reuse_memory()
     with distributed.first_alone():

@@ -21,7 +21,7 @@ from common import checkpoint
 from common.files import UserError
 from common.images import image_files, read_image
 from common.memory import reuse_memory
-from common.runtime import PRECISIONS, ArgumentParser, say, script
+from common.runtime import PRECISIONS, ArgumentParser, autocast, say, script
 from common.scoring import Scored, score_folder, thresholds
 from riad.run import device_of
 from riad.source import options, procedure
@@ -103,6 +103,7 @@ def load_agent(path: Path, given: Namespace, device: torch.device) -> tuple[Agen
         if getattr(given, name) is not None:
             setattr(settings, name, getattr(given, name))
     options.check(settings)
+    autocast(device, settings.precision)  # refuses what this device cannot do
     agent = Agent(settings, stored["channels"], 1, device)
     checkpoint.load_parameters(agent.network, stored["model"], path)
     return agent, stored

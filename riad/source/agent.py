@@ -19,6 +19,8 @@ SCALES = {"repo": 3, "paper": 4}  # of the MSGMS
 # What each optimizer keeps for a parameter; "step" and squares are never below 0.
 MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "rms": {"step", "square_avg"}}
 
+DIVERGED = "the network has diverged, what is saved stays. Train with a lower --lr, or --precision fp32"
+
 
 def learning_rate(mode: int, lr: float, epoch: float) -> float:
     """The rate at `epoch`, a fraction that counts finished training, for --mode_lr.
@@ -47,8 +49,8 @@ class Agent:
 
     settings: the options of run.py, complete; channels: of the images; batches: per epoch, which the learning rate
     depends on. Images come as (B, C, H, W) uint8. Under torchrun, all processes call the same methods with the same
-    images: training batches are shared, scores are those of the images given. Raises UserError for --precision fp16
-    and --sync_bn without a GPU.
+    images: training batches are shared, scores are those of the images given. Raises UserError for --sync_bn
+    without a GPU.
     """
 
     def __init__(self, settings: Namespace, channels: int, batches: int, device: torch.device):
@@ -58,7 +60,6 @@ class Agent:
         self.network = connector.connect(settings, channels).to(device)
         # Called in place of the network, in eval mode too: it gives all processes the first one's batch statistics.
         self.forward = distributed.parallel(self.network, sync_bn=settings.sync_bn)
-        autocast(device, settings.precision)  # refuses what the device cannot do
         parameters, lr, decay = self.network.parameters(), settings.lr, settings.weight_decay
         if settings.mode_optim == "adam":
             self.optimizer = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)  # one pass over them
@@ -164,7 +165,10 @@ class Agent:
 
     @torch.no_grad()
     def validation_loss(self, images: Tensor, batch: int) -> float:
-        """The loss of a batch in eval mode; its masks and cell size are the same in every epoch."""
+        """The loss of a batch in eval mode; its masks and cell size are the same in every epoch.
+
+        Raises UserError where it is not finite.
+        """
         self.network.eval()
         images, weight = distributed.share(images)
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
@@ -175,7 +179,10 @@ class Agent:
             losses = self._repo_losses(x, magnitudes(x, self.scales), outputs.flatten(0, 1))
         else:
             losses = self._paper_losses(x, assemble(outputs, masks))
-        return distributed.mean_of(weight * float(self._weighted(losses)), self.device)
+        loss = distributed.mean_of(weight * float(self._weighted(losses)), self.device)
+        if not math.isfinite(loss):
+            raise UserError(f"the validation loss is {loss}: {DIVERGED}")
+        return loss
 
     @torch.no_grad()
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +202,7 @@ class Agent:
             part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
             maps += part / len(self.settings.list_k)
         if not maps.isfinite().all():
-            raise UserError("the scores are not finite: the model is diverged")
+            raise UserError(f"the scores are not finite: {DIVERGED}")
         if self.settings.algorithm == "paper":
             reconstructions = reconstructions / 2 + 0.5
             smooth = self.settings.smooth

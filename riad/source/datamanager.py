@@ -124,6 +124,13 @@ def load(settings: Namespace) -> DataSet:
 
     Raises UserError where images are missing or unreadable.
     """
+    if settings.eval_images and (settings.algorithm == "paper" or settings.dataset == "mvtec"):
+        raise UserError(
+            f"--eval_images {settings.eval_images}: only --algorithm repo on MNIST has labelled validation images; see "
+            "--validation_share"
+        )
+    if settings.dataset == "digits" and settings.data_path is not None:
+        raise UserError(f"--data_path {settings.data_path}: --dataset digits is installed with scikit-learn, drop one")
     if settings.dataset == "mvtec":
         settings.img_size = settings.img_size or 256
         return _mvtec(settings)

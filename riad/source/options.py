@@ -126,6 +126,8 @@ def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
             if value is not None:
                 argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         settings = parse(argv)
+        if settings.img_size is None:
+            raise UserError("no --img_size")
         check_size(settings)
     except KeyError as error:
         raise UserError(f"{path} is damaged: its settings have no {error}") from error

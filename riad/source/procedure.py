@@ -32,6 +32,7 @@ CHOSEN_BY = {
     BEST["auroc"]: "highest AUROC on the validation half",
     BEST["val_loss"]: "lowest loss on the validation share of the good images",
 }
+LOSSES = {"loss", "l2", "ssim", "msgms"}
 COLUMNS = ("epoch", "time", "loss", "l2", "ssim", "msgms", "rate")
 
 
@@ -53,6 +54,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
         "fingerprint": data.fingerprint,
         "channels": data.channels,
     }
+    batches = -(-len(data.train) // settings.batch)
     place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
     if settings.resume and (folder / STATE).exists():
         stored = load(folder / STATE, TRAINED | RESUMABLE)
@@ -61,6 +63,13 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
             raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
         agent.load_state(stored, folder / STATE)
         place = {name: stored[name] for name in place}
+        whole = len(place["history"]) == place["epoch"] and place["batch"] < batches
+        if (
+            not whole
+            or bool(place["sums"]) != bool(place["batch"])
+            or any(chosen_by not in e for e in place["history"])
+        ):
+            raise UserError(f"{folder / STATE} is damaged: its history, epoch and batch disagree")
         trained = place["epoch"] >= settings.epochs
         say(
             f"{folder} is trained for {place['epoch']} epochs already"
@@ -80,7 +89,6 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     if settings.figures_every:
         draw_masks(settings, data, agent)
     shown = _first_of_each_class(data.test)
-    batches = -(-len(data.train) // settings.batch)
     ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
     started = saved = time.monotonic()
     board = _board(settings.output / PATH_CKPT)
@@ -287,13 +295,13 @@ def _history(value: Any) -> bool:
 TRAINED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("settings", "model"), lambda value: isinstance(value, Mapping)),
     **dict.fromkeys(("data", "fingerprint"), lambda value: isinstance(value, str)),
-    "channels": lambda value: value in (1, 3),
+    "channels": lambda value: type(value) is int and value in (1, 3),
     "epoch": _count,
     "calibration": lambda value: value is None or (isinstance(value, list) and len(value) > 0 and _numbers(value)),
 }
 RESUMABLE: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("optimizer", "scaler"), lambda value: isinstance(value, Mapping)),
-    "sums": lambda value: isinstance(value, Mapping) and _numbers(value.values()),
+    "sums": lambda value: isinstance(value, Mapping) and set(value) in (set(), LOSSES) and _numbers(value.values()),
     **dict.fromkeys(("steps", "batch"), _count),
     "seconds": lambda value: isinstance(value, float) and math.isfinite(value),
     "history": _history,

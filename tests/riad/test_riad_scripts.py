@@ -266,10 +266,14 @@ def test_bad_options(tmp_path, capsys):
         (["--precision", "int8"], "int8"),
         (["--learning_rate", "1"], "--learning_rate"),
         (["--dataset", "mvtec"], "--data_path"),
+        (["--data_path", "here"], "--data_path", "--dataset digits"),
+        (["--eval_images", "9", "--algorithm", "paper", "--filters", *"11111"], "--eval_images", "repo"),
+        (["--precision", "fp16"], "fp16", "GPU"),
     ]:
         refused(capsys, run.main, ["--dataset", "digits", *TINY, "--output", tmp_path / "o", *more], *words)
-    refused(capsys, run.main, ["--dataset", "digits", "--gpu", "x", "--output", tmp_path / "o"], "x")
+    refused(capsys, run.main, ["--dataset", "digits", "--gpu", "x", "--output", tmp_path / "o"], "--gpu x")
     assert not (tmp_path / "o").exists()
+    refused(capsys, run.main, ["--dataset", "digits", *TINY, "--output", tmp_path / "o", "--sync_bn"], "--sync_bn")
 
 
 def test_bad_data(bricks, tmp_path, capsys):
@@ -318,14 +322,23 @@ def test_results_of_another_run_stay(digits, tmp_path, capsys):
         (output / "Checkpoint/resume.pth").write_bytes(damaged)
         refused(capsys, run.main, same, "resume.pth")
     stored = torch.load(digits / "Checkpoint/resume.pth", weights_only=True)
-    for name in ("optimizer", "history", "settings", "steps"):
-        torch.save({**stored, name: None}, output / "Checkpoint/resume.pth")
+    damage = [(name, None) for name in ("optimizer", "settings", "steps")]
+    damage += [("history", [{}]), ("history", stored["history"][:1]), ("sums", {"l2": 1.0}), ("channels", True)]
+    for name, value in [*damage, ("batch", 10**6), ("seconds", float("nan"))]:
+        torch.save({**stored, name: value}, output / "Checkpoint/resume.pth")
         refused(capsys, run.main, same, "resume.pth", name)
     # An optimizer's moments that do not fit, or are not numbers, are not trained with.
     stored["optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
     torch.save(stored, output / "Checkpoint/resume.pth")
     refused(capsys, run.main, [*same, "--epochs", "5"], "optimizer")
     file = output / "Checkpoint/model_2_best_auroc.pth"
+    stored = torch.load(file, weights_only=True)
+    for name, value in (("img_size", None), ("precision", "int8"), ("list_k", [4.5]), ("nn", 5), ("lr", "--cpu")):
+        torch.save({**stored, "settings": {**stored["settings"], name: value}}, output / "bad.pth")
+        refused(capsys, score.main, ["--images", digits, "--checkpoint", output / "bad.pth", "--cpu"], "bad.pth", name)
+    for name, value in (("calibration", []), ("calibration", [float("nan")]), ("model", {})):
+        torch.save({**stored, name: value}, output / "bad.pth")
+        refused(capsys, score.main, ["--images", digits, "--checkpoint", output / "bad.pth", "--cpu"], "bad.pth")
     checkpoint.save(file, "csflow", model={})
     refused(capsys, score.main, ["--images", digits, "--checkpoint", file, "--cpu"], "csflow")
 
@@ -406,6 +419,26 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     )
     assert result_of(tmp_path)["auroc"] == pytest.approx(auroc, abs=1e-3)
     assert run.main([*argv, "--epochs", "2"]) == 0
+
+
+def test_networks_that_diverge_are_not_saved(bricks, tmp_path, monkeypatch, capsys):
+    """After a fine loss, the last step may spoil the validation loss, or the weights."""
+    argv = [*PAPER, "--data_path", bricks, "--batch", "16", "--output"]
+    refused(capsys, run.main, [*argv, tmp_path / "one", "--mode_optim", "sgd", "--lr", "1e30"], "validation", "--lr")
+    train_batch = Agent.train_batch
+
+    def spoil(self, *args):
+        losses = train_batch(self, *args)
+        if args[2] == 1:  # the second epoch
+            next(self.network.parameters()).data[0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(Agent, "train_batch", spoil)
+    refused(capsys, run.main, [*argv, tmp_path / "two", "--save_every", "0"], "weights", "epoch 2", "--lr")
+    for name, epoch in (("one", 0), ("two", 1)):
+        stored = torch.load(tmp_path / name / "Checkpoint/resume.pth", weights_only=True)
+        assert stored["epoch"] == epoch and all(value.isfinite().all() for value in stored["model"].values())
+        assert (tmp_path / name / "Checkpoint/model_2_best_val_loss.pth").exists() == bool(epoch)
 
 
 def test_non_finite_loss_keeps_what_is_saved(tmp_path, capsys):
