@@ -22,10 +22,12 @@ def grid(
     figure = Figure((1.1 * columns + 1.3, 1.1 * len(rows) + 0.9), dpi=100)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, images) in zip(axes, rows):
-        for cell in line:
-            cell.axis("off")
         for cell, image in zip(line, images):
             cell.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set(color="0.7", linewidth=0.5)  # white images have an end, too
+        for cell in line[len(images) :]:
+            cell.axis("off")
         line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     for cell, caption in zip(axes[0], captions):
         cell.set_title(caption, fontsize=9, parse_math=False)
