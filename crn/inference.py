@@ -87,6 +87,8 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     parts = {"test": dataset.test, "train": dataset.train}
     for folder in (opt.image_output_path / "inference", opt.image_output_path / "diff", opt.anomaly_score_file.parent):
         require_writable(folder)
+    if opt.anomaly_score_file.is_dir():
+        raise UserError(f"--anomaly-score-file {opt.anomaly_score_file} is a folder: give a file")
     model, about = load_model(opt)
     model.to(device, memory_format=torch.channels_last)
     threshold = thresholds_of(about, opt.fpr, "inference")

@@ -3,7 +3,7 @@ path on the command line is relative to where you stand."""
 
 import math
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,22 @@ DEMO_FOLDERS = {"MVTec": "datasets/mvtec/brick", "Panorama": "datasets/panorama"
 
 
 def yes_no(text: str) -> bool:
-    """True for yes, true, on and 1, False for no, false, off and 0, in any case; ValueError otherwise."""
+    """True for yes, true, on and 1, False for no, false, off and 0, in any case; argparse's error otherwise."""
     if text.lower() in ("yes", "true", "on", "1"):
         return True
     if text.lower() in ("no", "false", "off", "0"):
         return False
-    raise ValueError(text)
+    raise ArgumentTypeError(f"{text!r}: expected yes or no")
 
 
 def scheduler_name(text: str) -> str:
-    """The scheduler, "" for none; ValueError for others."""
+    """The scheduler, "" for none; argparse's error for others."""
     name = text.lower()
     if name in ("", "none", "null"):
         return ""
     if name in SCHEDULERS:
         return name
-    raise ValueError(text)
+    raise ArgumentTypeError(f"{text!r}: expected {', '.join(SCHEDULERS)} or none")
 
 
 def _path(text: str) -> Path | None:

@@ -136,7 +136,10 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(
+            f"there is no folder {folder}: Panorama needs good_ones and bad_ones, RoadImages intensity_files and "
+            "height_files in each"
+        )
     return image_files(folder)
 
 
@@ -179,7 +182,8 @@ def read(item: Item, kind: str) -> Tensor:
         return torch.from_numpy(np.array(read_image(item.path))).movedim(-1, 0) / 255
     intensity, height = _first_channel(item.path), _first_channel(item.height)
     if intensity.shape != height.shape:
-        raise UserError(f"{item.path} and {item.height} differ in size: {intensity.shape} and {height.shape}")
+        sizes = " and ".join(f"{channel.shape[1]} x {channel.shape[0]}" for channel in (intensity, height))
+        raise UserError(f"{item.path} and {item.height} differ in size: {sizes} pixels")
     return torch.stack((height, intensity, intensity))
 
 

@@ -31,17 +31,22 @@ def get_norm_layer(norm: str) -> Callable[[int], nn.Module]:
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """Nearest upsampling by 2, then a 3x3 convolution with padding 1, as one transposed 4x4 convolution.
+    """Nearest upsampling by 2, then a 3x3 convolution with padding 1; large images: as one transposed 4x4 convolution.
 
     An upsampled row stands for two, so that along each axis the kernel w acts on the small image as the stride-2 kernel
-    (w2, w1 + w2, w0 + w1, w0): 16 taps for 4 pixels instead of 36. The parameters are those of the 3x3 convolution.
+    (w2, w1 + w2, w0 + w1, w0): 16 taps for 4 pixels instead of 36. Making that kernel costs as much as hundreds of
+    pixels, which the innermost levels do not have. The parameters are those of the 3x3 convolution.
     """
+
+    worthwhile = 512  # pixels of a batch from which on that kernel is made; measured on two CPU cores
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', 2H, 2W)."""
+        if len(x) * x.shape[2] * x.shape[3] < self.worthwhile:
+            return super().forward(F.interpolate(x, scale_factor=2.0))
         return F.conv_transpose2d(x, self.folded(), self.bias, stride=2, padding=1)
 
     def folded(self) -> Tensor:

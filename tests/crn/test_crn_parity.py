@@ -136,14 +136,15 @@ def test_upsampling_is_part_of_the_convolution():
     layer = UpsampledConv2d(3, 4, bias=True).double()
     x = torch.randn(2, 3, 5, 6, dtype=torch.double)
     plain = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(x), plain)
+    for layer.worthwhile in (60, 61):  # of 2 x 5 x 6 pixels: with either kernel
+        torch.testing.assert_close(layer(x), plain)
 
 
 def test_dagan():
     settings, arrays = case("crn_dagan")
     model = DAGAN(
-        6,
- adversarial_loss_weight=settings["adversarial_loss_weight"], contextual_loss_weight=settings["contextual_loss_weight"],
+        6, adversarial_loss_weight=settings["adversarial_loss_weight"],
+        contextual_loss_weight=settings["contextual_loss_weight"],
         discriminator_reconstruction_loss_weight=settings["discriminator_reconstruction_loss_weight"],
     )  # fmt: skip
     assert names_and_shapes(model.generator) == list(settings["generator_keys"].items())

@@ -264,10 +264,11 @@ def test_score_pairs_of_road_images(place):
 
 def test_bad_options(place, capsys):
     for more, words in [
-        (["--improved", "maybe"], ["--improved"]),
+        (["--improved", "maybe"], ["--improved", "yes or no"]),
         (["--use-dropout=perhaps"], ["--use-dropout"]),
         (["--lr-scheduler", "linear"], ["--lr-scheduler"]),
         (["--lr-steps", "x"], ["--lr-steps"]),
+        (["--lr-steps", "-1"], ["--lr-steps"]),
         (["--imsize", "100"], ["--imsize 100", "multiple of 32"]),
         (["--imsize", "16"], ["--imsize 16", "5 levels"]),
         (["--imsize", "64", "--max-network-depth", "9", "--model", "dagan", "--imsize", "96"], ["multiple of 64"]),
@@ -295,6 +296,7 @@ def test_bad_options(place, capsys):
 
 
 def test_options_that_must_parse(capsys):
+    assert parse([*training(), "--lr-scheduler", "--cpu"]).lr_scheduler == ""
     opt = parse([*training(), "--improved=1", "--lr-scheduler=", "--use-dropout", "no", "--auto-set-name"])
     assert (opt.improved, opt.lr_scheduler, opt.use_dropout, opt.experiment) == (True, "", False, "crn_RoadImages")
     assert parse([*training(), "--improved", "False", "--lr-scheduler", "None"]).improved is False
@@ -389,10 +391,19 @@ def test_checkpoint_of_something_else(place, capsys):
         ({"bookkeeping": {}}, "reconstruction_losses"),
         ({"model": {}}, "missing"),
         ({"calibration": [1]}, "calibration"),
+        ({"calibration": {key: [float("nan")] for key in ("inference", "validation", "map")}}, "calibration"),
         ({"kind": "csflow"}, "csflow"),
     ]:
         torch.save({**content, **change}, "ck/last.ckpt")
         refused(capsys, train.main, inference(), word)
+    for change, word in [
+        ({"epoch": 7}, "epoch 7"),
+        ({"history": [{}]}, "history"),
+        ({"random": {}}, "random"),
+        ({"optimizers": [{}] * 3}, "optimizer"),
+    ]:
+        torch.save({**content, **change}, "ck/last.ckpt")
+        refused(capsys, train.main, training(), word)
     moments = content["optimizers"][0]
     moments["state"][0]["exp_avg"] = torch.full_like(moments["state"][0]["exp_avg"], float("nan"))
     torch.save(content, "ck/last.ckpt")
@@ -403,10 +414,10 @@ def test_checkpoint_of_something_else(place, capsys):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "radam", "nadam", "rmsprop", "sgd"])
 def test_optimizers_resume(place, optimizer):
-    """Half and half again is a whole training, for each optimizer and for bfloat16."""
-    more = ["--optimizer", optimizer, "--use-dropout", "--imsize", "64", "--max-network-depth", "6"]
-    more += ["--lr-scheduler", "exponential", "--lr-factor", "0.5"]
+    """Half and half again is a whole training, for each optimizer, for bfloat16 and with dropout."""
+    more = ["--optimizer", optimizer, "--lr-scheduler", "exponential", "--lr-factor", "0.5", "--batch-size", "8"]
     more += ["--precision", "bf16"] if optimizer == "radam" else []
+    more += ["--use-dropout", "--imsize", "64", "--max-network-depth", "6"] if optimizer == "nadam" else []
     assert train.main(training("Panorama", *more, "--checkpoint-path", "whole")) == 0
     for steps in ("10", "20"):
         assert train.main(training("Panorama", *more, "--training-steps", steps)) == 0
@@ -493,7 +504,7 @@ def test_sweep_with_two_workers(place, capsys):
 
 def test_interrupted_training_ends_with_the_same_numbers(place, capsys):
     """SIGINT and SIGKILL to real processes, each followed by the same command."""
-    argv = [*training("RoadImages", "--training-steps", "80"), "--save-every", "0"]
+    argv = [*training("RoadImages", "--training-steps", "120"), "--save-every", "0", "--batch-size", "4"]
     assert train.main([*argv, "--checkpoint-path", "whole", "--log-dir", "lw"]) == 0
     file = Path("ck/last.ckpt")
     for number, stop in enumerate((signal.SIGINT, signal.SIGKILL)):
@@ -511,13 +522,13 @@ def test_interrupted_training_ends_with_the_same_numbers(place, capsys):
         assert "Traceback" not in error
         if stop == signal.SIGINT:
             assert "To continue: python" in output and "--checkpoint-path ck" in output
-    assert load(file)["batch"] < 40
+    assert load(file)["batch"] < 60
     capsys.readouterr()
     assert train.main(argv) == 0
     assert "continuing ck/last.ckpt" in capsys.readouterr().out
 
     one, other = load("whole/last.ckpt"), load("ck/last.ckpt")
-    assert one["batch"] == other["batch"] == 40
+    assert one["batch"] == other["batch"] == 60
     assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
     assert one["bookkeeping"] == other["bookkeeping"] and one["calibration"] == other["calibration"]
     best = [load(f"{folder}/best.ckpt") for folder in ("whole", "ck")]
