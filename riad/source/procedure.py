@@ -56,7 +56,8 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     }
     batches = -(-len(data.train) // settings.batch)
     place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
-    if settings.resume and (folder / STATE).exists():
+    continuing = settings.resume and (folder / STATE).exists()
+    if continuing:
         stored = load(folder / STATE, TRAINED | RESUMABLE)
         options.require_same_training(settings, stored["settings"], folder / STATE)
         if stored["fingerprint"] != data.fingerprint:
@@ -78,12 +79,13 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
         )
         if place["epoch"] > settings.epochs:
             raise UserError(f"--epochs {settings.epochs}: fewer than it is trained for; --resume False trains anew")
-    else:
-        if settings.resume and (any(folder.glob("*.pth")) or (settings.output / "result.json").exists()):
-            raise UserError(
-                f"{settings.output} holds results that cannot be continued: use another --output, or --resume False to "
-                "replace them"
-            )
+    elif settings.resume and (any(folder.glob("*.pth")) or (settings.output / "result.json").exists()):
+        raise UserError(
+            f"{settings.output} holds results that cannot be continued: use another --output, or --resume False to "
+            "replace them"
+        )
+    _wait_for_all(agent)  # to look before the first one writes
+    if not continuing:
         checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
         save_network(folder / "base.pth", agent, 0, about)
     if settings.figures_every:
@@ -155,6 +157,11 @@ def save_network(path: Path, agent: Agent, epoch: int, about: Mapping[str, Any],
     """Write the network after `epoch`, with what `about` tells of the training, and `content`."""
     kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels")}
     checkpoint.save(path, "riad", model=agent.network.state_dict(), epoch=epoch, **kept, **content)
+
+
+def _wait_for_all(agent: Agent) -> None:
+    """Of several processes, each goes on when all have come here."""
+    distributed.anywhere(False, agent.device)
 
 
 def _require_finite(agent: Agent, epoch: int) -> None:
@@ -323,6 +330,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     """
     folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
     found: dict[str, dict[str, Any]] = {}
+    _wait_for_all(agent)  # until the first one has written what all read
     for name in (FINE, LOSS, BEST[chosen_by]):
         content = load(folder / name)
         checkpoint.load_parameters(agent.network, content["model"], folder / name)
