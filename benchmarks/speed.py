@@ -146,7 +146,7 @@ def crn(device: torch.device, precision: str, layout: str, image: int = 128, uni
 
 
 def riad(device: torch.device, precision: str, layout: str, image: int = 28, batch=16, scored: int = 1000) -> Work:
-    """Seed variant: a batch in all six slices."""
+    """Seed variant: a batch in all six slices. run.py trains contiguous; scoring is channels last by itself."""
     from riad.source import options
     from riad.source.agent import Agent
 

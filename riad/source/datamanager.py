@@ -182,7 +182,7 @@ def _download(root: Path) -> None:
             MNIST(temporary, download=True)
             Path(temporary, "MNIST").rename(root / "MNIST")
     except (OSError, RuntimeError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
+        words = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())  # torchvision's lines
         raise UserError(
             f"MNIST is not in {root} and cannot be downloaded ({words}): put its four files into {root / 'MNIST/raw'}, "
             "or use --dataset digits"
