@@ -289,7 +289,7 @@ def test_bad_options(place, capsys):
         (["--mode", "inference"], ["--model-input"]),
     ]:
         refused(capsys, train.main, training("RoadImages", *more), *words)
-    argv = ["--mode", "train", "--dataset", "MVTec"]
+    argv = ["--mode", "train", "--dataset", "MVTec", *OUTPUTS]
     refused(capsys, train.main, argv, "--dataset-path", "--demo")
     refused(capsys, train.main, [*argv, "--dataset-path", "nowhere"], "nowhere", "--demo")
     assert not Path("ck").exists()
