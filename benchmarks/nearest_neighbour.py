@@ -2,7 +2,9 @@
 
 Uses the features that csflow/extract_features.py stored: python benchmarks/nearest_neighbour.py --dataset_path DIR
 --class_name mtd --img_size 256. A patch is one position of the finest scale; both usual image scores are reported, the
-mean distance over the image's patches and the largest one. The same split and metrics as in csflow/.
+mean distance over the image's patches and the largest one. The same split and metrics as in csflow/: what
+--calibration_share holds out there is left out here. Writes results.json, scores.csv and maps.npy (test images in the
+order of scores.csv, at the features' resolution) to --output.
 """
 
 import sys
@@ -14,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from common.files import write_json
+from common.files import atomic_write, require_writable, write_csv, write_json
 from common.images import image_size, read_mask
 from common.metrics import PixelMetrics, image_auroc
 from common.runtime import pick_device, progress, say, script
-from csflow.config import parse
+from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import load_features, upsample
-from csflow.utils import load_dataset
+from csflow.utils import load_dataset, split_calibration
 
 
 def patches(maps: np.ndarray) -> np.ndarray:
@@ -39,24 +41,36 @@ def distance_maps(train: np.ndarray, test: np.ndarray) -> np.ndarray:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Score the test part of config.class_name and print the metrics."""
-    config = parse(argv, "Nearest-neighbour baseline on CS-Flow's features.")
+    parser = build_parser("Nearest-neighbour baseline on CS-Flow's features.")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: in benchmarks/results)")
+    options = vars(parser.parse_args(argv))
+    output = options.pop("output", None)
+    config = from_options(options)
     device = pick_device(config.device, config.gpu_ids, config.cpu)
     ensure_dummy_data(config)
     dataset = load_dataset(config)
     config.pre_extracted = True
     train, test, extractor = load_features(config, dataset, device)
+    size = "x".join(map(str, config.img_size))
+    name = f"nearest_neighbour_{config.class_name}_{extractor}_{size}"
+    output = output or Path(__file__).resolve().parent / "results" / name
+    require_writable(output)
+    rows, _ = split_calibration(len(train), config.calibration_share, config.seed)
     start = time.monotonic()
-    maps = distance_maps(train.maps[0], test.maps[0])
+    maps = distance_maps(train.maps[0][rows], test.maps[0])
     seconds = time.monotonic() - start
     labels = [sample.label for sample in dataset.test]
+    scores = {"mean": maps.mean(axis=(1, 2)), "max": maps.max(axis=(1, 2))}
     results = {
         "method": "nearest neighbour",
         "data": dataset.data,
         "extractor": extractor,
         "img_size": config.img_size,
-        "image_auroc_mean": image_auroc(labels, maps.mean(axis=(1, 2))),
-        "image_auroc_max": image_auroc(labels, maps.max(axis=(1, 2))),
+        "images": {"train": len(rows), "good": labels.count(0), "defective": len(labels) - labels.count(0)},
+        "image_auroc_mean": image_auroc(labels, scores["mean"]),
+        "image_auroc_max": image_auroc(labels, scores["max"]),
         "seconds": seconds,
+        "settings": config.as_dict(),
     }
     if any(sample.mask for sample in dataset.test):
         pixels = PixelMetrics()
@@ -69,10 +83,12 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("image_auroc_mean", "image_auroc_max", "pixel_auroc", "aupro", "seconds"):
         if name in results:
             say(f"{name} {results[name]:.4f}")
-    size = "x".join(map(str, config.img_size))
-    file = Path(__file__).resolve().parent / f"results/nearest_neighbour_{config.class_name}_{extractor}_{size}.json"
-    write_json(file, results)
-    say(f"results: {file}")
+    table = [[dataset.name(s), s.class_name, s.label, *pair] for s, *pair in zip(dataset.test, *scores.values())]
+    write_csv(output / "scores.csv", ["path", "class", "label", "score_mean", "score_max"], table)
+    with atomic_write(output / "maps.npy") as file:
+        np.save(file, maps.astype(np.float32))
+    write_json(output / "results.json", results)
+    say(f"results: {output}")
 
 
 if __name__ == "__main__":

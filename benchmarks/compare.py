@@ -1,0 +1,443 @@
+"""Which image method is best on my images? python benchmarks/compare.py --data FOLDER --seeds 0 1 2
+
+Trains CS-Flow, CRN and RIAD on FOLDER/train/good, beside a nearest-neighbour search that trains nothing, and tests all
+on FOLDER/test, through each method's own scripts; FOLDER, in MVTec AD's layout (common/images.py), is one category or
+holds several. Ends with a table, <output>/compare.json and <output>/report.html. Interrupted, the same command goes on.
+
+What is alike: images (--img_size, square, bilinear with antialiasing), the good images held out (--held_out, drawn by
+the seed; CRN and CS-Flow set thresholds with them, RIAD chooses its epoch by them, the nearest neighbour leaves them
+out), passes over the others (--epochs), and metrics: AUROC of the images' scores, AUROC and AUPRO of pixels at the
+images' own size. What is not: time. The table says what each method was given.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import shlex
+import shutil
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image
+
+import crn.options
+import csflow.config
+import riad.source.options
+from benchmarks.demo import ROOT, run, table
+from common.checkpoint import versions
+from common.figures import map_sheet, roc_figure, score_histogram
+from common.files import read_json, reason, require_writable, write_json
+from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic
+from common.metrics import image_auroc
+from common.report import Section, write_report
+from common.runtime import PRECISIONS, ArgumentParser, UserError, say, script
+
+TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
+# The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
+# CRN's batch is made smaller where there are fewer images.
+NETWORKS = {
+    "small": {
+        "csflow": ["--n_coupling_blocks", "4"],
+        "crn": ["--num-competitive-units", "4", "--ngf", "32", "--batch-size", "16", "--lr", "1e-3"],
+        "riad": ["--algorithm", "paper", "--filters", "16", "32", "64", "128", "128", "--lr", "1e-3"],
+    },
+    "paper": {
+        "csflow": ["--n_coupling_blocks", "4", "--fc_internal", "1024", "--score", "mean"],
+        "crn": ["--batch-size", "64"],
+        "riad": ["--algorithm", "paper"],
+    },
+}
+# What is the same for all methods, or this program's own affair: not to be changed for one of them.
+FIXED = {
+    "img_size", "imsize", "antialias", "seed", "calibration_share", "validation_share", "train_images", "precision",
+    "extractor", "extractor_weights", "dataset", "dataset_path", "data_path", "class_name", "feature_path", "mode",
+    "model", "modelname", "output", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device", "resume",
+}  # fmt: skip
+SHOWN = 6  # images whose maps the report shows
+
+
+class Category(NamedTuple):
+    """A folder in MVTec AD's layout."""
+
+    root: Path
+    train: list[Sample]
+    test: list[Sample]
+    fingerprint: str
+
+
+def categories_of(folder: Path) -> list[Category]:
+    """`folder` itself or the categories in it; UserError, which says what is needed, where there is none."""
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    roots = [folder] if (folder / "train").is_dir() else sorted(p.parent for p in folder.glob("*/train") if p.is_dir())
+    if not roots:
+        raise UserError(
+            f"{folder} is no category and holds none: needed are {folder}/train/good/*.png, {folder}/test/good/*.png "
+            f"and {folder}/test/<kind of defect>/*.png, or the same in folders below it"
+        )
+    return [_category(root) for root in roots]
+
+
+def _category(root: Path) -> Category:
+    train, _ = mvtec_samples(root, "train")
+    try:
+        test, kinds = mvtec_samples(root, "test")
+    except UserError as error:
+        raise UserError(f"methods are compared by labelled test images, and {error}") from error
+    if len(kinds) < 2:
+        raise UserError(
+            f"{root / 'test'} has good images only: methods are compared by labelled test images, put defective ones "
+            f"into {root / 'test'}/<kind of defect>/ (a single folder such as test/defective will do)"
+        )
+    if len(train) < 2:
+        raise UserError(f"{root / 'train/good'} has one image: two are needed, since one is held out")
+    return Category(root, train, test, fingerprint([sample.path for sample in train + test], root))
+
+
+def held_out(category: Category, options: Namespace) -> int:
+    """How many good images all methods hold out."""
+    count = len(category.train)
+    return min(max(round(options.held_out * count), 1), count - 1)
+
+
+def plan(method: str, category: Category, options: Namespace, seed: int, place: Path, model: str) -> list[list[str]]:
+    """The commands (program, its options) of one run; place: folder of its results; model: CS-Flow's --modelname.
+
+    Options that the user adds come last, so that they win.
+    """
+    root, size, every = category.root, options.img_size, max(options.epochs // 8, 1)
+    features = options.output / "features" / f"{options.extractor}_{size}"
+    on_features = [
+        "--dataset_path", root.parent, "--class_name", root.name, "--feature_path", features, "--img_size", size,
+        "--extractor", options.extractor, "--calibration_share", options.held_out, "--seed", seed,
+        *(["--extractor_weights", options.extractor_weights] if options.extractor_weights else []),
+    ]  # fmt: skip
+    cpu, precision = ["--cpu"] if options.cpu else [], ["--precision", options.precision]
+    network, more = NETWORKS[options.networks].get(method, []), _more(options, method)
+    if method == "nearest":
+        commands = [["benchmarks/nearest_neighbour.py", *on_features, *cpu, "--output", place]]
+    elif method == "csflow":
+        sub = next(n for n in range(every, 0, -1) if options.epochs % n == 0)  # evaluations, after which it saves
+        length = ["--meta_epochs", options.epochs // sub, "--sub_epochs", sub]
+        paths = ["--modelname", model, "--map_every", 10**9]
+        commands = [["csflow/main.py", *on_features, *paths, *precision, *length, *network, *cpu, *more]]
+    elif method == "crn":
+        shared = ["--dataset", "MVTec", "--dataset-path", root, "--log-file", place / "log.log", *cpu]
+        levels = min(8, int(math.log2(size & -size)))  # so often can the side be halved
+        commands = [
+            [
+                "crn/train.py", "--mode", "train", *shared, "--imsize", size, "--antialias", "yes", "--seed", seed,
+                "--max-network-depth", levels, "--calibration-share", options.held_out,
+                "--checkpoint-path", place / "checkpoints", "--log-dir", place / "logs", "--save-every", 60,
+                "--image-output-path", place / "pictures", "--image-output-interval", 10**9, *precision,
+                "--epochs", options.epochs, "--training-steps", 10**9, "--validation-interval", every, *network,
+                *more, "--batch-size", _crn_batch([*network, *more], category, options),
+            ],
+            [
+                "crn/train.py", "--mode", "inference", *shared, "--model-input", place / "checkpoints/last.ckpt",
+                "--image-output-path", place / "pictures", "--anomaly-score-file", place / "scores.csv",
+            ],
+        ]  # fmt: skip
+    else:
+        commands = [
+            [
+                "riad/run.py", "--dataset", "mvtec", "--data_path", root, "--img_size", size, "--seed", seed,
+                "--validation_share", options.held_out, *precision, "--epochs", options.epochs,
+                "--figures_every", 0, "--output", place, *network, *cpu, *more,
+            ]
+        ]  # fmt: skip
+    return [[str(part) for part in command] for command in commands]
+
+
+def _more(options: Namespace, method: str) -> list[str]:
+    """What the user adds to a method's training."""
+    text = getattr(options, f"{method}_options", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--{method}_options {text}: {error}") from error
+
+
+def _crn_batch(words: list[str], category: Category, options: Namespace) -> int:
+    """The batch asked for, or all images to train on where these are fewer."""
+    argv = ["--mode", "train", "--dataset", "MVTec", "--dataset-path", ".", *words]
+    return min(crn.options.parse(argv).batch_size, len(category.train) - held_out(category, options))
+
+
+def check(options: Namespace, category: Category) -> None:
+    """UserError for what a method would refuse hours later, or what would make the comparison unfair."""
+    parsers = {
+        "csflow": lambda argv: csflow.config.parse(argv, ""),
+        "crn": crn.options.parse,
+        "riad": lambda argv: riad.source.options.check_size(riad.source.options.parse(argv)),
+    }
+    for method in options.methods:
+        for word in _more(options, method):
+            if word.startswith("--") and word[2:].split("=")[0].replace("-", "_") in FIXED:
+                raise UserError(
+                    f"--{method}_options {word}: that is the same for all methods, or this program's affair"
+                )
+        if method in parsers:
+            parsers[method](plan(method, category, options, 0, Path("run"), "run")[0][1:])
+
+
+def finish(method: str, category: Category, options: Namespace, place: Path, model: str) -> dict[str, Any]:
+    """A finished run's numbers, from the files that its scripts wrote: AUROC and scores by name (the nearest neighbour
+    has two), pixel metrics where there are masks, and what the method was given."""
+    rows = len(category.train) - held_out(category, options)
+    if method == "csflow":
+        folder = csflow.config.HERE / "results" / model
+        results = read_json(folder / "results.json")
+        scored, columns = _read(folder / "scores.csv"), {"": f"score_{results['score']}"}
+        epochs, file = results["epochs_trained"], csflow.config.HERE / "models/tmp" / model
+        batches, seconds = epochs * -(-rows // results["settings"]["batch_size"]), results["training_seconds"]
+    elif method == "crn":
+        results, columns = read_json(place / "scores.json"), {"": "anomaly_score"}
+        scored = [row for row in _read(place / "scores.csv") if row["part"] == "test"]
+        training = read_json(max((place / "logs").glob("*/results.json"), key=lambda path: path.stat().st_mtime))
+        batches, seconds, file = training["batches"], training["training_seconds"], place / "checkpoints/last.ckpt"
+        epochs = batches / -(-rows // training["settings"]["batch_size"])
+    elif method == "riad":
+        results, columns = read_json(place / "result.json"), {"": "score"}
+        file = place / "Checkpoint" / results["name_best"]
+        scored = _read(place / f"results_te/test_{file.stem}.csv")
+        epochs, seconds = len(results["history"]), results["history"][-1]["time"]
+        batches = epochs * -(-rows // results["settings"]["batch"])
+    else:
+        results, scored = read_json(place / "results.json"), _read(place / "scores.csv")
+        columns = {", mean distance": "score_mean", ", largest distance": "score_max"}
+        epochs, batches, seconds, file = None, None, results["seconds"], place / "maps.npy"
+    labels = [int(row["label"] != "0") for row in scored]
+    scores = {name: [float(row[column]) for row in scored] for name, column in columns.items()}
+    return {
+        "image_auroc": {name: image_auroc(labels, values) for name, values in scores.items()},
+        "pixel_auroc": results.get("pixel_auroc"),
+        "aupro": results.get("aupro"),
+        "epochs": epochs,
+        "batches": batches,
+        "seconds": seconds,
+        "device": results.get("device", "cpu"),
+        "file": str(file),
+        "labels": labels,
+        "scores": scores,
+    }
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+
+
+def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
+    """Train and test a method with one seed, unless that is done already; its numbers and the folder they are in.
+
+    The folder's name tells all options and images apart.
+    """
+    about = [plan(method, category, options, seed, Path("run"), "run"), category.fingerprint, str(category.root)]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
+    place = options.output / category.root.name / f"{method}_seed{seed}_{key}"
+    if not (place / "run.json").exists():
+        require_writable(place)
+        commands = plan(method, category, options, seed, place, f"compare_{key}")
+        for program, *words in commands:
+            run(program, *words)
+        numbers = finish(method, category, options, place, f"compare_{key}")
+        write_json(place / "run.json", {**numbers, "commands": commands, "versions": versions()})
+    return read_json(place / "run.json"), place
+
+
+def shown_maps(
+    method: str, chosen: list[Sample], numbers: dict[str, Any], place: Path, options: Namespace
+) -> list[np.ndarray]:
+    """The method's anomaly maps (h, w) of the chosen test images, from its own score.py."""
+    if method == "nearest":
+        maps, paths = np.load(numbers["file"], allow_pickle=False), [r["path"] for r in _read(place / "scores.csv")]
+        root = chosen[0].path.parents[2]
+        return [maps[paths.index(sample.path.relative_to(root).as_posix())] for sample in chosen]
+    images = place / "shown/images"
+    names = [f"{number}{sample.path.suffix}" for number, sample in enumerate(chosen)]
+    images.mkdir(parents=True, exist_ok=True)
+    for name, sample in zip(names, chosen):
+        shutil.copyfile(sample.path, images / name)
+    file = Path(numbers["file"])
+    model = {"csflow": ["--modelname", file.name], "crn": ["--model-input", file], "riad": ["--checkpoint", file]}
+    output = place / "shown/scored"
+    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *(["--cpu"] * options.cpu))
+    return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]
+
+
+def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: Namespace) -> list[tuple[Path, str]]:
+    """ROC curves, distributions and maps of one seed's runs, drawn into the output's folder of the category."""
+    folder, drawn = options.output / category.root.name, []
+    scores = {
+        TITLES[method] + name: (numbers["labels"], values)
+        for method, (numbers, _) in found.items()
+        for name, values in numbers["scores"].items()
+    }
+    roc_figure(folder / "roc.png", scores, f"{category.root.name}, seed {options.seeds[0]}")
+    drawn.append((folder / "roc.png", f"ROC of the images' scores, seed {options.seeds[0]}"))
+    # The first image of each kind: nothing is chosen by how well it is found.
+    kinds = {sample.class_name: sample for sample in reversed(category.test)}
+    chosen = list(reversed(kinds.values()))[:SHOWN]
+    columns = [np.asarray(read_image(sample.path)) for sample in chosen]
+    masks = [read_mask(s.mask, image.shape[:2]) if s.mask else None for s, image in zip(chosen, columns)]
+    for method, (numbers, place) in found.items():
+        for name, values in numbers["scores"].items():
+            path = folder / f"{method}{name.replace(', ', '_').replace(' ', '_')}.png"
+            score_histogram(path, numbers["labels"], values, TITLES[method] + name)
+            drawn.append((path, f"scores of {TITLES[method]}{name}"))
+        maps = shown_maps(method, chosen, numbers, place, options)
+        captions = [f"{sample.class_name}\n{sample.path.name}" for sample in chosen]
+        path = folder / f"{method}_maps.jpg"
+        map_sheet(path, list(zip(columns, maps, captions)), f"{TITLES[method]} on {category.root.name}", masks)
+        drawn.append((path, f"{TITLES[method]}: the first test image of each kind"))
+    return drawn
+
+
+def summary(found: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each category and score, from runs by (category, method, seed), and, for several categories, one
+    for their mean; metrics as lists, one value for each seed."""
+    categories, methods, seeds = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+    entries = []
+    for category in categories:
+        for method in methods:
+            runs = [found[category, method, seed] for seed in seeds]
+            for name in runs[0]["image_auroc"]:
+                metrics = {"image_auroc": [one["image_auroc"][name] for one in runs]}
+                metrics |= {key: [one[key] for one in runs] for key in ("pixel_auroc", "aupro")}
+                means = {key: _mean([one[key] for one in runs]) for key in ("epochs", "batches", "seconds")}
+                entries.append({"category": category, "method": TITLES[method] + name, **metrics, **means})
+    if len(categories) > 1:
+        for name in dict.fromkeys(entry["method"] for entry in entries):
+            of_method = [entry for entry in entries if entry["method"] == name]
+            mean = {"category": f"mean of {len(categories)}", "method": name}
+            for key in ("image_auroc", "pixel_auroc", "aupro"):
+                mean[key] = [_mean(values) for values in zip(*(entry[key] for entry in of_method))]
+            mean |= {key: _mean([entry[key] for entry in of_method]) for key in ("epochs", "batches", "seconds")}
+            entries.append(mean)
+    return entries
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation over the seeds, or the one value; nothing where there is none."""
+    if None in values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+HEADER = ["category", "method", "image AUROC", "pixel AUROC", "AUPRO", "epochs", "batches", "minutes"]
+
+
+def row(entry: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    metrics = [cell(entry[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+    given = ["" if entry[key] is None else f"{entry[key]:.0f}" for key in ("epochs", "batches")]
+    return [entry["category"], entry["method"], *metrics, *given, f"{entry['seconds'] / 60:.1f}"]
+
+
+def conditions(options: Namespace, categories: list[Category], devices: list[str]) -> list[str]:
+    """What the numbers mean, in sentences."""
+    networks = "; ".join(
+        f"{TITLES[method]} {shlex.join([*NETWORKS[options.networks][method], *_more(options, method)])}"
+        for method in options.methods
+        if method in NETWORKS[options.networks]
+    )
+    made = [category.root.name for category in categories if synthetic(category.root)]
+    seeds = ", ".join(map(str, options.seeds))
+    spread = f"Mean ± standard deviation over seeds {seeds}, of weights, batches and the images held out."
+    lines = [
+        f"All images are resized to {options.img_size} x {options.img_size} pixels (bilinear, antialiased). "
+        f"A share of {options.held_out:g} of train/good is held out, the same images for all methods: RIAD chooses its "
+        "epoch by them, CRN and CS-Flow set thresholds with them, the nearest neighbour leaves them out. Nothing is "
+        "chosen on test images.",
+        spread if len(options.seeds) > 1 else f"One seed, {seeds}: there is no spread.",
+        "Image AUROC: of the images' scores. Pixel AUROC and AUPRO (up to a false-positive rate of 0.3): of the maps "
+        "at the images' own size, where there are masks. Batches are the optimizer's steps (CRN's are of two networks "
+        f"each). Minutes are of one training, or the nearest neighbour's search, on {', '.join(devices)}, without the "
+        "features that CS-Flow and the nearest neighbour extract once.",
+        f"Networks ({options.networks}): {networks}; precision of the training {options.precision}. These settings "
+        "were not tuned for this data: a longer training or a larger network may change who wins.",
+    ]
+    return [*lines, *([f"Generated stand-ins, not real data: {', '.join(made)}."] if made else [])]
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, compare; seed by seed."""
+    parser = ArgumentParser(description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a category in MVTec AD's layout, or a folder of several")
+    add("--methods", nargs="+", choices=TITLES, default=list(TITLES), help="which ones")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, batches and the images held out")
+    add("--img_size", type=int, default=256, help="side of the images for the networks, a multiple of 128")
+    add("--epochs", type=int, default=36, help="passes over the training images")
+    add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
+    add("--held_out", type=float, default=0.1, help="share of the good images that is not trained on")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
+    add("--extractor", choices=("auto", "effnetB5", "lite0"), default="auto", help="CS-Flow's, see there")
+    add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights")
+    for method in ("csflow", "crn", "riad"):
+        add(f"--{method}_options", default="", help="more options for its training, in one string; they win")
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
+    options = parser.parse_args(argv)
+    if not 0 < options.held_out < 1:
+        raise UserError(f"--held_out {options.held_out}: expected a share between 0 and 1")
+    if options.img_size < 128 or options.img_size % 128:
+        raise UserError(f"--img_size {options.img_size}: expected a multiple of 128")
+    if options.epochs < 1:
+        raise UserError(f"--epochs {options.epochs}: expected at least 1")
+    options.output, options.seeds = options.output.resolve(), list(dict.fromkeys(options.seeds))
+    options.methods = list(dict.fromkeys(options.methods))
+    if options.extractor_weights:
+        options.extractor_weights = options.extractor_weights.resolve()
+    categories = categories_of(options.data)
+    for category in categories:
+        check(options, category)
+    require_writable(options.output)
+
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    places: dict[tuple[str, str, int], Path] = {}
+    todo = [(s, c, m) for s in options.seeds for c in categories for m in options.methods]
+    for number, (seed, category, method) in enumerate(todo, start=1):
+        say(f"--- {number} of {len(todo)}: {category.root.name}, {TITLES[method]}, seed {seed}")
+        key = category.root.name, method, seed
+        found[key], places[key] = run_once(method, category, options, seed)
+    entries = summary(found)
+    devices = sorted({one["device"] for one in found.values()})
+    about = conditions(options, categories, devices)
+    write_json(
+        options.output / "compare.json",
+        {"conditions": about, "seeds": options.seeds, "results": entries, "versions": versions()},
+    )
+    sections = [Section("All in one table", about, HEADER, [row(entry) for entry in entries])]
+    for category in categories:
+        keys = {method: (category.root.name, method, options.seeds[0]) for method in options.methods}
+        drawn = pictures(category, {method: (found[key], places[key]) for method, key in keys.items()}, options)
+        text = f"{len(category.train)} good images to train on, {len(category.test)} to test."
+        sections.append(Section(category.root.name, [text], pictures=drawn))
+    write_report(options.output / "report.html", f"Methods compared on {options.data.resolve().name}", sections)
+    for line in table(HEADER, [row(entry) for entry in entries]):
+        say(line)
+    say(f"report: {options.output / 'report.html'}; numbers: {options.output / 'compare.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The comparison of the image methods: same split, same metrics, one table; its scripts run in this process."""
+
+import importlib
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import csflow.config
+from benchmarks import compare
+from common.demo_data import make_textures
+from common.metrics import image_auroc
+from crn.train import split_calibration as of_crn
+from csflow.utils import split_calibration as of_csflow
+from riad.source.datamanager import split as of_riad
+from tests.helpers import refused
+
+TINY = [
+    "--img_size", "128", "--epochs", "2", "--extractor", "lite0", "--cpu", "--held_out", "0.2",
+    "--csflow_options", "--n_coupling_blocks 1 --fc_internal 8 --kernel_sizes 3 --batch_size 4",
+    "--crn_options", "--num-competitive-units 2 --ngf 2", "--riad_options", "--filters 2 2 2 2 2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def textures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_textures(root, size=64, n_train=6, n_good=2, n_defect=1)
+    return root
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The names of the scripts that were run."""
+    called = []
+
+    def run(program, *words):
+        path = Path(program)
+        assert importlib.import_module(f"{path.parent}.{path.stem}").main([str(word) for word in words]) == 0
+        called.append(program)
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(csflow.config, "HERE", tmp_path / "csflow")
+    return called
+
+
+@pytest.mark.slow  # trains three methods, scores and draws with all
+def test_all_methods_on_one_category(textures, tmp_path, programs, capsys):
+    argv = ["--data", str(textures / "brick"), "--output", str(tmp_path / "out"), "--seeds", "3", *TINY]
+    assert compare.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert programs[:3] == ["csflow/main.py", "crn/train.py", "crn/train.py"] and len(programs) == 8
+    content = json.loads((tmp_path / "out/compare.json").read_text())
+    entries = {entry["method"]: entry for entry in content["results"]}
+    titles = ["CS-Flow", "CRN", "RIAD", "nearest neighbour, mean distance", "nearest neighbour, largest distance"]
+    assert list(entries) == titles
+    places = {path.name.split("_")[0]: path for path in (tmp_path / "out/brick").iterdir() if path.is_dir()}
+    theirs = {
+        "CS-Flow": next((tmp_path / "csflow/results").glob("compare_*/results.json")),
+        "CRN": places["crn"] / "scores.json",
+        "RIAD": places["riad"] / "result.json",
+        titles[3]: places["nearest"] / "results.json",
+    }
+    for title, path in theirs.items():  # what the table shows is what the method itself reports
+        own, entry = json.loads(path.read_text()), entries[title]
+        reported = own.get("image_auroc", own.get("auroc", own.get("image_auroc_mean")))
+        assert entry["image_auroc"] == [pytest.approx(reported, abs=1e-12)], title
+        assert (entry["pixel_auroc"], entry["aupro"]) == ([own["pixel_auroc"]], [own["aupro"]])
+        assert f"{own['aupro']:.3f}" in printed
+    # 5 of 6 images are trained on, in batches of 4, 5 (16 at most) and 4.
+    assert [(entries[title]["epochs"], entries[title]["batches"]) for title in titles[:3]] == [(2, 4), (2, 2), (2, 4)]
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<img ") == 1 + 5 + 4 and "not real data" in page and "there is no spread" in page
+
+    programs.clear()
+    assert compare.main(argv) == 0
+    assert {Path(program).stem for program in programs} == {"score"}  # of the pictures
+
+
+def test_the_nearest_neighbour_with_two_seeds(textures, tmp_path, programs, capsys):
+    """A folder of categories that holds one, and the page."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/brick").symlink_to(textures / "brick")
+    argv = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--methods", "nearest", "--seeds", "0"]
+    assert compare.main([*argv, "1", *TINY]) == 0
+    assert programs == ["benchmarks/nearest_neighbour.py"] * 2
+    assert capsys.readouterr().out.count(" ± ") == 2 * 3
+    runs = [
+        json.loads(path.read_text()) for path in sorted((tmp_path / "out/brick").glob("nearest_seed*/results.json"))
+    ]
+    assert [run["images"]["train"] for run in runs] == [5, 5]
+    first, second = json.loads((tmp_path / "out/compare.json").read_text())["results"]
+    assert first["image_auroc"] == [run["image_auroc_mean"] for run in runs]
+    assert second["image_auroc"] == [run["image_auroc_max"] for run in runs]
+    assert (tmp_path / "out/report.html").read_text().count("<img ") == 1 + 2 + 1
+
+
+def test_the_same_images_are_held_out():
+    for count, share, seed in ((6, 0.2, 3), (761, 0.1, 0), (2, 0.9, 1)):
+        settings = Namespace(calibration_share=share, validation_share=share, seed=seed, batch_size=1)
+        rows, held = of_csflow(count, share, seed)
+        assert [list(part) for part in of_riad(np.arange(count), settings)] == [rows, held]
+        if count > 2:
+            assert of_crn(count, settings) == (rows, held)
+
+
+def test_table_of_several_categories_and_seeds():
+    def one(value):
+        return {
+            "image_auroc": {"": value}, "pixel_auroc": None, "aupro": None, "epochs": 3, "batches": 12, "seconds": 90,
+        }  # fmt: skip
+
+    aurocs = {("a", 0): 0.8, ("a", 1): 0.9, ("b", 0): 0.6, ("b", 1): 0.5}
+    found = {(category, "crn", seed): one(value) for (category, seed), value in aurocs.items()}
+    rows = [compare.row(entry) for entry in compare.summary(found)]
+    assert rows[0] == ["a", "CRN", "0.850 ± 0.071", "", "", "3", "12", "1.5"]
+    assert rows[2] == ["mean of 2", "CRN", "0.700 ± 0.000", "", "", "3", "12", "1.5"]
+    assert image_auroc([0, 1], [0, 1]) == 1  # 1 is the best
+
+
+def test_wrong_input(textures, tmp_path, programs, capsys):
+    def no(*words, data=textures):
+        refused(capsys, compare.main, ["--data", data, "--output", tmp_path / "out", *TINY, *words[:-1]], words[-1])
+
+    no("there is no folder", data=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    no("train/good/*.png", data=tmp_path / "empty")
+    (tmp_path / "unlabelled/train").mkdir(parents=True)
+    (tmp_path / "unlabelled/train/good").symlink_to(textures / "brick/train/good")
+    no("labelled test images", data=tmp_path / "unlabelled")
+    (tmp_path / "unlabelled/test").mkdir()
+    (tmp_path / "unlabelled/test/good").symlink_to(textures / "brick/test/good")
+    no("test/<kind of defect>/", data=tmp_path / "unlabelled")
+    no("--img_size", "100", "--img_size 100")
+    no("--held_out", "0", "--held_out 0")
+    no("--epochs", "0", "--epochs 0")
+    no("--crn_options", "--seed 4", "the same for all methods")
+    no("--crn_options", "--sed 4", "--seed")  # did you mean
+    no("--riad_options", "--list_k 'x", "No closing quotation")
+    no("--csflow_options=--n_coupling_blocks=0", "--n_coupling_blocks 0")
+    assert not programs and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("networks", compare.NETWORKS)
+def test_the_scripts_accept_the_networks(networks, textures, tmp_path, programs, monkeypatch):
+    """`check` gives every training's options to its own parser."""
+
+    def reached(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "require_writable", reached)  # all is checked before
+    argv = ["--data", str(textures / "brick"), "--networks", networks, "--output", str(tmp_path / "out")]
+    assert compare.main(argv) == 130
