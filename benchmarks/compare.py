@@ -436,7 +436,7 @@ def main(argv: list[str] | None = None) -> None:
     write_report(options.output / "report.html", f"Methods compared on {options.data.resolve().name}", sections)
     for line in table(HEADER, [row(entry) for entry in entries]):
         say(line)
-    say(f"report: {options.output / 'report.html'}; numbers: {options.output / 'compare.json'}")
+    say(f"numbers: {options.output / 'compare.json'}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,161 @@
 """All five methods on embedded data, in minutes on two cores: python benchmarks/demo.py (make demo)
 
-Runs each method's own scripts as a user would, into --output, and ends with a table and <output>/report.html. What is
-there already is not computed again, so that an interrupted demo goes on. The data are generated or small stand-ins:
-the demo shows that and how the methods work, not how well they do on real data.
+Runs each method's own scripts as a user would, into --output, and ends with a table, <output>/report.html, which holds
+the methods' own reports (--report), and overview.jpg. What is finished is not computed again, so that an interrupted
+demo goes on with the same command. The data are generated or small stand-ins: the demo shows that and how the methods
+work, not how well they do on real data.
 """
 
-import csv
+import hashlib
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.files import read_json, require_writable, write_json
-from common.report import Section, write_report
+from matplotlib.figure import Figure
+
+from common.figures import save_figure
+from common.files import only_run, read_json, require_writable, write_json
+from common.report import Section, pictures_of, write_report
 from common.runtime import ArgumentParser, UserError, say, script, stop_on_request
 
 ROOT = Path(__file__).resolve().parents[1]
-Found = tuple[str, str, float, Section]  # data, metric, its value, and the section of the report
+HEADER = ("method", "data", "metric", "value", "time")
+Command = list[Any]  # a script of this repository, and its options
+
+
+@dataclass
+class Found:
+    """What a method's scripts left: (who, metric, value), the method first, then plain baselines; and its report."""
+
+    numbers: Sequence[tuple[str, str, float]]
+    report: Path
+
+
+@dataclass
+class Method:
+    """seconds: what the commands take on two quiet cores of an AMD EPYC."""
+
+    title: str
+    data: str
+    seconds: int
+    commands: Callable[[Path], list[Command]]  # what to run, with all results in the folder given
+    found: Callable[[Path], Found]
+
+
+def csflow(folder: Path) -> list[Command]:
+    """EfficientNet-Lite0's features of bricks; the nearest neighbour among them is the baseline."""
+    textures = folder.parent / "textures"
+    data = ["--dataset_path", textures, "--class_name", "brick", "--extractor", "lite0", "--img_size", 256]
+    data += ["--feature_path", folder / "features"]
+    training = ["--fc_internal", 128, "--batch_size", 8, "--lr_init", 1e-3, "--meta_epochs", 5, "--sub_epochs", 12]
+    return [
+        ["common/demo_data.py", "--output", textures],
+        ["csflow/main.py", *data, *training, "--output_path", folder, "--modelname", "demo", "--report"],
+        ["benchmarks/nearest_neighbour.py", *data, "--output", folder / "nearest"],
+    ]
+
+
+def csflow_found(folder: Path) -> Found:
+    """Of results.json and the baseline's."""
+    results = read_json(folder / "results/demo/results.json")
+    baseline = read_json(folder / "nearest/results.json")
+    numbers = [
+        ("CS-Flow", "image AUROC", results["image_auroc"]),
+        ("nearest neighbour", "image AUROC", baseline["image_auroc_mean"]),
+    ]
+    return Found(numbers, folder / "results/demo/report.html")
+
+
+def crrn(folder: Path) -> list[Command]:
+    """35 cycles of generated boards to train on, 15 to test on."""
+    boards = folder / "boards"
+    shared = ["--data", boards, "--cycle", 20, "--protocol", "measured"]
+    return [
+        ["crrn/demo_boards.py", "--output", boards, "--boards", 1000],
+        ["crrn/1_train.py", *shared, "--num_epochs", 3, "--num_instance", 400, "--lr", 1e-3],
+        ["crrn/2_test_model.py", *shared, "--report"],
+    ]
+
+
+def crrn_found(folder: Path) -> Found:
+    """Excessive paste, one pad in ten being anomalous."""
+    folder = folder / "boards/result/ConvConjLSTM_measured"
+    results = read_json(folder / "results.json")["excessive"]["0.1"]
+    metric = "best F1, excessive paste, 10 %"
+    numbers = [("CRRN", metric, results["best_f1"]), ("z-score", metric, results["z_score"]["best_f1"])]
+    return Found(numbers, folder / "report.html")
+
+
+def memae(folder: Path) -> list[Command]:
+    """Generated videos of walkers; a vehicle, a runner and a thrown object are abnormal."""
+    shared = ["--DataRoot", folder / "dataset", "--Dataset", "Walkers_64", "--ModelRoot", folder / "models"]
+    shared += ["--MemDim", 200]
+    test = [*shared, "--OutRoot", folder / "results", "--BatchSize", 6]
+    return [
+        ["memae/script_training.py", *shared, "--BatchSize", 6, "--EpochNum", 10, "--LR", 3e-4],
+        ["memae/script_testing.py", *test],
+        ["memae/script_eval_video.py", *test, "--report"],
+    ]
+
+
+def memae_found(folder: Path) -> Found:
+    """Errors scaled per video, as published."""
+    folder = folder / "results/res_MemAE_Conv3DSpar_Walkers_64_MemDim200_EntW0.0002_ShrThres0.0025_Seed1_Non"
+    results = read_json(folder / "results.json")
+    numbers = [("MemAE", "frame AUC", results["auc"]), ("frame difference", "frame AUC", results["baseline_auc"])]
+    return Found(numbers, folder / "report.html")
+
+
+def crn(folder: Path) -> list[Command]:
+    """Generated patches of road, as a laser scanner sees them."""
+    shared = ["--dataset", "RoadImages", "--dataset-path", folder / "roads", "--demo", "--imsize", 64]
+    shared += ["--batch-size", 8, "--log-file", folder / "log.log", "--image-output-path", folder / "pictures"]
+    training = ["--num-competitive-units", 3, "--ngf", 16, "--training-steps", 800, "--lr", 1e-3]
+    training += ["--validation-interval", 10, "--image-output-interval", 10**6]
+    return [
+        ["crn/train.py", "--mode", "train", *shared, *training, "--checkpoint-path", folder, "--log-dir", folder],
+        [
+            "crn/train.py", "--mode", "inference", *shared, "--model-input", folder / "last.ckpt",
+            "--anomaly-score-file", folder / "anomaly_scores.csv", "--report",
+        ],
+    ]  # fmt: skip
+
+
+def crn_found(folder: Path) -> Found:
+    """The inference score's."""
+    results = read_json(folder / "anomaly_scores.json")
+    return Found([("CRN", "image AUROC", results["image_auroc"])], folder / "report.html")
+
+
+def riad(folder: Path) -> list[Command]:
+    """scikit-learn's digits, 1 being normal."""
+    return [
+        [
+            "riad/run.py", "--dataset", "digits", "--mode_optim", "adam", "--lr", 1e-3, "--epochs", 16,
+            "--filters", 16, 32, 64, 128, "--figures_every", 0, "--output", folder, "--report",
+        ]
+    ]  # fmt: skip
+
+
+def riad_found(folder: Path) -> Found:
+    """The epoch was chosen on other images."""
+    return Found([("RIAD", "image AUROC", read_json(folder / "result.json")["auroc"])], folder / "report.html")
+
+
+METHODS = {
+    "csflow": Method("CS-Flow", "bricks, painted defects", 60, csflow, csflow_found),
+    "crrn": Method("CRRN", "generated boards", 100, crrn, crrn_found),
+    "memae": Method("MemAE", "generated walkers", 150, memae, memae_found),
+    "crn": Method("CRN", "generated roads", 60, crn, crn_found),
+    "riad": Method("RIAD", "handwritten digits", 60, riad, riad_found),
+}
 
 
 def run(program: str, *options: Any) -> None:
@@ -34,145 +169,32 @@ def run(program: str, *options: Any) -> None:
         raise UserError(f"{program} ended with status {status} (see above)")
 
 
-def textures(output: Path) -> Path:
-    """Bricks with painted defects, made where they are not there yet."""
-    run("common/demo_data.py", "--output", output / "textures")
-    return output / "textures"
+def folder_of(name: str, output: Path) -> Path:
+    """The method's folder in `output`: another one for other commands, so that their results are never mixed."""
+    commands = METHODS[name].commands(Path("folder"))
+    return output / f"{name}_{hashlib.sha256(str(commands).encode()).hexdigest()[:8]}"
 
 
-def csflow(output: Path) -> Found:
-    """CS-Flow on bricks, with EfficientNet-Lite0's features."""
-    data = textures(output)
-    run(
-        "csflow/main.py", "--dataset_path", data, "--class_name", "brick", "--modelname", "demo",
-        "--extractor", "lite0", "--feature_path", output / "features", "--img_size", 256,
-        "--meta_epochs", 4, "--sub_epochs", 15, "--map_every", 1, "--report",
-    )  # fmt: skip
-    folder = ROOT / "csflow"
-    results = read_json(folder / "results/demo/results.json")
-    pictures = [
-        (folder / "viz/scores/demo/score_histogram.png", "distribution of the image scores"),
-        (folder / "viz/scores/demo/all.png", "ROC of the image scores"),
-        (folder / "viz/maps/demo/best_found.jpg", "best found"),
-        (folder / "viz/maps/demo/worst_missed.jpg", "worst missed"),
-    ]
-    text = f"40 good images to train on; pixel AUROC {results['pixel_auroc']:.3f}, AUPRO {results['aupro']:.3f}."
-    return (
-        "bricks, painted defects",
-        "image AUROC",
-        results["image_auroc"],
-        Section("CS-Flow", [text], pictures=pictures),
-    )
+def run_method(name: str, output: Path) -> float:
+    """Run those of a method's commands that are not finished yet; returns the seconds of all."""
+    folder = folder_of(name, output)
+    record = folder / "demo.json"
+    state = read_json(record) if record.exists() else {"finished": 0, "seconds": 0.0}
+    for command in METHODS[name].commands(folder)[state["finished"] :]:
+        say(f"$ python {shlex.join(map(str, command))}")
+        started = time.monotonic()
+        try:
+            run(*command)
+            state["finished"] += 1
+        finally:
+            state["seconds"] += time.monotonic() - started
+            write_json(record, state)
+    return state["seconds"]
 
 
-def crrn(output: Path) -> Found:
-    """CRRN on generated boards, trained on measured cycles."""
-    boards = output / "boards"
-    if not boards.exists():
-        run("crrn/demo_boards.py", "--output", boards, "--boards", 1000)
-    shared = ["--data", boards, "--cycle", 20, "--protocol", "measured", "--gpu_ids", 0]
-    run("crrn/1_train.py", *shared, "--num_epochs", 2, "--num_instance", 400, "--lr", 1e-3)
-    run("crrn/2_test_model.py", *shared)
-    folder = boards / "result/ConvConjLSTM_measured"
-    results = read_json(folder / "results.json")["excessive"]["0.1"]
-    text = (
-        f"Boards of 160 pads, one in ten anomalous; best F1 of the z-score alone: {results['z_score']['best_f1']:.3f}. "
-        "With more anomalous pads, the z-score wins: see crrn/README.md."
-    )
-    pictures = [
-        (boards / "group.png", "pads by shape"),
-        (folder / "boards.png", "injected shift, input and error"),
-        (folder / "precision_recall_excessive.png", "precision and recall, excessive paste"),
-    ]
-    return "generated boards", "best F1, excessive", results["best_f1"], Section("CRRN", [text], pictures=pictures)
-
-
-def memae(output: Path) -> Found:
-    """MemAE on generated videos."""
-    options = ["--ModelRoot", output / "memae/models", "--MemDim", 200]
-    run("memae/script_training.py", *options, "--BatchSize", 6, "--precision", "bf16", "--EpochNum", 10)
-    test = [*options, "--OutRoot", output / "memae/results"]
-    run("memae/script_testing.py", *test, "--BatchSize", 6)
-    run("memae/script_eval_video.py", *test)
-    (folder,) = (output / "memae/results").glob("res_*")
-    results = read_json(folder / "results.json")
-    worst = min(results["auc_per_video"], key=lambda name: results["auc_per_video"][name] or 0)
-    best = max(results["auc_per_video"], key=lambda name: results["auc_per_video"][name] or 0)
-    pictures = [
-        (folder / kind / f"{video}.{suffix}", f"{about}: {video}")
-        for video in dict.fromkeys((best, worst))
-        for kind, suffix, about in (("plots", "png", "error over time"), ("maps", "jpg", "worst frames"))
-    ]
-    text = f"Frame difference, a plain baseline: {results['baseline_auc']:.3f}."
-    return "generated walkers", "frame AUC", results["auc"], Section("MemAE", [text], pictures=pictures)
-
-
-def crn(output: Path) -> Found:
-    """CRN on bricks."""
-    data, folder = textures(output) / "brick", output / "crn"
-    shared = [
-        "--dataset",
-        "MVTec",
-        "--dataset-path",
-        data,
-        "--imsize",
-        64,
-        "--batch-size",
-        8,
-        "--log-file",
-        folder / "log",
-    ]
-    shared += ["--image-output-path", folder / "pictures"]
-    run(
-        "crn/train.py", "--mode", "train", *shared, "--num-competitive-units", 3, "--ngf", 16, "--training-steps", 800,
-        "--checkpoint-path", folder, "--log-dir", folder / "logs", "--image-output-interval", 10**6, "--lr", 1e-3,
-    )  # fmt: skip
-    table = folder / "anomaly_scores.csv"
-    run(
-        "crn/train.py",
-        "--mode",
-        "inference",
-        *shared,
-        "--model-input",
-        folder / "last.ckpt",
-        "--anomaly-score-file",
-        table,
-    )
-    results = read_json(table.with_suffix(".json"))
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["part"] == "test" and row["label"] != "0"]
-    rows.sort(key=lambda row: -float(row["anomaly_score"]))
-    pictures = [
-        (
-            folder / f"pictures/inference/{row['file_name']}.png",
-            f"{about}: image, D(G(image)), difference; {row['file_name']}",
-        )
-        for about, chosen in (("best found", rows[:2]), ("worst missed", rows[-2:]))
-        for row in chosen
-    ]
-    text = f"Validation score: image AUROC {results['image_auroc_validation']:.3f}."
-    return "bricks, painted defects", "image AUROC", results["image_auroc"], Section("CRN", [text], pictures=pictures)
-
-
-def riad(output: Path) -> Found:
-    """RIAD on scikit-learn's handwritten digits, 1 being normal."""
-    folder = output / "riad"
-    run(
-        "riad/run.py", "--dataset", "digits", "--mode_optim", "adam", "--lr", 1e-3, "--epochs", 8,
-        "--filters", 16, 32, 64, 128, "--figures_every", 0, "--output", folder,
-    )  # fmt: skip
-    results = read_json(folder / "result.json")
-    name = Path(results["name_best"]).stem
-    pictures = [
-        (folder / f"results_te/auroc_{name}.png", "scores of normal and other digits"),
-        (folder / f"results_te/generation_{name}.png", "image, inpainting, anomaly map, overlay"),
-        (folder / "results_tr/history.png", "losses in training"),
-    ]
-    text = f"The epoch was chosen on other images: {results['models'][results['name_best']]['chosen_by']}."
-    return "handwritten digits", "image AUROC", results["auroc"], Section("RIAD", [text], pictures=pictures)
-
-
-METHODS = {"csflow": csflow, "crrn": crrn, "memae": memae, "crn": crn, "riad": riad}
+def duration(seconds: float) -> str:
+    """In words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 @script
@@ -182,24 +204,52 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/demo", help="folder for everything")
     options = parser.parse_args(argv)
-    output = options.output.resolve()
+    output, names = options.output.resolve(), list(dict.fromkeys(options.only))
     require_writable(output)
-    rows, sections = [], []
-    for name in options.only:
-        say(f"--- {name}")
-        started = time.monotonic()
-        data, metric, value, section = METHODS[name](output)
-        rows.append([section.title, data, metric, value, f"{time.monotonic() - started:.0f} s"])
-        sections.append(section)
-    header = ["method", "data", "metric", "value", "time"]
-    for line in table(header, rows):
-        say(line)
-    about = "Generated and embedded data: this page shows that and how the methods work, not how well on real data."
-    write_json(output / "demo.json", [dict(zip(header, row)) for row in rows])
-    write_report(
-        output / "report.html", "Five methods, one page", [Section("Overview", [about], header, rows), *sections]
-    )
-    say(f"report: {output / 'report.html'}")
+    rows, founds = [], []
+    taken = expected = 0.0  # seconds so far, and what they should have been
+    with only_run(output):
+        for number, name in enumerate(names):
+            method = METHODS[name]
+            left = sum(METHODS[other].seconds for other in names[number:]) * (taken / expected if expected else 1)
+            say(
+                f"--- {number + 1} of {len(names)}: {method.title} on {method.data}; about {duration(left)} left for "
+                "all, on two quiet cores"
+            )
+            try:
+                seconds = run_method(name, output)
+            except KeyboardInterrupt:
+                say("stopped; the same command goes on from here")
+                raise
+            taken, expected = taken + seconds, expected + method.seconds
+            founds.append(method.found(folder_of(name, output)))
+            for who, metric, value in founds[-1].numbers:
+                rows.append([who, method.data, metric, value, duration(seconds) if who == method.title else ""])
+        for line in table(HEADER, rows):
+            say(line)
+        write_json(output / "demo.json", [dict(zip(HEADER, row)) for row in rows])
+        about = (
+            "Generated and embedded data: this page shows that and how the methods work, not how well they do on real "
+            "data. Rows without a time are plain baselines on the same data; where they win, that is how it is."
+        )
+        pages = [found.report for found in founds]
+        write_report(
+            output / "report.html", "Five methods, one page", [Section("Overview", [about], HEADER, rows)], pages
+        )
+        draw_overview(output / "overview.jpg", [METHODS[name] for name in names], founds)
+
+
+def draw_overview(path: Path, methods: Sequence[Method], founds: Sequence[Found]) -> None:
+    """What each method found best, side by side: the pictures of their reports."""
+    shown = [next(iter(pictures_of(found.report, "Best found"))) for found in founds]
+    figure = Figure((3.2 * len(shown), 3.9), dpi=100)
+    for axes, picture, method, found in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, methods, founds):
+        axes.imshow(picture)
+        axes.axis("off")
+        _, metric, value = found.numbers[0]
+        axes.set_title(f"{method.title}: {method.data}\n{metric} {value:.3f}", fontsize=9)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.87, wspace=0.03)
+    save_figure(figure, path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -195,6 +195,18 @@ def map_sheet(
     save_figure(figure, path)
 
 
+def image_row(path: str | Path, images: Sequence[np.ndarray]) -> None:
+    """Write images (H, W, 3) uint8, at least one, side by side, each fitted into 160 x 160 pixels."""
+    side, gap = 160, 8
+    row = Image.new("RGB", (len(images) * (side + gap) - gap, side), "white")
+    for number, image in enumerate(images):
+        factor = side / max(image.shape[:2])
+        size = [max(1, round(length * factor)) for length in image.shape[1::-1]]
+        row.paste(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), (number * (side + gap), 0))
+    with atomic_write(path) as file:
+        row.save(file, "PNG" if Path(path).suffix.lower() == ".png" else "JPEG", quality=85)
+
+
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float, alpha: float = 0.5) -> np.ndarray:
     """Blend heat over `image` (H, W, 3) uint8: a new image of the same kind.
 

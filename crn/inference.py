@@ -16,6 +16,7 @@ from common.images import image_size, read_mask
 from common.metrics import PixelMetrics, image_auroc
 from common.runtime import UserError, progress, say
 from common.scoring import rates, thresholds, verdict_of
+from crn import report
 from crn.options import SCORES, plain
 from crn.training.dataset import Dataset, Images, Item, viewable
 from crn.training.utils import Model, load_model, save_grid, save_picture, to_bytes
@@ -82,7 +83,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     Writes --anomaly-score-file, beside it the results as .json, and under --image-output-path for each image, under its
     path in the data set: inference/ with the image, what the model makes of it and their difference side by side, and
     diff/ with the difference at the image's own size. There the published v = mean over channels of |x - D(G(x))| - 1
-    is shown as (v + 1) / 2. Nothing that is there already is deleted.
+    is shown as (v + 1) / 2. With --report, report.html beside the table. Nothing that is there already is deleted.
     """
     parts = {"test": dataset.test, "train": dataset.train}
     for folder in (opt.image_output_path / "inference", opt.image_output_path / "diff", opt.anomaly_score_file.parent):
@@ -117,6 +118,8 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
         f"image AUROC {results['image_auroc']:.4f} (inference score), {results['image_auroc_validation']:.4f} "
         f"(validation score): {opt.anomaly_score_file}, {path.name}, pictures in {opt.image_output_path}"
     )
+    if opt.report:
+        report.write(opt, dataset, model, [row[1] for row in rows if row[3] == "test"], results, device)
     return results
 
 

@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
+from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, ArgumentParser, UserError, say
 from crn.training.dataset import DATASETS
 from crn.training.networks import OPTIMIZERS, SCHEDULERS
@@ -107,6 +108,7 @@ def build_parser() -> ArgumentParser:
     add("--image-output-path", type=_path, default=HERE / "output_images", help="folder for pictures")
     add("--image-output-interval", type=int, default=10, help="batches between training pictures")
     add("--anomaly-score-file", type=_path, default=HERE / "anomaly_scores.csv", help="inference: table of the scores")
+    switch("--report", default=False, help=f"inference: {REPORT_HELP}")
     switch("--wandb", default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what goes to the log file")
     add("--log-file", type=_path, default=HERE / "log.log", help="file that messages are appended to")

@@ -2,7 +2,8 @@
 
 Writes, beside the checkpoint: pr_info_e_<k>.pt and pr_info_i_<k>.pt (precision, recall and F1 at thresholds 0 to 5, for
 excessive and insufficient paste at an anomaly rate of k / 10), results.json, and the pictures precision_recall_*.png,
-errors.png and boards.png. With another --test_set than the protocol's, all that in test_set_<name>/ there.
+errors.png and boards.png; with --report, report.html too. With another --test_set than the protocol's, all that in
+test_set_<name>/ there.
 """
 
 import sys
@@ -18,7 +19,9 @@ from torch import Tensor
 from common import checkpoint, distributed
 from common.files import require_writable, write_json
 from common.metrics import average_precision
+from common.report import REPORT_HELP
 from common.runtime import ArgumentParser, UserError, autocast, progress, say, script
+from crrn import report
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
     MODEL_SETTINGS,
@@ -31,6 +34,7 @@ from crrn.checkpoints import (
 from crrn.demo_boards import ensure_prepared
 from crrn.pictures import draw_boards, draw_curves, draw_errors
 from crrn.preprocess import Prepared
+from crrn.report import Tested
 from crrn.utils import RATES, SHIFTS, Counts, at_pads, device_of, inject, place
 
 KINDS = {"excessive": ("e", 1), "insufficient": ("i", -1)}
@@ -39,8 +43,9 @@ SHOWN = 4  # boards on a picture
 
 def test(
     options: Namespace, prepared: Prepared, model: torch.nn.Module, folder: Path, device: torch.device
-) -> dict[str, Any]:
-    """Count at every rate and shift, write the curves and pictures to `folder`, and return the results."""
+) -> tuple[dict[str, Any], Tensor, list[Tested]]:
+    """Count at every rate and shift, write the curves and pictures to `folder`, and return the results, a clean
+    sequence at its pads, (T, P), and what was tested at the lowest rate."""
     sequences = prepared.test_pcbs
     if options.test_set == "measured":
         _, sequences, _, _ = prepared.measured_cycles(options.held_out)
@@ -52,6 +57,7 @@ def test(
     baseline_curves: dict[str, dict] = {kind: {} for kind in KINDS}
     jobs = [(rate, shift) for rate in RATES for shift in SHIFTS]
     errors: list[Tensor] = []
+    tested: list[Tested] = []
     for rate, shift in progress(jobs, "testing"):
         if shift == SHIFTS[0]:
             counts = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
@@ -68,6 +74,8 @@ def test(
         for kind in KINDS:
             counts[kind].update(error, added)
             baseline[kind].update(values, added)  # as if all volumes should be normal
+        if rate == RATES[0]:
+            tested.append(Tested(added, values, error))
         errors.append(error.flatten())
         inputs.append(values.flatten())
         shifts.append(added.flatten())
@@ -105,7 +113,7 @@ def test(
     output = reconstruct(model, images, 1, device, options.precision)
     shown = torch.cat([shifts, images, images - output])
     _draw_boards(folder / "boards.png", shown, prepared, about)
-    return results
+    return results, clean[0], tested
 
 
 def _best(curve: dict[str, list[float]]) -> dict[str, float]:
@@ -142,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         help="sequences to inject anomalies into: drawn ones or measured cycles held out; unset: as --protocol",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the injected anomalies")
+    parser.add_argument("--report", action="store_true", help=REPORT_HELP)
     options = parser.parse_args(argv)
     check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
     cycle = cycle_of(options.data, options.cycle)
@@ -155,29 +164,29 @@ def main(argv: list[str] | None = None) -> None:
     if options.test_set != options.protocol:  # what the usual test wrote stays
         folder /= f"test_set_{options.test_set}"
     require_writable(folder)
-    results = test(options, prepared, model, folder, device)
-    write_json(
-        folder / "results.json",
-        {
-            "method": "CRRN",
-            "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
-            "trained_on": content.get("data"),
-            "trained_on_these_boards": content["same_boards"],
-            "test_set": options.test_set,
-            "epochs": content["epoch"] + 1,
-            **results,
-            "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
-            "device": str(device),
-            "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "seed", "precision")},
-            "versions": checkpoint.versions(),
-        },
-    )
+    found, clean, tested = test(options, prepared, model, folder, device)
+    results = {
+        "method": "CRRN",
+        "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
+        "trained_on": content.get("data"),
+        "trained_on_these_boards": content["same_boards"],
+        "test_set": options.test_set,
+        "epochs": content["epoch"] + 1,
+        **found,
+        "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
+        "device": str(device),
+        "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "seed", "precision")},
+        "versions": checkpoint.versions(),
+    }
+    write_json(folder / "results.json", results)
     for kind in KINDS:
         pairs = [
             f"{rate}: {one['best_f1']:.3f} ({one['z_score']['best_f1']:.3f})" for rate, one in results[kind].items()
         ]
         say(f"best F1, {kind} (in brackets: z-score alone) at anomaly rate {', '.join(pairs)}")
     say(f"results, curves and pictures: {folder}")
+    if options.report:
+        report.write(folder, prepared, clean, tested, results)
 
 
 if __name__ == "__main__":

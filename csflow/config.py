@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, ArgumentParser, UserError, yes_no
 
 HERE = Path(__file__).resolve().parent
@@ -82,7 +83,8 @@ class Config:
     # output
     map_every: int = _setting(4, "draw every n-th defective image", int)
     map_columns: int = _setting(8, "images per picture", int)
-    report: bool = _setting(False, "write report.html beside the results", yes_no, nargs="?", const=True)
+    output_path: Path | None = _setting(None, "folder for models/, results/ and viz/; unset: csflow/", Path)
+    report: bool = _setting(False, REPORT_HELP, yes_no, nargs="?", const=True)
     verbose: bool = _setting(True, "print the losses of each evaluation", yes_no)
     hide_tqdm_bar: bool = _setting(False, "no progress", yes_no)
 
@@ -125,20 +127,24 @@ class Config:
             raise UserError(f"--{name} {getattr(self, name)}: expected {expected}")
 
     @property
+    def _output(self) -> Path:
+        return self.output_path or HERE
+
+    @property
     def model_file(self) -> Path:
-        return HERE / "models/tmp" / self.modelname
+        return self._output / "models/tmp" / self.modelname
 
     @property
     def result_dir(self) -> Path:
-        return HERE / "results" / self.modelname
+        return self._output / "results" / self.modelname
 
     @property
     def score_picture_dir(self) -> Path:
-        return HERE / "viz/scores" / self.modelname
+        return self._output / "viz/scores" / self.modelname
 
     @property
     def map_picture_dir(self) -> Path:
-        return HERE / "viz/maps" / self.modelname
+        return self._output / "viz/maps" / self.modelname
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -201,7 +207,7 @@ TRAINING_SETTINGS = (
 # What belongs to the run and the machine, not to a trained model.
 MACHINE_SETTINGS = {
     "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
-    "map_every", "map_columns", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+    "map_every", "map_columns", "output_path", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
 }  # fmt: skip
 
 

@@ -1,11 +1,10 @@
 """Evaluate a saved model on the test part: python evaluate.py --modelname dummy_test
 
 Writes viz/scores/<modelname>/{score_histogram,all,<defect>}.png, viz/maps/<modelname>/<n>.jpg, and
-results/<modelname>/{results.json,scores.csv}.
+results/<modelname>/{results.json,scores.csv}; with --report, results/<modelname>/report.html too.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, require_writable, write_csv, write_json
 from common.images import image_size, read_image, read_mask
 from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc
-from common.report import Section, write_report
+from common.report import Column
 from common.runtime import pick_device, progress, say, script
 from common.scoring import rates, thresholds, verdict_of
+from csflow import report
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import extract, features_exist, open_features
@@ -30,7 +30,6 @@ from csflow.model import CSFlow, load_extractor, load_model
 from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, load_dataset, require_same_weights, run_flow
 
 NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
-REPORTED = {"score_histogram.png": "distribution of the image scores", "all.png": "ROC of the image scores"}
 Features = StoredFeatures | ComputedFeatures
 
 
@@ -101,7 +100,7 @@ def evaluate(
     _draw(config, dataset, scored, threshold)
     _say_results(config, results, about)
     if config.report:
-        _write_report(config, dataset, scored, results)
+        report.write(config, dataset, labels, scores, results, lambda i: shown_image(dataset, scored["map"], i))
     return results
 
 
@@ -164,51 +163,21 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
     folder = config.map_picture_dir
     for old in folder.glob("*.jpg"):
         old.unlink()
-    sheets = [defective[i : i + config.map_columns] for i in range(0, len(defective), config.map_columns)]
-    for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
-        _draw_maps(folder / f"{number}.jpg", config, dataset, scored["map"], rows, title)
-
-
-def _draw_maps(path: Path, config: Config, dataset: Dataset, maps: np.ndarray, rows: Sequence[int], title: str) -> None:
-    """Images, maps and overlays of the test images `rows`, on the scale that all test images share."""
-    good = np.array([sample.label == 0 for sample in dataset.test])
+    good, maps = labels == 0, scored["map"]
     # From what is usual in good images, or where there are none in all, to the highest values.
     vmin, vmax = float(np.median(maps[good] if good.any() else maps)), float(np.quantile(maps, 0.999))
-    columns, masks = [], []
-    for i in rows:
-        sample = dataset.test[i]
-        image = np.asarray(read_image(sample.path))
-        masks.append(read_mask(sample.mask, image.shape[:2]) if sample.mask else None)
-        columns.append((image, upsample(maps[i], image.shape[:2]), dataset.name(sample)[len("test/") :]))
-    map_sheet(path, columns, title, masks, vmin=vmin, vmax=vmax)
+    sheets = [defective[i : i + config.map_columns] for i in range(0, len(defective), config.map_columns)]
+    for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
+        *columns, masks = zip(*(shown_image(dataset, maps, i) for i in rows))
+        map_sheet(folder / f"{number}.jpg", list(zip(*columns)), title, masks, vmin=vmin, vmax=vmax)
 
 
-def _write_report(config: Config, dataset: Dataset, scored: dict[str, Any], results: dict[str, Any]) -> None:
-    """report.html: data, metrics, distribution, ROC, and the best found, worst missed and worst falsely accused."""
-    labels, scores = np.array([sample.label for sample in dataset.test]), scored[config.score]
-    order = np.argsort(scores)
-    bad, good = order[labels[order] > 0], order[labels[order] == 0]
-    cases = {"best found": bad[::-1][:4], "worst missed": bad[:4], "good images of the highest scores": good[::-1][:4]}
-    pictures = [(config.score_picture_dir / name, about) for name, about in REPORTED.items()]
-    for name, rows in cases.items():
-        if len(rows):
-            path = config.map_picture_dir / f"{name.replace(' ', '_')}.jpg"
-            _draw_maps(path, config, dataset, scored["map"], rows, name)
-            pictures.append((path, name))
-    counts = results["images"]
-    about = (
-        f"Data: {results['data']}, {len(dataset.train)} good images to train on, {counts['good']} good and "
-        f"{counts['defective']} defective ones to test. Features: {results['extractor']}, {config.img_size[0]} x "
-        f"{config.img_size[1]} pixels. {results['epochs_trained']} epochs."
-    )
-    keys = ("image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "aupro", "pixel_f1")
-    rows = [[name.replace("_", " "), results[name]] for name in keys if name in results]
-    if results["threshold"]:
-        wanted = ("promised_fpr", "fpr_on_test_good", "detection_rate")
-        rows += [[f"threshold: {name.replace('_', ' ')}", results["threshold"][name]] for name in wanted]
-    sections = [Section("Results", [about], ["metric", "value"], rows), Section("Pictures", pictures=pictures)]
-    write_report(config.result_dir / "report.html", f"CS-Flow on {config.class_name}", sections)
-    say(f"report: {config.result_dir / 'report.html'}")
+def shown_image(dataset: Dataset, maps: np.ndarray, i: int) -> Column:
+    """Test image i (H, W, 3) uint8, its anomaly map (H, W), its name, and its mask (H, W) or None."""
+    sample = dataset.test[i]
+    image = np.asarray(read_image(sample.path))
+    mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
+    return image, upsample(maps[i], image.shape[:2]), dataset.name(sample)[len("test/") :], mask
 
 
 def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any]) -> None:

@@ -1,19 +1,22 @@
 """AUC and pictures from the scores that script_testing.py wrote: python script_eval_video.py, with the same options.
 
 Writes to <OutRoot>/res_<setting>/: acc.txt, results.json, scores.csv (a row per scored frame), for each video
-<video>_score.mat, <video>_label.mat and plots/<video>.png. Videos without labels get scores and plots, no AUC.
+<video>_score.mat, <video>_label.mat and plots/<video>.png; with --report, report.html too. Videos without labels get
+scores and plots, no AUC.
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import torch
 from scipy.io import savemat
 
 from common.checkpoint import versions
@@ -21,11 +24,15 @@ from common.figures import curve_figure
 from common.files import UserError, atomic_write, read_json, write_csv, write_json
 from common.images import synthetic
 from common.metrics import image_auroc
+from common.report import Column
 from common.runtime import progress, say, script
+from memae import report
+from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import frame_files, read_frame, read_mat, subfolders
 from memae.options import TestOptions
-from memae.utils import plain_settings, setting_name
+from memae.script_testing import listed, middle_frame
+from memae.utils import digest, load_weights, make_model, pick, plain_settings, setting_name
 
 
 @dataclass
@@ -218,8 +225,36 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
     results |= {"settings": plain_settings(opt), "tested_with": tested.get("settings"), "versions": versions()}
 
     _write(opt, root, folder, videos, baseline, results)
-    _report(opt, folder, results, made)
+    _say_results(opt, folder, results, made)
+    if opt.report:
+        curves = [[scaled(one.scores) for one in scored] for scored in (videos, baseline)]
+        report.write(opt, folder, videos, *curves, results, error_maps_of(opt, tested))
     return results
+
+
+def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, int], Column]:
+    """A function (video, clip) -> frame, error map, name and no mask, by the model that gave the scores.
+
+    UserError where the model is another one now.
+    """
+    path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
+    device, model = pick(opt), make_model(opt)
+    load_weights(model, path, opt)
+    if tested.get("model_sha256") != digest(path):
+        raise UserError(f"--report: the scores are not known to be those of {path}: run script_testing.py again")
+    model.to(device, memory_format=torch.channels_last_3d).eval()
+
+    @lru_cache(maxsize=1)  # one video's frames at a time
+    def decoded(name: str) -> VideoDatasetOneDir:
+        dataset = listed(opt.DataRoot / opt.Dataset, name, opt)
+        dataset.decode()
+        return dataset
+
+    def column(video: Scored, clip: int) -> Column:
+        image, error = middle_frame(model, decoded(video.name), clip, opt, device)
+        return image, error, f"{video.name}, frame {video.frames[clip]}", None
+
+    return column
 
 
 def _quiet_auc(video: Scored) -> float:
@@ -263,7 +298,7 @@ def _write(
     write_json(folder / "results.json", results)
 
 
-def _report(opt: Namespace, folder: Path, results: dict[str, Any], made: bool) -> None:
+def _say_results(opt: Namespace, folder: Path, results: dict[str, Any], made: bool) -> None:
     if made:
         say("generated videos, not real data: these numbers say nothing about real ones")
     if results["tested_on_training_videos"]:

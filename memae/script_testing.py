@@ -73,17 +73,24 @@ def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
     return chosen
 
 
+def middle_frame(
+    model: nn.Module, dataset: VideoDatasetOneDir, clip: int, opt: Namespace, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frame that a clip's score belongs to, (H, W, 3) uint8, and its error map, (H, W)."""
+    frames, middle = dataset.batch([clip]), opt.FrameNum // 2
+    output, x = reconstruct(model, frames, opt, device)
+    error = error_maps(output, x, opt.ModelName)[0, middle].cpu().numpy()
+    return frames[0, :, middle].expand(3, -1, -1).movedim(0, -1).numpy(), error
+
+
 def draw_worst(
     path: Path, model: nn.Module, dataset: VideoDatasetOneDir, scores: np.ndarray, opt: Namespace, device: torch.device
 ) -> None:
     """Draw the frames to which the highest scores belong, with their error maps, in order of time."""
     middle = opt.FrameNum // 2
     columns = []
-    for clip in sorted(worst_clips(scores, opt.WorstFrames, opt.FrameNum // 2)):
-        frames = dataset.batch([clip])
-        output, x = reconstruct(model, frames, opt, device)
-        error = error_maps(output, x, opt.ModelName)[0, middle].cpu().numpy()
-        image = frames[0, :, middle].expand(3, -1, -1).movedim(0, -1).numpy()
+    for clip in sorted(worst_clips(scores, opt.WorstFrames, middle)):
+        image, error = middle_frame(model, dataset, clip, opt, device)
         columns.append((image, error, f"frame {dataset.clips[clip][1][middle]}\nscore {scores[clip]:.4g}"))
     map_sheet(path, columns, f"{opt.ModelName} on {opt.Dataset}: worst frames of {dataset.videos[0]}", vmin=0)
 
@@ -91,7 +98,7 @@ def draw_worst(
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
 RESULTS = (
     "*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat", "*_label.mat",
-    "plots/*.png",
+    "plots/*.png", "report.html",
 )  # fmt: skip
 
 
@@ -135,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     if made:
         say(f"the videos in {root} are generated stand-ins, not real data")
 
-    datasets = [_listed(root, video, opt) for video in subfolders(root / "Test")]
+    datasets = [listed(root, video, opt) for video in subfolders(root / "Test")]
     datasets = [dataset for dataset in datasets if len(dataset)]
     if not datasets:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
@@ -176,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     say(f"scores of {sum(len(video['scored_frames']) for video in scored.values())} clips: {output}")
 
 
-def _listed(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:
+def listed(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:
     """The clips of one video, their frames not decoded yet."""
     idx_root = index_root(root, "Test")
     return VideoDatasetOneDir(

@@ -2,7 +2,7 @@
 
 Writes to --output (default: this folder) Checkpoint/{base,model_0_finepoch,model_1_best_loss,model_2_best_*}.pth,
 results_tr/ (history, masks, pictures of each epoch), results_te/ (scores and pictures of each saved network) and
-result.json.
+result.json; with --report, report.html too.
 """
 
 import shlex

@@ -1,7 +1,14 @@
 """What the tests of several papers' scripts share."""
 
+import base64
+import io
+import re
 from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 def refused(capsys: Any, call: Callable, argv: Sequence, *words: Any) -> None:
@@ -12,3 +19,40 @@ def refused(capsys: Any, call: Callable, argv: Sequence, *words: Any) -> None:
     assert error.startswith("error: ") and error.count("\n") == 1, error
     for word in words:
         assert str(word) in error, error
+
+
+class Report(HTMLParser):
+    """A report that was read: its tags are closed in order, its pictures are inside it and sound.
+
+    texts: all texts; captions: of the pictures, in order; sizes: the pictures' (width, height) in pixels.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.captions: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text) and "://" not in text
+        assert "viewport" in text and "prefers-color-scheme: dark" in text
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag == "img":
+            found = dict(attrs)
+            with Image.open(io.BytesIO(base64.b64decode(found["src"].split("base64,")[1]))) as image:
+                image.load()
+                assert image.size == (int(found["width"]), int(found["height"]))
+                self.sizes.append(image.size)
+            self.captions.append(found["alt"])
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

@@ -25,7 +25,14 @@ EPOCHS = 20  # enough for the stand-in data
 
 
 def ensure_data(opt: Namespace) -> None:
-    """Where the default data set is asked for and missing, take the stand-in, made if need be, and say so."""
+    """Where the default data set is asked for and missing, take the stand-in, made if need be, and say so.
+
+    Asked for by its name, the stand-in is made in DataRoot, if need be.
+    """
+    if "Dataset" in opt.given and opt.Dataset == DATASET and not (opt.DataRoot / DATASET).exists():
+        folder = make_prepared(opt.DataRoot)
+        say(f"made generated videos in {folder} (not real data)")
+        return
     if "Dataset" in opt.given or "DataRoot" in opt.given or (HERE / "dataset" / opt.Dataset).exists():
         return
     wanted, opt.Dataset = opt.Dataset, DATASET

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, ArgumentParser, UserError
 from riad.neuralnet import unet
 from riad.source import connector
@@ -98,6 +99,7 @@ def build_parser() -> ArgumentParser:
     add("--save_every", type=float, default=60.0, help="seconds between saves for resuming")
     add("--resume", type=_yes_no, default=True, help="continue an interrupted training; False: anew in its place")
     add("--figures_every", type=int, default=1, help="epochs between pictures; 0: none")
+    add("--report", action="store_true", help=REPORT_HELP)
     add_machine_options(parser)
     return parser
 

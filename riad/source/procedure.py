@@ -17,7 +17,7 @@ from common.images import image_size, read_mask
 from common.metrics import PixelMetrics, average_precision, image_auroc
 from common.runtime import progress, say, stop_on_request
 from common.scoring import rates, thresholds, verdict_of
-from riad.source import options, utils
+from riad.source import options, report, utils
 from riad.source.agent import Agent
 from riad.source.datamanager import Chosen, DataSet, Images, Part
 from riad.source.masks import content_keys, disjoint_masks
@@ -387,6 +387,8 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
         f"{met['detection_rate']:.3f} of the others"
     )
     say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
+    if settings.report:
+        report.write(settings, data, agent, best["scores"], result)  # the best network is the one loaded last
     return result
 
 

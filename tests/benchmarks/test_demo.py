@@ -9,30 +9,78 @@ import pytest
 from PIL import Image
 
 from benchmarks import demo
-from common.report import Section
+from common.report import Section, write_report
 from common.runtime import UserError
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 
-def test_table_and_page(tmp_path, monkeypatch, capsys):
+def method(title, epochs):
+    """One that has two commands, "train" and "test"."""
+    return demo.Method(
+        title, "some data", 60,
+        lambda folder: [["train", epochs, folder], ["test", epochs, folder]],
+        lambda folder: demo.Found(
+            [(title, "image AUROC", 0.98765), ("a baseline", "image AUROC", 0.5)], folder / "report.html"
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """The commands that were run, of two methods."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "p.png")
+    calls = []
 
-    def method(output):
-        return (
-            "some data",
-            "image AUROC",
-            0.98765,
-            Section("A method", ["About it."], pictures=[(tmp_path / "p.png", "p")]),
-        )
+    def run(program, *options):
+        calls.append((program, options[1].name.split("_")[0]))
+        if program == "test":
+            folder = options[1]
+            pictures = [(tmp_path / "p.png", "Best found: p"), (tmp_path / "p.png", "Worst missed: p")]
+            write_report(folder / "report.html", f"Page of {folder.name}", [Section("About", pictures=pictures)])
 
-    monkeypatch.setattr(demo, "METHODS", {"one": method, "other": method})
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "METHODS", {"one": method("One", 1), "other": method("Other", 2)})
+    return calls
+
+
+def test_table_and_page(tmp_path, ran, capsys):
     assert demo.main(["--output", str(tmp_path / "out")]) == 0
+    assert ran == [("train", "one"), ("test", "one"), ("train", "other"), ("test", "other")]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == ["method", "data", "metric", "value", "time"] and "0.9877" in lines[3]
-    page = (tmp_path / "out/report.html").read_text()
-    assert page.count("<img ") == 2 and page.count("some data") == 2 and "0.9877" in page
-    assert [row["value"] for row in json.loads((tmp_path / "out/demo.json").read_text())] == [0.98765] * 2
+    first = next(number for number, line in enumerate(lines) if line.startswith("method"))
+    assert lines[first].split() == ["method", "data", "metric", "value", "time"]
+    assert [line.split()[0] for line in lines[first + 1 : first + 5]] == ["One", "a", "Other", "a"]
+    assert lines[first + 1].endswith("0.9877  0 s") and lines[first + 2].endswith("0.5000")
+    page = Report(tmp_path / "out/report.html")
+    assert len(page.captions) == 4 and page.texts.count("some data") == 4 and "0.9877" in page.texts
+    assert [row["value"] for row in json.loads((tmp_path / "out/demo.json").read_text())] == [0.98765, 0.5] * 2
+    assert Image.open(tmp_path / "out/overview.jpg").width > 300
     refused(capsys, demo.main, ["--only", "nothing"], "--only")
+
+
+def test_what_is_finished_is_not_run_again(tmp_path, ran, monkeypatch, capsys):
+    argv = ["--output", str(tmp_path / "out")]
+    whole = demo.run
+
+    def stopped(program, *options):
+        if (program, options[0]) == ("test", 2):
+            raise KeyboardInterrupt
+        whole(program, *options)
+
+    monkeypatch.setattr(demo, "run", stopped)
+    assert demo.main(argv) == 130
+    assert "the same command goes on" in capsys.readouterr().out and not (tmp_path / "out/report.html").exists()
+    assert ran == [("train", "one"), ("test", "one"), ("train", "other")]
+
+    monkeypatch.setattr(demo, "run", whole)
+    ran.clear()
+    assert demo.main(argv) == 0 and ran == [("test", "other")]
+    ran.clear()
+    assert demo.main(argv) == 0 and ran == []
+    # Other options are other results, in a folder of their own.
+    monkeypatch.setitem(demo.METHODS, "one", method("One", 3))
+    assert demo.main(argv) == 0 and ran == [("train", "one"), ("test", "one")]
+    assert len(list((tmp_path / "out").glob("one_*"))) == 2
 
 
 def test_a_script_that_fails_or_is_stopped(monkeypatch):
@@ -48,19 +96,13 @@ def test_a_script_that_fails_or_is_stopped(monkeypatch):
 
 
 @pytest.mark.parametrize("name", demo.METHODS)
-def test_the_scripts_know_the_options(name, tmp_path, monkeypatch, capsys):
+def test_the_scripts_know_the_options(name, tmp_path, capsys):
     """Every command is given to its script's own main with an option more that it does not know: it names that one."""
-    called = []
-
-    def run(program, *options):
+    for program, *options in demo.METHODS[name].commands(tmp_path):
         path = Path(program)
+        assert (demo.ROOT / path).exists()
         module = importlib.import_module(f"{path.parent}.{path.stem}")
         # The first thing that a parser complains about is what it does not know.
         refused(capsys, module.main, [*map(str, options), "--no_such_option"], "--no_such_option")
-        called.append(program)
-
-    monkeypatch.setattr(demo, "run", run)
-    # Nothing was computed: its results are missing.
-    with pytest.raises((UserError, OSError, ValueError)):
-        demo.METHODS[name](tmp_path)
-    assert called and all((demo.ROOT / program).exists() for program in called)
+    with pytest.raises(UserError):  # nothing was computed: its results are missing
+        demo.METHODS[name].found(tmp_path)

@@ -24,7 +24,7 @@ from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
 from crn.training.utils import make_model
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--cpu", "--ngf", "2"]
@@ -97,7 +97,9 @@ def test_train_and_inference(place, kind, capsys):
 
     Path("oi/diff").mkdir()
     Path("oi/diff/mine.txt").write_text("stays")
-    assert train.main(inference(kind, "--image-output-path", "oi")) == 0
+    assert train.main(inference(kind, "--image-output-path", "oi", "--report")) == 0
+    report = Report(Path("report.html"))
+    assert len(report.captions) == 6 and "image auroc" in report.texts and "synthetic" in " ".join(report.texts)
     scores = rows("a.csv")
     assert list(scores[0])[:2] == ["file_name", "anomaly_score"]
     dataset = load_dataset(kind, Path(FOLDERS[kind]))

@@ -27,7 +27,7 @@ from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
 from crrn.preprocess import load_prepared
 from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 preprocessing, training, testing, scoring = (
@@ -178,7 +178,10 @@ def test_training_and_testing_write_everything(data, capsys):
             assert 0.5 < one["z_score"]["best_f1"] <= 1  # shifts of 2 to 5 standard deviations
     for name in ("precision_recall_excessive.png", "precision_recall_insufficient.png", "errors.png", "boards.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    assert testing.main(argv) == 0
+    assert not (folder / "report.html").exists()
+    assert testing.main([*argv, "--report"]) == 0
+    report = Report(folder / "report.html")
+    assert len(report.captions) == 6 and f"{results['excessive']['0.1']['best_f1']:.4g}" in report.texts
     again = json.loads((folder / "results.json").read_text())
     assert again["excessive"] == results["excessive"]
 

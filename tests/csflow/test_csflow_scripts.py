@@ -25,7 +25,7 @@ from common.files import only_run
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img_size", "128", "--fc_internal", "8", "--kernel_sizes", "3", "--batch_size", "4"]
@@ -104,8 +104,8 @@ def test_main_writes_everything(bricks, trained, capsys):
 
     assert not (trained / "results/m/report.html").exists()
     assert evaluate.main(options(bricks, trained, "--cpu", "--report")) == 0
-    report = (trained / "results/m/report.html").read_text()
-    assert report.count("<img ") == 5 and "worst missed" in report and "aupro" in report
+    report = Report(trained / "results/m/report.html")
+    assert len(report.captions) == 6 and "aupro" in report.texts and "synthetic" in " ".join(report.texts)
     found = rows(trained / "results/m/scores.csv")
     assert len(found) == 9 and (trained / "viz/maps/m/best_found.jpg").exists()
 

@@ -23,7 +23,7 @@ from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
 from memae.utils import clip_errors, digest, pick, setting_name
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--MemDim", "8", "--UseCUDA", "no"]
@@ -165,7 +165,11 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     np.testing.assert_allclose(np.load(folder / "c.npy"), scores, rtol=1e-4)
     assert not (folder / "maps/c.jpg").exists()  # not left over from the run before
 
-    assert script_eval_video.main(argv) == 0
+    assert script_eval_video.main([*argv, "--report"]) == 0
+    report = Report(folder / "report.html")
+    assert (
+        len(report.captions) == 7 and f"{json.loads((folder / 'results.json').read_text())['auc']:.4g}" in report.texts
+    )
     out = capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
     assert results["frames"] == 9 and results["abnormal_frames"] == 4 and results["chosen"] == "last epoch"

@@ -23,7 +23,7 @@ from common.metrics import image_auroc
 from riad import run, score
 from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
-from tests.helpers import refused
+from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--cpu", "--filters", "2", "4", "4", "4", "--mode_optim", "adam", "--lr", "1e-2"]
@@ -46,7 +46,7 @@ def bricks(tmp_path_factory):
 def textures(bricks, tmp_path_factory):
     """A finished training of the paper's variant on them; not to be changed."""
     output = tmp_path_factory.mktemp("textures")
-    assert run.main([*PAPER, "--data_path", str(bricks), "--output", str(output)]) == 0
+    assert run.main([*PAPER, "--data_path", str(bricks), "--output", str(output), "--report"]) == 0
     return output
 
 
@@ -54,7 +54,7 @@ def textures(bricks, tmp_path_factory):
 def digits(tmp_path_factory):
     """A finished training of the seed's variant on scikit-learn's digits; not to be changed."""
     output = tmp_path_factory.mktemp("digits")
-    assert run.main([*DIGITS, "--epochs", "4", "--figures_every", "3", "--output", str(output)]) == 0
+    assert run.main([*DIGITS, "--epochs", "4", "--figures_every", "3", "--output", str(output), "--report"]) == 0
     return output
 
 
@@ -90,6 +90,8 @@ def test_run_writes_everything(digits):
         assert [row["verdict"] == "defective" for row in table].count(True) > 0 or name != models[2]
         assert (digits / f"results_te/auroc_{name}.png").exists()
     assert result["auroc"] == result["models"][result["name_best"]]["auroc"]
+    report = Report(digits / "report.html")
+    assert len(report.captions) == 6 and f"{result['auroc']:.4g}" in report.texts
 
     history = rows(digits / "results_tr/history.csv")
     assert list(history[0]) == ["epoch", "time", "loss", "l2", "ssim", "msgms", "rate", "auroc"]
@@ -116,6 +118,8 @@ def test_ties_go_to_the_later_epoch():
 def test_papers_variant_on_textures(bricks, textures):
     result = result_of(textures)
     assert result["data"] == "synthetic" and result["name_best"] == "model_2_best_val_loss.pth"
+    report = Report(textures / "report.html")
+    assert len(report.captions) == 6 and f"{result['aupro']:.4g}" in report.texts
     assert result["images"] == {"train": 8, "validation": 2, "test": 9} and result["dim_c"] == 3
     for name in ("auroc", "pixel_auroc", "aupro"):
         assert 0 <= result[name] <= 1

@@ -1,0 +1,69 @@
+"""The report of an inference: report.html beside --anomaly-score-file."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.images import image_size, read_mask
+from common.report import Column, data_sentence, write_image_report
+from crn.training.dataset import Dataset, Images, viewable
+from crn.training.utils import Model, to_bytes
+
+METRICS = ("image_auroc", "image_auroc_validation", "pixel_auroc", "aupro", "pixel_f1")
+RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
+REBUILT = {"crn": "|x - D(G(x))|", "dagan": "|x - G(x)|"}
+
+
+@torch.no_grad()
+def write(
+    opt: Namespace,
+    dataset: Dataset,
+    model: Model,
+    scores: Sequence[float],
+    results: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Write it; scores: of the test part, (N,); results: those of the .json file."""
+    model.eval()
+    labels = np.array([item.label for item in dataset.test])
+    images = Images(dataset.test, dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
+
+    def column(i: int) -> Column:
+        """Test image i as the network sees it."""
+        x = images.one(i)[None].to(device)
+        difference = model.scores(x)["difference"][0].mean(dim=0)
+        mask = dataset.test[i].mask
+        return (
+            _picture(x[0], dataset.kind),
+            difference.cpu().numpy(),
+            dataset.test[i].name.removeprefix("test/"),
+            read_mask(mask, image_size(dataset.test[i].path)) if mask else None,
+        )
+
+    counts, threshold, rebuilt = results["images"], results.get("threshold"), REBUILT[opt.model]
+    trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
+    about = [
+        data_sentence(results["data"]),
+        f"{len(dataset.train)} good images to train on, {counts['good']} good and {counts['defective']} defective ones "
+        f"to test, {opt.imsize} x {opt.imsize} pixels. {results['batches_trained']} batches. The score and the map are "
+        f"the mean of {rebuilt}; the validation score beside it is the training's own.",
+        f"The model is {opt.model_input.name}: last.ckpt is the last one of a training, best.ckpt the best of its "
+        "validations, chosen on the test images. The pixel F1 is the highest on the test images themselves; the "
+        "threshold comes from good images held out from the training.",
+    ]
+    numbers = [(name.replace("_", " "), results[name]) for name in METRICS if name in results]
+    numbers += [(f"threshold: {name.replace('_', ' ')}", threshold[name]) for name in RATES if threshold]
+    write_image_report(
+        opt.anomaly_score_file.with_name("report.html"),
+        f"{opt.model.upper()} on {dataset.root.resolve().name}", about, numbers,
+        [_picture(trained.one(i), dataset.kind) for i in range(len(trained))], labels, np.array(scores), column,
+        threshold["image"] if threshold else None, f"mean {rebuilt}",
+    )  # fmt: skip
+
+
+def _picture(x: torch.Tensor, kind: str) -> np.ndarray:
+    """A prepared image (3, H, W) as (H, W, 3) uint8."""
+    return to_bytes(viewable(x[None], kind)[0].movedim(0, -1))

@@ -1,0 +1,62 @@
+"""The report of a test: report.html beside result.json."""
+
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from common.images import image_size, read_mask
+from common.report import Column, data_sentence, write_image_report
+from riad.source.agent import Agent
+from riad.source.datamanager import DataSet
+
+METRICS = ("auroc", "average_precision", "pixel_auroc", "aupro", "pixel_f1")
+RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
+
+
+def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, result: dict[str, Any]) -> None:
+    """Write it; agent: with the network that the validation images chose; scores: (N,), its scores of the test images;
+    result: as in result.json."""
+    part = data.test
+
+    def column(i: int) -> Column:
+        """Test image i as the network sees it."""
+        images = part.images.batch([i])
+        anomaly_map = agent.score(images)[1][0].cpu().numpy()
+        if part.samples is None:
+            return picture(images[0]), anomaly_map, f"{data.class_names[part.classes[i]]} ({part.names[i]})", None
+        mask, size = part.samples[i].mask, image_size(part.samples[i].path)
+        name = part.names[i].removeprefix("test/")
+        return picture(images[0]), anomaly_map, name, read_mask(mask, size) if mask else None
+
+    images, model, threshold = result["images"], result["models"][result["name_best"]], result["threshold"]
+    good = int((part.labels == 0).sum())
+    about = [
+        data_sentence(result["data"]),
+        f"{images['train']} good images to train on, {images['validation']} to validate, {good} good and "
+        f"{len(part.labels) - good} others to test, {settings.img_size} x {settings.img_size} pixels. The score is the "
+        "map's maximum.",
+        f"The model is that of epoch {model['epoch']} of {settings.epochs}, chosen by: {model['chosen_by']}. "
+        "The threshold comes from good validation images; a pixel F1 is the highest on the test images themselves.",
+    ]
+    numbers = [(name.replace("_", " "), result[name]) for name in METRICS if name in result]
+    numbers += [
+        (f"auroc of epoch {other['epoch']}, chosen by: {other['chosen_by']}", other["auroc"])
+        for name, other in result["models"].items()
+        if name != result["name_best"]
+    ]
+    numbers += [(f"threshold: {name.replace('_', ' ')}", threshold[name]) for name in RATES]
+    title = "RIAD on " + (
+        settings.data_path.resolve().name if settings.dataset == "mvtec" else f"digits, {settings.select_norm} is good"
+    )
+    write_image_report(
+        settings.output / "report.html", title, about, numbers,
+        [picture(image) for image in data.train.batch(range(min(6, len(data.train))))], part.labels, scores, column,
+        threshold["image"],
+    )  # fmt: skip
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """(1 or 3, H, W) uint8 as (H, W, 3)."""
+    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
