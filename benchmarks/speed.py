@@ -12,7 +12,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -257,8 +260,16 @@ def measure(case: Case) -> dict[str, object]:
 
 def alone(case: Case) -> dict[str, object]:
     """`measure` in a process of its own: its peak memory is its own, and nothing that was allocated before helps it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (case,))
+    return in_own_process(measure, case)
+
+
+def in_own_process(function: Callable, *arguments: object) -> Any:
+    """What the function returns in a new process. UserError where that dies, as for lack of memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("the process that measures died: killed, perhaps for lack of memory") from error
 
 
 HEADER = (

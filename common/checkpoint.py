@@ -5,6 +5,7 @@ import math
 import pickle
 import platform
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -63,14 +64,21 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if "kind" in content:
         if kind and content["kind"] != kind:
             raise UserError(f"{path} is a checkpoint of {content['kind']}, not of {kind}")
-        number = content.get("format", FORMAT)
-        if not isinstance(number, int):
-            raise UserError(f"{path} is damaged: its format is {number!r}")
-        if number > FORMAT:
-            raise UserError(f"{path} was written by a newer version of this project (format {number})")
+        require_known_format(content, path)
     elif not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")
     return dict(content)
+
+
+def require_known_format(content: Mapping[str, Any], path: str | Path) -> None:
+    """Raise UserError for content that a newer version of this project has written."""
+    number = content.get("format", FORMAT)
+    if not isinstance(number, int):
+        raise UserError(f"{path} is damaged: its format is {number!r}")
+    if number > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version of this project (format {number}, known is {FORMAT}): update it"
+        )
 
 
 def read(path: str | Path) -> Any:
@@ -94,10 +102,12 @@ def read(path: str | Path) -> Any:
 
 
 def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files of torch before 1.6 are no zip archives and cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of torch before 1.6 are no zip archives and cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def require_sound(

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+UNFINISHED = ".writing-"  # begins the name of a file that is being written
 
 
 class UserError(Exception):
@@ -29,6 +33,15 @@ def reason(error: OSError) -> str:
 def first_process() -> bool:
     """Whether this is the first or the only process of a run: of several (torchrun), it alone speaks and writes."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def naming(path: str | Path, kept: str) -> Iterator[None]:
+    """Within the block, an error of the system becomes a UserError that names `path` and tells what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; {kept}") from error
 
 
 @contextmanager
@@ -49,8 +62,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
         with os.fdopen(descriptor, mode, **text) as file:
+            with suppress(OSError):  # of systems without locks
+                _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -66,13 +81,23 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
 
 def require_writable(folder: str | Path) -> None:
-    """Make `folder` and try to write in it, before hours of work whose results go there. UserError where that fails."""
+    """Make `folder` and try to write in it, before hours of work whose results go there. UserError where that fails.
+
+    Removes what killed runs were writing in it.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {reason(error)}") from error
+    for path in Path(folder).glob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # its writer lives, or another run was faster
+            # A writer locks its file as soon as it is there, which a minute is ample for.
+            if time.time() - path.stat().st_mtime > 60:
+                with path.open("rb") as file:
+                    _lock(file.fileno())
+                    path.unlink()
 
 
 @contextmanager
@@ -88,7 +113,7 @@ def only_run(folder: str | Path) -> Iterator[None]:
     require_writable(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         yield
     except BlockingIOError as error:
         raise UserError(
@@ -96,6 +121,14 @@ def only_run(folder: str | Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file or folder until its descriptor is closed or the process ends. BlockingIOError where another has it,
+    OSError where the system has no locks."""
+    if fcntl is None:
+        raise OSError("no locks")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _umask() -> int:
@@ -151,3 +184,14 @@ def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> 
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def append_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
+    """Add rows to a CSV file at once; an interruption may cut the last of them off. Only the first process writes."""
+    if not first_process():
+        return
+    with (
+        naming(path, "the rows before are kept"),
+        Path(path).open("a", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)

@@ -26,6 +26,7 @@ __all__ = [
     "UserError",
     "add_device_options",
     "autocast",
+    "goes_on",
     "pick_device",
     "progress",
     "say",
@@ -47,13 +48,19 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
-def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+def script(
+    main: Callable[[list[str] | None], int | None] | None = None,
+    *,
+    memory: str = "smaller images, batches or networks",
+) -> Callable:
     """Decorate a script's `main(argv)` so that it returns an exit status and users never meet a traceback.
 
     0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, the
     operating system refuses a file, or memory is short), 130 after Ctrl-C. Errors of the program itself keep their
-    traceback.
+    traceback. memory: what to try where it is short, with the names of the script's options.
     """
+    if main is None:
+        return functools.partial(script, memory=memory)
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -75,10 +82,10 @@ def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{reason(error)}", file=sys.stderr, flush=True)
         except (MemoryError, RuntimeError) as error:
-            # torch's allocator on the CPU has no exception of its own.
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+            if not _out_of_memory(error):
                 raise
-            print("error: not enough memory: try smaller images, batches or networks", file=sys.stderr, flush=True)
+            where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
+            print(f"error: not enough memory{where}: try {memory}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
             return 130
@@ -89,6 +96,13 @@ def script(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str
         return 2
 
     return wrapped
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # Of torch's allocator on the CPU, of CUDA and MPS beside torch's allocator, of cuBLAS.
+    return any(words in str(error) for words in ("t allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -244,3 +258,13 @@ def stop_on_request() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def goes_on(output: object) -> Iterator[None]:
+    """Ctrl-C within the block tells that what is in `output` is kept and that the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"what is scored is kept in {output}: the same command goes on from there")
+        raise

@@ -13,19 +13,19 @@ from PIL import Image
 from common.figures import overlay
 from common.files import (
     UserError,
+    append_csv,
     atomic_write,
     digest,
     first_process,
     only_run,
     plain,
     read_json,
-    reason,
     require_writable,
     write_csv,
     write_json,
 )
 from common.metrics import threshold_for_fpr
-from common.runtime import progress, say
+from common.runtime import goes_on, progress, say
 
 Scored = tuple[float, np.ndarray, np.ndarray]  # score, image (H, W, 3) uint8, anomaly map (H, W) float32
 
@@ -97,15 +97,16 @@ def score_folder(
             say(f"continuing after {len(rows)} of {len(names)} images: {output}")
         batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)]
         counts = {"scored": len(rows), "defective": sum(row[3] == "defective" for row in rows), "failed": 0}
-        for numbers in progress(batches, "scoring", hide=hide):
-            new = []
-            for number, found in zip(numbers, score(numbers)):
-                row = _row(output, names[number], found, threshold)
-                counts["scored"] += row[1] != ""
-                counts["defective"] += row[3] == "defective"
-                counts["failed"] += row[4] != ""
-                new.append(row)
-            _append(table, new)
+        with goes_on(output):
+            for numbers in progress(batches, "scoring", hide=hide):
+                new = []
+                for number, found in zip(numbers, score(numbers)):
+                    row = _row(output, names[number], found, threshold)
+                    counts["scored"] += row[1] != ""
+                    counts["defective"] += row[3] == "defective"
+                    counts["failed"] += row[4] != ""
+                    new.append(row)
+                append_csv(table, new)
         write_json(summary, {**about, "finished": True, **counts})
     say(
         f"{counts['scored']} images scored"
@@ -150,16 +151,6 @@ def _row(output: Path, name: str, found: Scored | UserError, threshold: Mapping[
     except UserError as error:
         row[-1] = str(error)
     return row
-
-
-def _append(table: Path, rows: list[list[Any]]) -> None:
-    if not first_process():
-        return
-    try:
-        with table.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise UserError(f"cannot write {table}: {reason(error)}; the rows before are kept") from error
 
 
 def _save_pictures(output: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, limit: float | None) -> None:

@@ -22,7 +22,7 @@ from crn.training.dataset import DATASETS, Images, read, unlabelled
 from crn.training.utils import load_model, read_model_kind, to_bytes
 
 
-@script
+@script(memory="a smaller --imsize, smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
     parser = ArgumentParser(description="Score a folder of images without labels with a trained model.")

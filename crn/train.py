@@ -74,6 +74,16 @@ def draw_epoch(opt: Namespace, model: Model, count: int, epoch: int) -> list[tup
     return [(batch.tolist(), model.draw_pair(generator)) for batch in order.split(opt.batch_size)]
 
 
+class _LogFile(logging.FileHandler):
+    """A file of messages that ends the program where it cannot be written, as every other file does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write --log-file {self.baseFilename}: {reason(error)}") from error
+        raise error
+
+
 class Training:
     """A training's state beside the networks, and what is written after a validation."""
 
@@ -234,7 +244,13 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
 
     Raises UserError where the loss is not finite, KeyboardInterrupt after a requested stop, when the state is saved.
     """
-    training = Training(opt, dataset, device)
+    # A folder that is not given will be the log's version_N, which no other run has.
+    with only_run(opt.checkpoint_path) if opt.save and opt.checkpoint_path else nullcontext():
+        return _train(Training(opt, dataset, device))
+
+
+def _train(training: Training) -> Training:
+    opt, device = training.opt, training.device
     model, state, count = training.model, training.state, len(training.train_images)
     board = Board(opt, training.log_folder, state["wandb"])
     state["wandb"] = board.id
@@ -244,7 +260,7 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
     )
     precision = partial(autocast, device, opt.precision)
     last_line = time.monotonic()
-    with only_run(training.folder) if opt.save else nullcontext(), stop_on_request() as stop:
+    with stop_on_request() as stop:
         ahead = progress(range(state["batch"], training.batches), "training")
         while state["batch"] < training.batches:
             started = time.monotonic()
@@ -339,9 +355,7 @@ def _start_log(opt: Namespace) -> None:
         return
     try:
         opt.log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [
-            logging.FileHandler(opt.log_file, encoding="utf-8", errors="backslashreplace")
-        ]
+        handlers: list[logging.Handler] = [_LogFile(opt.log_file, encoding="utf-8", errors="backslashreplace")]
     except OSError as error:
         raise UserError(f"cannot write --log-file {opt.log_file}: {reason(error)}") from error
     if opt.log_stdout:
@@ -351,7 +365,7 @@ def _start_log(opt: Namespace) -> None:
         log.addHandler(handler)
 
 
-@script
+@script(memory="a smaller --batch-size, --imsize or --ngf, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)

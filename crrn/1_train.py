@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, distributed
-from common.files import require_writable, write_json
+from common.files import only_run, require_writable, write_json
 from common.memory import reuse_memory
 from common.runtime import ArgumentParser, UserError, autocast, progress, say, script, seed_all, stop_on_request
 from crrn.boards import cycle_of, is_synthetic, number_of
@@ -232,7 +232,7 @@ def use_several_gpus(options: Namespace, argv: list[str]) -> None:
     os.execve(sys.executable, [sys.executable, *program, *own_numbers], os.environ | visible)
 
 
-@script
+@script(memory="a smaller --batch_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Train one model; where no preprocessed boards exist, make them first."""
     parser = ArgumentParser(description="Train CRRN on the boards of a data set.")
@@ -267,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
     path = result_folder(options, prepared.folder) / "model_dictionary.pt"
     require_writable(path.parent)
     try:
-        train(options, prepared, path, device)
+        with only_run(path.parent):
+            train(options, prepared, path, device)
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
         say(f"stopped; {path} is saved. To continue: {command}" if path.exists() else f"to start again: {command}")

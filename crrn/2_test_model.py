@@ -138,7 +138,7 @@ def _data_name(prepared: Prepared) -> str:
     return "synthetic boards" if is_synthetic(prepared.folder) else prepared.folder.name
 
 
-@script
+@script(memory="a smaller --batch_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Test one trained model."""
     parser = ArgumentParser(description="Count which injected anomalies a trained CRRN finds.")

@@ -94,6 +94,7 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     missing = sorted(set(PLAIN) - set(content if isinstance(content, Mapping) else ()))
     if missing:
         raise UserError(f"{path} is no checkpoint of CRRN: {missing[0]} is missing")
+    checkpoint.require_known_format(content, path)
     ours = "kind" in content or "settings" in content
     if ours and content.get("kind") != "crrn":
         raise UserError(f"{path} is no checkpoint of CRRN: of another method")

@@ -207,7 +207,7 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
     say(f"pictures: {config.score_picture_dir} and {config.map_picture_dir}")
 
 
-@script
+@script(memory="a smaller --batch_size")
 def main(argv: list[str] | None = None) -> None:
     """Evaluate config.modelname."""
     config = parse(argv, "Evaluate a saved model on the test images of its class.")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import versions
-from common.files import atomic_write, only_run, read_json, write_json
+from common.files import atomic_write, naming, only_run, read_json, write_json
 from common.runtime import UserError, pick_device, progress, say, script, stop_on_request
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -51,7 +51,8 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
         "versions": versions(),
     }
     folder, progress_file = feature_file(config, "features.json").parent, feature_file(config, "extracting.json")
-    with only_run(folder), stop_on_request() as stop:
+    kept = "what is extracted so far is kept"
+    with only_run(folder), naming(folder, kept), stop_on_request() as stop:
         done = _done_before(progress_file, about)
         for part, samples in parts.items():
             shapes = [_shape(config, name, len(samples), scale) for scale in range(config.n_scales)]
@@ -194,7 +195,7 @@ def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
     return array
 
 
-@script
+@script(memory="a smaller --batch_size")
 def main(argv: list[str] | None = None) -> None:
     """Extract the features of config.class_name."""
     config = parse(argv, "Extract and store the features of all images of a class.")

@@ -16,7 +16,7 @@ from csflow.train import train
 from csflow.utils import load_dataset
 
 
-@script
+@script(memory="a smaller --batch_size, --fc_internal or --img_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
     config = parse(argv, "Train CS-Flow on the good images of a class and evaluate it on the test images.")

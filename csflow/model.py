@@ -247,7 +247,7 @@ def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) 
 
 def load_training(path: str | Path) -> dict[str, Any]:
     """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
-    content = checkpoint.load(path, "csflow")
+    content = _of_today(checkpoint.load(path, "csflow"))
     checkpoint.require_sound(content, path, TRAINED | RESUMABLE, "CS-Flow")
     return content
 
@@ -260,9 +260,9 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     """
     state = checkpoint.load_tensors(path, "csflow")
     if "settings" in state:
-        content = state
+        content = _of_today(state)
         checkpoint.require_sound(content, path, TRAINED, "CS-Flow")
-        config = config.with_trained(state["settings"], path)
+        config = config.with_trained(content["settings"], path)
         n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
     else:
         content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
@@ -270,6 +270,17 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     model = get_cs_flow_model(config, n_feat)
     checkpoint.load_parameters(model, parameters, path)
     return model.eval().to(device), config, content
+
+
+def _of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """Content of the first files of ours as today's: they had no scaler and no checksum of the extractor's weights, and
+    other names for precisions."""
+    content = {"scaler": {}, "weights": None, **content}
+    settings = content.get("settings")
+    if isinstance(settings, Mapping) and settings.get("precision") in ("float32", "bfloat16"):
+        names = {"float32": "fp32", "bfloat16": "bf16"}
+        content["settings"] = {**settings, "precision": names[settings["precision"]]}
+    return content
 
 
 def _scores(values: Any) -> bool:
@@ -297,7 +308,8 @@ RESUMABLE = {
     "optimizer": lambda value: isinstance(value, Mapping),
     "scaler": checkpoint.is_scaler_state,
     "history": _history,
-    **dict.fromkeys(("data", "device", "fingerprint", "weights"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("data", "device", "fingerprint"), lambda value: isinstance(value, str)),
+    "weights": lambda value: value is None or isinstance(value, str),
     **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),
     **dict.fromkeys(("seconds", "loss_sum"), lambda value: isinstance(value, float)),
 }

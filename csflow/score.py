@@ -22,7 +22,7 @@ from csflow.model import load_extractor, load_model
 from csflow.utils import ComputedFeatures, require_same_weights, run_flow
 
 
-@script
+@script(memory="smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
     parser = build_parser("Score a folder of images without labels with a saved model.")

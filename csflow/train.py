@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -80,6 +80,9 @@ def train(
 
     def save(epoch: int, step: int) -> None:
         nonlocal last_saved
+        if not checkpoint.finite(model, optimizer):  # after a fine loss, the step may have spoiled them
+            last = -(-len(train_rows) // config.batch_size)
+            _stop("the parameters are not finite", epoch + bool(step), step or last, config)
         last_saved = time.monotonic()
         about.update(epoch=epoch, step=step)
         if config.save_model:
@@ -100,7 +103,8 @@ def train(
                     z, log_det = network(features)
                 loss = weight * get_loss(z, log_det)
                 mean = distributed.mean_of(loss.item(), device)
-                _require_finite(mean, epoch, step, config)
+                if not math.isfinite(mean):
+                    _stop(f"the loss is {mean}", epoch + 1, step + 1, config)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
@@ -165,13 +169,9 @@ def _evaluate(
     return result, calibration
 
 
-def _require_finite(loss: float, epoch: int, step: int, config: Config) -> None:
-    if not math.isfinite(loss):
-        saved = f"; the last saved model ({config.model_file}) stays" if config.model_file.exists() else ""
-        raise UserError(
-            f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}: training stops{saved}. "
-            "Try a lower --lr_init or --clamp"
-        )
+def _stop(what: str, epoch: int, step: int, config: Config) -> NoReturn:
+    saved = f"; the last saved model ({config.model_file}) stays" if config.model_file.exists() else ""
+    raise UserError(f"{what} at epoch {epoch}, step {step}: training stops{saved}. Try a lower --lr_init or --clamp")
 
 
 def _worth_a_line(epoch: int, config: Config) -> bool:

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +244,12 @@ def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, i
         raise UserError(f"--report: the scores are not known to be those of {path}: run script_testing.py again")
     model.to(device, memory_format=torch.channels_last_3d).eval()
 
-    @lru_cache(maxsize=1)  # one video's frames at a time
-    def decoded(name: str) -> VideoDatasetOneDir:
-        dataset = listed(opt.DataRoot / opt.Dataset, name, opt)
-        dataset.decode()
-        return dataset
+    @cache
+    def dataset(name: str) -> VideoDatasetOneDir:
+        return listed(opt.DataRoot / opt.Dataset, name, opt)
 
     def column(video: Scored, clip: int) -> Column:
-        image, error = middle_frame(model, decoded(video.name), clip, opt, device)
+        image, error = middle_frame(model, dataset(video.name), clip, opt, device)
         return image, error, f"{video.name}, frame {video.frames[clip]}", None
 
     return column

@@ -4,9 +4,10 @@
     torchrun --nproc_per_node=2 script_testing.py       several processes share the clips of each video
 
 A clip's score is its mean reconstruction error, `memae.utils.clip_errors`. script_eval_video.py makes AUCs of them.
-The same command continues an interrupted run with the videos that are left.
+The same command continues an interrupted run, also in the midst of a video.
 """
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from common import distributed
 from common.checkpoint import versions
 from common.figures import map_sheet
-from common.files import UserError, atomic_write, read_json, require_writable, write_json
+from common.files import UserError, atomic_write, first_process, naming, only_run, read_json, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, progress, say, script
+from common.runtime import autocast, goes_on, progress, say, script
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import index_root, load_batches, subfolders
@@ -42,6 +43,8 @@ from memae.utils import (
     setting_name,
 )
 
+PART = 128  # clips, about, that are decoded at once and after which their scores are written
+
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, frames: Tensor, opt: Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,16 +55,54 @@ def reconstruct(model: nn.Module, frames: Tensor, opt: Namespace, device: torch.
     return (out["output"] if isinstance(out, dict) else out).float(), x
 
 
-def score_video(model: nn.Module, dataset: VideoDatasetOneDir, opt: Namespace, device: torch.device) -> np.ndarray:
-    """Error of each clip of a video, (N,) float64, in the order of its clips. Several processes share them."""
-    own = distributed.part(range(len(dataset)))
+def score_clips(
+    model: nn.Module, dataset: VideoDatasetOneDir, clips: range, opt: Namespace, device: torch.device
+) -> np.ndarray:
+    """Errors of these clips of a video, (N,) float64. Several processes share them."""
+    dataset.decode(clips)
+    own = distributed.part(clips)
     # A process for which nothing is left scores the first clip, to be left out.
-    batches = torch.tensor(own if len(own) else [0]).split(opt.BatchSize)
+    batches = torch.tensor(own if len(own) else clips[:1]).split(opt.BatchSize)
     loaded = load_batches(dataset, [batch.tolist() for batch in batches], opt.NumWorker, pin=device.type == "cuda")
-    scores = []
-    for frames in progress(loaded, dataset.videos[0], total=len(batches)):
-        scores.append(clip_errors(*reconstruct(model, frames, opt, device), opt.ModelName).cpu())
+    scores = [clip_errors(*reconstruct(model, frames, opt, device), opt.ModelName).cpu() for frames in loaded]
     return distributed.gathered(torch.cat(scores)[: len(own)].double().numpy())
+
+
+def score_video(
+    model: nn.Module, dataset: VideoDatasetOneDir, begun: Path, anew: bool, opt: Namespace, device: torch.device
+) -> np.ndarray:
+    """Error of each clip of a video, (N,) float64, in the order of its clips.
+
+    begun: file that gets the scores as they come; unless `anew`, it has those of the first clips already. Clips are
+    decoded part by part, so that memory does not grow with the video. FloatingPointError where scores are not finite.
+    """
+    step = max(PART // opt.BatchSize, 1) * opt.BatchSize * distributed.size()
+    starts = range(0, len(dataset), step)
+    parts = [] if anew else _parts_before(begun, step)
+    done = len(parts)
+    if done:
+        say(f"going on after {done * step} of {len(dataset)} clips of {dataset.videos[0]}")
+    distributed.anywhere(False, device)  # every process has looked before the first one writes
+    if first_process():
+        with naming(begun, "what is scored is kept"):
+            begun.touch()
+            os.truncate(begun, 8 * step * done)
+    for start in progress(starts[done:], dataset.videos[0]):
+        clips = range(start, min(start + step, len(dataset)))
+        scores = score_clips(model, dataset, clips, opt, device)
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(f"the scores of {dataset.videos[0]} are not finite")
+        parts.append(scores)
+        if first_process():
+            with naming(begun, "what is scored is kept"), begun.open("ab") as file:
+                file.write(scores.tobytes())
+    return np.concatenate(parts)
+
+
+def _parts_before(begun: Path, step: int) -> list[np.ndarray]:
+    """Of the scores in a file, the whole parts of `step` clips."""
+    values = np.fromfile(begun) if begun.is_file() else np.empty(0)
+    return list(values[: len(values) // step * step].reshape(-1, step))
 
 
 def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
@@ -76,7 +117,8 @@ def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
 def middle_frame(
     model: nn.Module, dataset: VideoDatasetOneDir, clip: int, opt: Namespace, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The frame that a clip's score belongs to, (H, W, 3) uint8, and its error map, (H, W)."""
+    """The frame that a clip's score belongs to, (H, W, 3) uint8, and its error map, (H, W). Decodes this clip alone."""
+    dataset.decode([clip])
     frames, middle = dataset.batch([clip]), opt.FrameNum // 2
     output, x = reconstruct(model, frames, opt, device)
     error = error_maps(output, x, opt.ModelName)[0, middle].cpu().numpy()
@@ -97,17 +139,17 @@ def draw_worst(
 
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
 RESULTS = (
-    "*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat", "*_label.mat",
-    "plots/*.png", "report.html",
+    "*.npy", "*.scoring", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat",
+    "*_label.mat", "plots/*.png", "report.html",
 )  # fmt: skip
 
 
 def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Make `output` ready for scores made as `about` says; returns the videos that an interrupted run has scored.
+    """Make `output` ready for scores made as `about` says; returns the videos that an interrupted run has scored, or
+    begun to.
 
     What other runs left there is removed. UserError where the folder cannot be written.
     """
-    require_writable(output)
     file = output / "progress.json"
     if file.is_file():
         try:
@@ -115,14 +157,14 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
         except UserError:
             content = None  # damaged: nothing of it is used
         if isinstance(content, dict) and content.get("about") == about and isinstance(content.get("videos"), dict):
-            return {name: entry for name, entry in content["videos"].items() if (output / f"{name}.npy").is_file()}
+            return content["videos"]
     for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
         old.unlink()
     write_json(file, {"about": about, "videos": {}})
     return {}
 
 
-@script
+@script(memory="a smaller --BatchSize, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Score the test videos one by one; each video's file is written when it is done."""
     opt = TestOptions().parse(argv)
@@ -152,35 +194,46 @@ def main(argv: list[str] | None = None) -> None:
     settings = plain_settings(opt)
     about = {"data": "synthetic" if made else str(root), "model": str(path), "model_sha256": digest(path)}
     about |= {"device": device.type, "settings": settings}
-    with distributed.first_alone():
-        scored = begin(output, about)
-    say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
-    begun = {d.videos[0]: _entry(d, opt) for d in datasets if d.videos[0] in scored}
-    scored = {video: entry for video, entry in begun.items() if entry == scored[video]}  # of the same frames
-    if scored:
-        say(f"an interrupted run of this command has scored {len(scored)} of {len(datasets)} videos: going on")
-    for dataset in datasets:
-        (video,) = dataset.videos
-        if video in scored:
-            continue
-        dataset.decode()
-        scores = score_video(model, dataset, opt, device)
-        if not np.isfinite(scores).all():
-            raise UserError(f"the scores of {video} are not finite: {path} is no sound model (--precision fp32?)")
-        scored[video] = _entry(dataset, opt)
-        if not distributed.rank():
-            if opt.WorstFrames:
-                draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
-            with atomic_write(output / f"{video}.npy") as file:
-                np.save(file, scores)
-            write_json(output / "progress.json", {"about": about, "videos": scored})
-        del dataset.store  # one video's frames at a time
-    if distributed.rank():
-        return
-    videos = {dataset.videos[0]: scored[dataset.videos[0]] for dataset in datasets}
-    write_json(output / "testing.json", {"method": opt.ModelName, **about, "versions": versions(), "videos": videos})
+    with only_run(output):
+        with distributed.first_alone():
+            scored = begin(output, about)
+        say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
+        entries = {dataset.videos[0]: _entry(dataset, opt) for dataset in datasets}
+        scored = {video: entry for video, entry in scored.items() if entry == entries.get(video)}  # of the same frames
+        finished = {video for video in scored if (output / f"{video}.npy").is_file()}
+        if finished:
+            say(f"an interrupted run of this command has scored {len(finished)} of {len(datasets)} videos: going on")
+        with goes_on(output):
+            for dataset in datasets:
+                (video,) = dataset.videos
+                if video in finished:
+                    continue
+                anew = video not in scored
+                if anew:
+                    scored[video] = entries[video]
+                    if first_process():
+                        (output / f"{video}.npy").unlink(missing_ok=True)
+                        write_json(output / "progress.json", {"about": about, "videos": scored})
+                begun = output / f"{video}.scoring"
+                try:
+                    scores = score_video(model, dataset, begun, anew, opt, device)
+                except FloatingPointError as error:
+                    raise UserError(f"{error}: {path} is no sound model (--precision fp32?)") from None
+                if first_process():
+                    if opt.WorstFrames:
+                        draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
+                    with atomic_write(output / f"{video}.npy") as file:
+                        np.save(file, scores, allow_pickle=False)
+                    begun.unlink()
+                del dataset.store
+        if first_process():
+            _finish(output, {"method": opt.ModelName, **about}, entries)
+
+
+def _finish(output: Path, about: dict[str, Any], entries: dict[str, Any]) -> None:
+    write_json(output / "testing.json", {**about, "versions": versions(), "videos": entries})
     (output / "progress.json").unlink()
-    say(f"scores of {sum(len(video['scored_frames']) for video in scored.values())} clips: {output}")
+    say(f"scores of {sum(len(entry['scored_frames']) for entry in entries.values())} clips: {output}")
 
 
 def listed(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:

@@ -6,7 +6,9 @@ command continues an interrupted training and ends with the same weights. On sev
 torchrun --nproc_per_node=N script_training.py ...
 """
 
+import errno
 import math
+import os
 import shlex
 import sys
 import time
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.figures import curve_figure
-from common.files import UserError, atomic_write, reason, write_json
+from common.files import UserError, atomic_write, naming, only_run, require_writable, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
 from common.runtime import autocast, progress, say, script, seed_all, stop_on_request
@@ -76,16 +78,15 @@ class Logs:
     def __init__(self, folder: Path, offset: int, iteration: int, opt: Namespace):
         """Continue log.csv at byte `offset`, up to which it belongs to the training's saved state."""
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file: IO = (folder / "log.csv").open("r+" if (folder / "log.csv").exists() else "w+", newline="")
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {reason(error)}") from error
-        self.file.seek(0, 2)
-        self.file.truncate(min(offset, self.file.tell()))
-        self.file.seek(0, 2)
+        require_writable(folder)
+        path = folder / "log.csv"
+        with naming(path, "what was saved stays"):
+            self.file: IO[bytes] = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            self.file.seek(0, 2)
+            self.file.truncate(min(offset, self.file.tell()))
+            self.file.seek(0, 2)
         if not self.file.tell():
-            self.file.write(HEADER)
+            self._write(HEADER)
         self.board = None
         if opt.IsTbLog:
             try:
@@ -97,9 +98,14 @@ class Logs:
                     "tensorboard is not installed (pip install tensorboard): the curves go to log.csv and loss.png only"
                 )
 
+    def _write(self, line: str) -> None:
+        with naming(self.folder / "log.csv", "what was saved stays"):
+            if self.file.write(line.encode()) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def losses(self, epoch: int, iteration: int, losses: dict[str, float]) -> None:
         """One line."""
-        self.file.write(f"{epoch},{iteration},{losses['loss']!r},{losses['recon_loss']!r},{losses['entropy_loss']!r}\n")
+        self._write(f"{epoch},{iteration},{losses['loss']!r},{losses['recon_loss']!r},{losses['entropy_loss']!r}\n")
         if self.board:
             for name, value in losses.items():
                 self.board.add_scalar(name, value, iteration)
@@ -115,8 +121,7 @@ class Logs:
             self.board.add_image("x, x_rec", grey.cpu(), iteration)
 
     def end_of_file(self) -> int:
-        """Bring everything to the disk and return the length of log.csv."""
-        self.file.flush()
+        """The length of log.csv."""
         if self.board:
             self.board.flush()
         return self.file.tell()
@@ -329,7 +334,7 @@ def _load_backbone(model: nn.Module, opt: Namespace) -> None:
     checkpoint.load_parameters(model.encoder, from_mmaction(state, opt.ImgChnNum), opt.BackboneWeights)
 
 
-@script
+@script(memory="a smaller --BatchSize or --MemDim, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Data, training, final weights."""
     opt = TrainOptions().parse(argv)
@@ -360,7 +365,9 @@ def main(argv: list[str] | None = None) -> None:
         f"({device}, {opt.precision}{_of_processes()})"
     )
     try:
-        final = train(opt, dataset, device, about)
+        require_writable(opt.ModelRoot)
+        with only_run(opt.ModelRoot / f"model_{name_of(opt)}"):
+            final = train(opt, dataset, device, about)
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
         say(f"stopped; what was reached is saved in {opt.ModelRoot}. To continue: {command}")

@@ -29,7 +29,7 @@ from riad.source.agent import Agent
 from riad.source.datamanager import to_tensor
 
 
-@script
+@script(memory="a smaller --batch_score, or --precision bf16")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
     parser = ArgumentParser(description="Score a folder of images without labels with a trained network.")

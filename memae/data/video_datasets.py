@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.files import UserError, reason
-from common.images import EXTENSIONS, fingerprint, image_size, read_image
+from common.images import EXTENSIONS, fingerprint, image_size, read_image, require_readable
 from common.runtime import progress, say
 
 
@@ -216,7 +216,7 @@ class VideoDataset(Dataset):
     ):
         """idx_root: folder of index files, None for all windows of `frame_num` consecutive frames; transform: from
         (C, T, H, W) uint8 to the clip, default to float32 in [-1, 1]; videos: names, default all in `frame_root`;
-        decode: False leaves the frames, whose sizes are checked, for `decode` to read.
+        decode: False leaves the frames, which are checked, for `decode` to read.
 
         Raises UserError for missing or unsound frames and index files. Videos shorter than a clip are named, skipped.
         """
@@ -241,10 +241,21 @@ class VideoDataset(Dataset):
             self.decode()
         elif self.clips:
             self.size = frame_size(paths)
+            require_readable(paths)
 
-    def decode(self) -> None:
-        """Read all frames; UserError where one is unsound."""
-        self.store = FrameStore(self.paths, self.channels, self.limit_gib, spill=self.root.parent)
+    def _rows_of(self, clip: int) -> np.ndarray:
+        """Rows of a clip's frames among all frames."""
+        video, numbers = self.clips[clip]
+        return self.first[video] + np.asarray(numbers) - 1
+
+    def decode(self, clips: Sequence[int] | None = None) -> None:
+        """Read all frames, or those of these clips alone; UserError where one is unsound."""
+        if clips is None:
+            self.decoded = np.arange(len(self.paths))
+        else:
+            self.decoded = np.unique(np.concatenate([self._rows_of(clip) for clip in clips]))
+        paths = [self.paths[row] for row in self.decoded]
+        self.store = FrameStore(paths, self.channels, self.limit_gib, spill=self.root.parent)
         self.size = self.store.size  # height and width
 
     def fingerprint(self) -> str:
@@ -257,8 +268,7 @@ class VideoDataset(Dataset):
 
     def frames(self, index: int) -> Tensor:
         """The frames of one clip, (C, T, H, W) uint8."""
-        video, numbers = self.clips[index]
-        rows = self.first[video] + np.asarray(numbers) - 1
+        rows = np.searchsorted(self.decoded, self._rows_of(index))
         return torch.from_numpy(self.store.frames[rows]).permute(3, 0, 1, 2)
 
     def batch(self, indices: Sequence[int]) -> Tensor:

@@ -93,7 +93,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     shown = _first_of_each_class(data.test)
     ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
     started = saved = time.monotonic()
-    board = _board(settings.output / PATH_CKPT)
+    board = _board(settings.output / PATH_CKPT, place["epoch"] + 1)
 
     def save() -> None:
         nonlocal started, saved
@@ -197,8 +197,8 @@ def _worth_a_line(epoch: int, epochs: int) -> bool:
     return epoch + 1 == epochs or (epoch + 1) % max(epochs // 10, 1) == 0
 
 
-def _board(folder: Path) -> Any:
-    """A TensorBoard writer of the first process, or None where tensorboard is not installed."""
+def _board(folder: Path, epoch: int) -> Any:
+    """A TensorBoard writer of the first process, beginning at `epoch`, or None where tensorboard is not installed."""
     if distributed.rank():
         return None
     try:
@@ -206,7 +206,7 @@ def _board(folder: Path) -> Any:
     except ImportError:
         say("tensorboard is not installed (pip install tensorboard): the curves go to results_tr/history.* only")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=epoch)
 
 
 def _validate(agent: Agent, part: Part, chosen_by: str, settings: Namespace) -> tuple[float, np.ndarray | None]:

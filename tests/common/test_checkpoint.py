@@ -84,7 +84,6 @@ class Malicious:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", ["torch", "legacy", "pickle"])
 def test_code_in_a_file_is_refused_without_running(tmp_path, write):
     path, trace = tmp_path / "model.pt", tmp_path / "it ran"
@@ -105,7 +104,7 @@ def test_other_kinds_and_newer_formats_are_refused(tmp_path):
         checkpoint.load(path, "csflow")
     assert checkpoint.load_tensors(path)["kind"] == "riad"
     torch.save({"kind": "csflow", "format": checkpoint.FORMAT + 1}, path)
-    with pytest.raises(UserError, match=r"newer version .*\(format 2\)"):
+    with pytest.raises(UserError, match=r"newer version .*\(format 2"):
         checkpoint.load(path, "csflow")
 
 
@@ -120,7 +119,6 @@ def test_truncated_files_are_refused(tmp_path, kept):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_bytes_are_refused_in_one_line(tmp_path):
     path, chance = tmp_path / "model.pt", random.Random(0)
     torch.save({"w": torch.ones(3), "k": 1}, path, _use_new_zipfile_serialization=False)

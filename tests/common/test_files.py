@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from common.files import UserError, atomic_write, only_run, read_json, write_csv, write_json
+from common.files import (
+    UNFINISHED,
+    UserError,
+    append_csv,
+    atomic_write,
+    only_run,
+    read_json,
+    require_writable,
+    write_csv,
+    write_json,
+)
 
 
 def test_atomic_write_makes_folders_and_replaces(tmp_path):
@@ -51,6 +61,29 @@ def test_impossible_places(tmp_path):
         with pytest.raises(UserError, match="cannot write"), atomic_write(path, "w") as file:
             file.write("new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
+    left, new = tmp_path / f"{UNFINISHED}left", tmp_path / f"{UNFINISHED}new"
+    new.write_text("its writer has just made it")
+    left.write_text("its writer is dead")
+    with atomic_write(tmp_path / "file", "w") as file:
+        (own,) = set(tmp_path.iterdir()) - {left, new}
+        for path in (left, own):
+            os.utime(path, (0, 0))
+        require_writable(tmp_path)
+        assert set(tmp_path.iterdir()) == {own, new}
+        file.write("whole")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_rows_are_added(tmp_path):
+    write_csv(tmp_path / "a.csv", ["name", "score"], [])
+    append_csv(tmp_path / "a.csv", [["a, b", 1], ["c", 2]])
+    append_csv(tmp_path / "a.csv", [["d", 3]])
+    assert (tmp_path / "a.csv").read_bytes() == b'name,score\r\n"a, b",1\r\nc,2\r\nd,3\r\n'
+    with pytest.raises(UserError, match=r"cannot write .*b\.csv: no such file or directory; the rows before are kept"):
+        append_csv(tmp_path / "none/b.csv", [["e", 4]])
 
 
 def test_longest_names_and_usual_permissions(tmp_path):

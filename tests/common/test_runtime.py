@@ -102,6 +102,24 @@ def test_exit_status_and_one_line(capsys, error, status, message):
     assert capsys.readouterr() == ("", message)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_memory_that_is_short_on_a_gpu_names_the_scripts_options(capsys, error):
+    @script(memory="a smaller --batch_size")
+    def main(argv=None):
+        raise error
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == "error: not enough memory on the GPU: try a smaller --batch_size\n"
+
+
 def test_names_that_are_no_text_can_be_printed():
     code = "from common.runtime import say, script; script(lambda argv: say('b\\udcff.png \\u00b2'))()"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}

@@ -5,10 +5,8 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -502,44 +500,6 @@ def test_sweep_with_two_workers(place, capsys):
     Path("s.yml").write_text("method: bayes")
     refused(capsys, sweep.main, ["s.yml"], "s.yml", "parameters")
     refused(capsys, sweep.main, ["none.yml"], "none.yml")
-
-
-def test_interrupted_training_ends_with_the_same_numbers(place, capsys):
-    """SIGINT and SIGKILL to real processes, each followed by the same command."""
-    argv = [*training("RoadImages", "--training-steps", "120"), "--save-every", "0", "--batch-size", "4"]
-    assert train.main([*argv, "--checkpoint-path", "whole", "--log-dir", "lw"]) == 0
-    file = Path("ck/last.ckpt")
-    for number, stop in enumerate((signal.SIGINT, signal.SIGKILL)):
-        before = file.stat().st_mtime_ns if file.exists() else 0
-        command = [sys.executable, str(ROOT / "crn/train.py"), *argv]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not (file.exists() and file.stat().st_mtime_ns != before):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.005)
-        time.sleep(0.05 * (number + 1))
-        process.send_signal(stop)
-        output, error = process.communicate()
-        assert process.returncode == (130 if stop == signal.SIGINT else -9), error
-        assert "Traceback" not in error
-        if stop == signal.SIGINT:
-            assert "To continue: python" in output and "--checkpoint-path ck" in output
-    assert load(file)["batch"] < 60
-    capsys.readouterr()
-    assert train.main(argv) == 0
-    assert "continuing ck/last.ckpt" in capsys.readouterr().out
-
-    one, other = load("whole/last.ckpt"), load("ck/last.ckpt")
-    assert one["batch"] == other["batch"] == 60
-    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
-    assert one["bookkeeping"] == other["bookkeeping"] and one["calibration"] == other["calibration"]
-    best = [load(f"{folder}/best.ckpt") for folder in ("whole", "ck")]
-    assert all(torch.equal(best[0]["model"][key], best[1]["model"][key]) for key in one["model"])
-    tables = [rows(f"{folder}/version_0/metrics.csv") for folder in ("lw", "lm")]
-    for table in tables:
-        for row in table:
-            del row["metrics/traintime"]
-    assert tables[0] == tables[1]
 
 
 def test_two_processes_train_like_one(place, capsys):

@@ -346,8 +346,11 @@ def test_frames_lie_in_a_file_where_no_room_can_be_reserved(root, monkeypatch):
 def test_frames_can_be_decoded_later(root):
     dataset = VideoDatasetOneDir(None, root / "Train/a", decode=False)
     assert dataset.size == (16, 16) and len(dataset) == 5 and not hasattr(dataset, "store")
+    whole = VideoDatasetOneDir(None, root / "Train/a")
     dataset.decode()
-    assert torch.equal(dataset[0][1], VideoDatasetOneDir(None, root / "Train/a")[0][1])
+    assert torch.equal(dataset[0][1], whole[0][1])
+    dataset.decode(range(2, 4))
+    assert len(dataset.store.frames) == 17 and all(torch.equal(dataset[i][1], whole[i][1]) for i in (2, 3))
 
 
 def test_order_is_by_number(tmp_path):

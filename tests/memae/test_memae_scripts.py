@@ -591,49 +591,6 @@ def copy_of_the_repository(tmp_path):
     return tmp_path / "repo"
 
 
-def test_interrupted_training_ends_with_the_same_bytes(videos, tmp_path):
-    """Real processes: SIGINT, then SIGKILL in the midst of a step or a save, each followed by the same command."""
-    here = copy_of_the_repository(tmp_path) / "memae"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable, "script_training.py", "--DataRoot", str(videos), "--Dataset", "stripes", *SMALL,
-        "--BatchSize", "2", "--EpochNum", "3", "--SnapInterval", "2", "--SaveCheckInterval", "9",
-    ]  # fmt: skip
-
-    def run(*more):
-        return subprocess.run([*command, *more], cwd=here, capture_output=True, text=True, timeout=120, env=environment)
-
-    whole = run("--Suffix", "whole")
-    assert whole.returncode == 0, whole.stderr
-    state = here / f"models/model_{NAME}/{NAME}_resume.pt"
-    for number, stop in enumerate((signal.SIGINT, signal.SIGKILL)):
-        process = subprocess.Popen(
-            command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        deadline = time.monotonic() + 60
-        while not (state.exists() and state.stat().st_mtime_ns != before):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.005)
-        time.sleep(0.2 * number)
-        process.send_signal(stop)
-        output, error = process.communicate()
-        assert "Traceback" not in error
-        if stop == signal.SIGINT:
-            assert process.returncode == 130 and "To continue: python script_training.py" in output
-        else:
-            assert process.returncode == -9
-    last = run()
-    assert last.returncode == 0 and "continuing" in last.stdout
-    models = here / "models"
-    other = NAME.replace("_Non", "_whole")
-    one, two = (torch.load(models / f"{name}.pt", weights_only=True) for name in (NAME, other))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert (models / f"log_{NAME}/log.csv").read_bytes() == (models / f"log_{other}/log.csv").read_bytes()
-    histories = [json.loads((models / f"model_{name}/training.json").read_text())["history"] for name in (NAME, other)]
-    assert histories[0] == histories[1]
-
-
 def test_defaults_on_a_fresh_clone_and_ctrl_c(tmp_path):
     """No data, no options, from the root: it makes its videos, says so, and can be stopped."""
     repo = copy_of_the_repository(tmp_path)

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -373,22 +372,8 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypatch, capsys):
-    """SIGKILL in a process of its own, then Ctrl-C in the middle of an epoch and in its last batch, each followed by
-    the same command."""
+    """Ctrl-C in the middle of an epoch and in its last batch, each followed by the same command."""
     argv = [*DIGITS, "--epochs", "4", "--output", str(tmp_path / "out"), "--save_every", "0", "--figures_every", "0"]
-    command = [sys.executable, str(ROOT / "riad/run.py"), *argv]
-    state = tmp_path / "out/Checkpoint/resume.pth"
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    saves, seen, deadline = 0, 0, time.monotonic() + 300
-    while saves < 2:  # the first one is that of the start
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.002)
-        if state.exists() and state.stat().st_mtime_ns != seen:
-            saves, seen = saves + 1, state.stat().st_mtime_ns
-    process.kill()
-    assert "Traceback" not in process.communicate()[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-
     train_batch = Agent.train_batch
     for stop_at in ((2, 0), (3, 1)):  # of two batches
 
@@ -400,7 +385,9 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
         monkeypatch.setattr(Agent, "train_batch", train_and_stop)
         assert run.main(argv) == 130
         text = capsys.readouterr().out
-        assert "continuing" in text and "To continue: python" in text and "--save_every 0" in text
+        assert (
+            ("continuing" in text) == (stop_at[0] == 3) and "To continue: python" in text and "--save_every 0" in text
+        )
     monkeypatch.undo()
     assert run.main(argv) == 0
     assert_same_training(tmp_path / "out", digits)

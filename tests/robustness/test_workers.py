@@ -1,0 +1,73 @@
+"""Whoever works for a program and fails, a thread or a process, ends it with a reason: nobody waits forever."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import in_own_process
+from common.files import UserError
+from crn.training.dataset import Images, Item
+from memae.data.video_datasets import load_batches
+from riad.source import procedure
+from tests.robustness.methods import METHODS
+from tests.robustness.processes import ROOT
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_images_that_vanish_are_named_by_the_threads_that_miss_them(tmp_path, threads):
+    images = Images([Item("a.png", tmp_path / "a.png")], "MVTec", 32, threads=threads)
+    with pytest.raises(UserError, match=r"a\.png: no such file"):
+        list(images.batches([[0]] * 5))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_threads_that_assemble_clips_pass_on_what_ends_them(threads):
+    class Broken:
+        def batch(self, indices):
+            if indices == [3]:
+                raise MemoryError
+            return indices
+
+    batches = load_batches(Broken(), [[k] for k in range(5)], threads)
+    assert [next(batches) for _ in range(3)] == [[0], [1], [2]]
+    with pytest.raises(MemoryError):
+        next(batches)
+
+
+def test_a_process_that_dies_is_reported():
+    with pytest.raises(UserError, match="the process that measures died"):
+        in_own_process(os._exit, 9)
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_several_ends_the_training_and_it_can_be_continued(tmp_path):
+    """torchrun with two processes, the second of which is killed; one process then goes on alone."""
+    method = next(method for method in METHODS if method.name == "riad")
+    method.make_data(tmp_path)
+    argv, state = [str(ROOT / "riad/run.py"), *method.argv(tmp_path, 200)], tmp_path / "run" / method.state
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *argv]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (state.exists() and epoch_of(state) > 0):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    second = next(child for child in children if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert "Signal 9 (SIGKILL)" in process.stderr.read()
+    epoch = epoch_of(state)
+    alone = subprocess.run(
+        [sys.executable, argv[0], *method.argv(tmp_path, epoch + 1)], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert alone.returncode == 0 and "continuing" in alone.stdout, alone.stderr
+
+
+def epoch_of(state: Path) -> int:
+    return procedure.load(state)["epoch"]
