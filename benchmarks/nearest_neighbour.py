@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     table = [[dataset.name(s), s.class_name, s.label, *pair] for s, *pair in zip(dataset.test, *scores.values())]
     write_csv(output / "scores.csv", ["path", "class", "label", "score_mean", "score_max"], table)
     with atomic_write(output / "maps.npy") as file:
-        np.save(file, maps.astype(np.float32))
+        np.save(file, maps.astype(np.float32), allow_pickle=False)
     write_json(output / "results.json", results)
     say(f"results: {output}")
 
