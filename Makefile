@@ -14,7 +14,7 @@ $(READY): requirements.txt requirements-dev.txt
 	@touch $@
 
 demo: $(READY)
-	$(VENV)/bin/python csflow/main.py
+	$(VENV)/bin/python benchmarks/demo.py
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/speed.py

@@ -85,10 +85,10 @@ def crrn(folder: Path) -> list[Command]:
 
 
 def crrn_found(folder: Path) -> Found:
-    """Excessive paste, one pad in ten being anomalous."""
+    """Where one pad in ten is anomalous."""
     folder = folder / "boards/result/ConvConjLSTM_measured"
     results = read_json(folder / "results.json")["excessive"]["0.1"]
-    metric = "best F1, excessive paste, 10 %"
+    metric = "best F1, excessive paste"
     numbers = [("CRRN", metric, results["best_f1"]), ("z-score", metric, results["z_score"]["best_f1"])]
     return Found(numbers, folder / "report.html")
 
@@ -240,15 +240,19 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw_overview(path: Path, methods: Sequence[Method], founds: Sequence[Found]) -> None:
-    """What each method found best, side by side: the pictures of their reports."""
-    shown = [next(iter(pictures_of(found.report, "Best found"))) for found in founds]
-    figure = Figure((3.2 * len(shown), 3.9), dpi=100)
-    for axes, picture, method, found in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, methods, founds):
-        axes.imshow(picture)
+    """What each method found best, three beside each other: the pictures of their reports."""
+    columns, lines = 3, -(-len(founds) // 3)
+    figure = Figure((3.2 * columns, 3.7 * lines), dpi=100)
+    grid = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in grid:
         axes.axis("off")
-        _, metric, value = found.numbers[0]
-        axes.set_title(f"{method.title}: {method.data}\n{metric} {value:.3f}", fontsize=9)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.87, wspace=0.03)
+    for axes, method, found in zip(grid, methods, founds):
+        axes.imshow(pictures_of(found.report, "Best found")[0])
+        axes.set_title(f"{method.title}: {method.data}", fontsize=10)
+        numbers = [f"{who} {value:.3f}" for who, _, value in found.numbers]
+        axes.text(0.5, -0.02, f"{found.numbers[0][1]}: {', '.join(numbers)}", fontsize=8, ha="center", va="top",
+                  transform=axes.transAxes)  # fmt: skip
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.04, top=0.95, wspace=0.03, hspace=0.12)
     save_figure(figure, path)
 
 

@@ -32,7 +32,10 @@ td { min-width: 4rem; overflow-wrap: normal; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; background: white; border-radius: .25rem; }
-@media (max-width: 44rem) { img.wide { max-width: 44rem; } }
+@media (max-width: 44rem) {
+  .wide img { max-width: 36rem; }
+  .wide figcaption::after { content: " (Swipe the picture to see all of it.)"; opacity: .7; }
+}
 """
 
 Column = tuple[np.ndarray, np.ndarray, str, np.ndarray | None]  # image, anomaly map, name, mask
@@ -143,6 +146,12 @@ def case_section(
     return Section("Image, anomaly map, and both", pictures=sheets)
 
 
+def metric_name(key: str) -> str:
+    """A key of results.json in words: image_auroc is "image AUROC"."""
+    words = key.split("_")
+    return " ".join(word.upper() if word in ("auroc", "aupro", "ap", "f1", "fpr") else word for word in words)
+
+
 def data_sentence(data: Any) -> str:
     """What a report says of its data; data: "synthetic", or the data set's name or folder."""
     if data == "synthetic":
@@ -206,5 +215,5 @@ def _picture(path: Path, caption: str) -> str:
         raise UserError(f"{path} is no picture that a report can hold: PNG or JPEG") from error
     text, wide = escape(caption), ' class="wide"' if width > _WIDE else ""
     source = f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode('ascii')}"
-    image = f'<img{wide} src="{source}" width="{width}" height="{height}" alt="{text}">'
-    return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
+    image = f'<img src="{source}" width="{width}" height="{height}" alt="{text}">'
+    return f'<figure{wide}><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'

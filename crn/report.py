@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.images import image_size, read_mask
-from common.report import Column, data_sentence, write_image_report
+from common.report import Column, data_sentence, metric_name, write_image_report
 from crn.training.dataset import Dataset, Images, viewable
 from crn.training.utils import Model, to_bytes
 
@@ -54,8 +54,8 @@ def write(
         "validations, chosen on the test images. The pixel F1 is the highest on the test images themselves; the "
         "threshold comes from good images held out from the training.",
     ]
-    numbers = [(name.replace("_", " "), results[name]) for name in METRICS if name in results]
-    numbers += [(f"threshold: {name.replace('_', ' ')}", threshold[name]) for name in RATES if threshold]
+    numbers = [(metric_name(name), results[name]) for name in METRICS if name in results]
+    numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if threshold]
     write_image_report(
         opt.anomaly_score_file.with_name("report.html"),
         f"{opt.model.upper()} on {dataset.root.resolve().name}", about, numbers,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from common.images import read_image
-from common.report import Column, data_sentence, write_image_report
+from common.report import Column, data_sentence, metric_name, write_image_report
 from csflow.config import Config
 from csflow.utils import Dataset
 
@@ -32,8 +32,8 @@ def write(
         "The model is the last epoch's. Best F1s and the best AUROC in training are the highest on the test images "
         "themselves; the threshold comes from good images held out from the training.",
     ]
-    numbers = [(name.replace("_", " "), results[name]) for name in METRICS if name in results]
-    numbers += [(f"threshold: {name.replace('_', ' ')}", threshold[name]) for name in RATES if threshold]
+    numbers = [(metric_name(name), results[name]) for name in METRICS if name in results]
+    numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if threshold]
     write_image_report(
         config.result_dir / "report.html", f"CS-Flow on {config.class_name}", about, numbers,
         [np.asarray(read_image(sample.path)) for sample in dataset.train[:6]], labels, scores, column,

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from common.images import image_size, read_mask
-from common.report import Column, data_sentence, write_image_report
+from common.report import Column, data_sentence, metric_name, write_image_report
 from riad.source.agent import Agent
 from riad.source.datamanager import DataSet
 
@@ -40,13 +40,13 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
         f"The model is that of epoch {model['epoch']} of {settings.epochs}, chosen by: {model['chosen_by']}. "
         "The threshold comes from good validation images; a pixel F1 is the highest on the test images themselves.",
     ]
-    numbers = [(name.replace("_", " "), result[name]) for name in METRICS if name in result]
+    numbers = [(metric_name(name), result[name]) for name in METRICS if name in result]
     numbers += [
-        (f"auroc of epoch {other['epoch']}, chosen by: {other['chosen_by']}", other["auroc"])
+        (f"AUROC of epoch {other['epoch']}, chosen by: {other['chosen_by']}", other["auroc"])
         for name, other in result["models"].items()
         if name != result["name_best"]
     ]
-    numbers += [(f"threshold: {name.replace('_', ' ')}", threshold[name]) for name in RATES]
+    numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES]
     title = "RIAD on " + (
         settings.data_path.resolve().name if settings.dataset == "mvtec" else f"digits, {settings.select_norm} is good"
     )

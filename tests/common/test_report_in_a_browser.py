@@ -48,3 +48,14 @@ def test_report_in_a_browser(report, tab, tmp_path, view, scheme):
         corner = np.asarray(shot.convert("L"))[:8, :8].mean()
     text = float(np.mean([int(part) for part in found["colour"].strip("rgb()").split(",")]))
     assert (corner < 60 and text > 180) if scheme == "dark" else (corner > 240 and text < 80)
+
+
+@pytest.mark.slow
+def test_a_bad_page_is_seen(tab, tmp_path):
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><p>text<div style='width: 3000px'>wide</div><img src='none.png'><script>nothing()</script>"
+    )
+    found = tab.show(tmp_path / "bad.html", "desktop", "light")
+    assert found["missing"] == 1 and found["overflow"] > 1000 and len(found["wide"]) == 1
+    assert found["requests"] == [(tmp_path / "none.png").as_uri()]
+    assert {event["method"] for event in found["problems"]} >= {"Runtime.exceptionThrown", "Network.loadingFailed"}

@@ -97,7 +97,7 @@ def test_train_and_inference(place, kind, capsys):
     Path("oi/diff/mine.txt").write_text("stays")
     assert train.main(inference(kind, "--image-output-path", "oi", "--report")) == 0
     report = Report(Path("report.html"))
-    assert len(report.captions) == 6 and "image auroc" in report.texts and "synthetic" in " ".join(report.texts)
+    assert len(report.captions) == 6 and "image AUROC" in report.texts and "synthetic" in " ".join(report.texts)
     scores = rows("a.csv")
     assert list(scores[0])[:2] == ["file_name", "anomaly_score"]
     dataset = load_dataset(kind, Path(FOLDERS[kind]))

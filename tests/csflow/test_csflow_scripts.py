@@ -104,7 +104,7 @@ def test_main_writes_everything(bricks, trained, capsys):
     assert not (trained / "results/m/report.html").exists()
     assert evaluate.main(options(bricks, trained, "--cpu", "--report")) == 0
     report = Report(trained / "results/m/report.html")
-    assert len(report.captions) == 6 and "aupro" in report.texts and "synthetic" in " ".join(report.texts)
+    assert len(report.captions) == 6 and "AUPRO" in report.texts and "synthetic" in " ".join(report.texts)
     found = rows(trained / "results/m/scores.csv")
     assert len(found) == 9 and (trained / "viz/maps/m/best_found.jpg").exists()
 
