@@ -95,6 +95,20 @@ def test_a_script_that_fails_or_is_stopped(monkeypatch):
         demo.run("csflow/main.py")
 
 
+def test_a_command_that_ended_though_a_stop_was_asked_for_is_not_run_again(tmp_path, ran, monkeypatch):
+    whole = demo.run
+
+    def stopped(program, *options):
+        whole(program, *options)
+        raise KeyboardInterrupt(0)
+
+    argv = ["--output", str(tmp_path / "out")]
+    monkeypatch.setattr(demo, "run", stopped)
+    assert demo.main(argv) == 130 and ran == [("train", "one")]
+    monkeypatch.setattr(demo, "run", whole)
+    assert demo.main(argv) == 0 and ran.count(("train", "one")) == 1
+
+
 @pytest.mark.parametrize("name", demo.METHODS)
 def test_the_scripts_know_the_options(name, tmp_path, capsys):
     """Every command is given to its script's own main with an option more that it does not know: it names that one."""

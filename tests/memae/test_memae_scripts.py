@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from memae import script_eval_video, script_testing, script_training
+from memae.data import demo_videos
 from memae.models import AutoEncoderCov3D
 from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
@@ -87,6 +88,17 @@ def test_options_are_the_originals():
     assert opt.DataRoot / "x" == Path("datasets/processed/x")
     opt = TrainOptions().parse(["--ModelName", "AE", "--ModelSetting", "Conv3D"])
     assert setting_name(opt) == "AE_Conv3D_UCSD_P2_256_Non"
+
+
+def test_generated_videos_are_made_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(demo_videos, "make_prepared", lambda root: made.append(root) or root / demo_videos.DATASET)
+    opt = TestOptions().parse(["--Dataset", demo_videos.DATASET, "--DataRoot", str(tmp_path)])
+    demo_videos.ensure_data(opt)
+    assert made == [tmp_path] and "not real data" in capsys.readouterr().out
+    (tmp_path / demo_videos.DATASET).mkdir()
+    demo_videos.ensure_data(opt)
+    assert len(made) == 1
 
 
 def test_setting_names():
