@@ -251,7 +251,7 @@ def draw_overview(path: Path, methods: Sequence[Method], founds: Sequence[Found]
     """What each method found best, three beside each other: the pictures of their reports."""
     columns, lines = 3, -(-len(founds) // 3)
     figure = Figure((3.2 * columns, 3.7 * lines), dpi=100)
-    grid = figure.subplots(lines, columns, squeeze=False).flat
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, method, found in zip(grid, methods, founds):

@@ -33,6 +33,7 @@ figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; background: white; border-radius: .25rem; }
 @media (max-width: 44rem) {
+  th, td { font-size: .8rem; padding-right: .5rem; min-width: 0; }
   .wide img { max-width: 36rem; }
   .wide figcaption::after { content: " (Swipe the picture to see all of it.)"; opacity: .7; }
 }
