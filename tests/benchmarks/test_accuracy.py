@@ -1,0 +1,166 @@
+"""The list of experiments, and what becomes of their numbers; nothing is trained here."""
+
+import importlib
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from benchmarks import accuracy
+from benchmarks.accuracy import Experiment
+from common.files import UserError
+from common.images import mvtec_samples, read_mask
+from memae.script_img_prep import labels_from_intervals, read_intervals
+from tests.helpers import refused
+
+ONE = Experiment(
+    "riad, one", "mvtec", (("train", "{data}", "{seed}", "{cpu}"), ("test", "{place}")), "{place}/*/results.json",
+    {"AUROC": ("models", "a.pth", "auroc"), "AUPRO": ("aupro",)}, {"AUROC": (0.9, "a paper, mean of 15")},
+    (("prepare", "{shared}/{name}"),),
+)  # fmt: skip
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """The commands that were run; "test" writes results: seed 1 of screw has none."""
+    commands = []
+
+    def run(program, *words):
+        commands.append((program, *words))
+        if program == "test":
+            category, seed = Path(words[0]).name.split("_")[2:4]
+            if (category, seed) == ("screw", "seed1"):
+                raise UserError("test ended with status 2 (see above)")
+            (Path(words[0]) / "res").mkdir()
+            value = {"bottle": 0.5, "screw": 0.7}[category] + int(seed[4:]) / 10
+            (Path(words[0]) / "res/results.json").write_text(json.dumps({"models": {"a.pth": {"auroc": value}}}))
+
+    monkeypatch.setattr(accuracy, "run", run)
+    monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE])
+    for name in ("bottle", "screw"):
+        (tmp_path / "mvtec" / name / "train/good").mkdir(parents=True)
+    return commands
+
+
+def test_runs_table_and_failures(tmp_path, called, capsys):
+    argv = ["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out"), "--seeds", "0", "1"]
+    assert accuracy.main([*argv, "--cpu"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("screw, seed 1: test ended with status 2") == 2
+    data = str(tmp_path / "mvtec/bottle")
+    assert called[1] == ("train", data, "0", "--cpu")
+    assert [command[0] for command in called].count("prepare") == 2  # of each category, not of each seed
+    table = (tmp_path / "out/accuracy.md").read_text()
+    lines = {line.split(" | ")[1]: line for line in table.splitlines() if "AUROC" in line}
+    assert "| 0.550 ± 0.071 | 0, 1 |  |  |" in lines["mvtec: bottle"] and "| 0.700 | 0 |" in lines["mvtec: screw"]
+    assert "| 0.600 | 0 | 0.9 | a paper, mean of 15 |" in lines["mvtec: mean of 2"]  # seed 1 is not whole
+    content = json.loads((tmp_path / "out/accuracy.json").read_text())["results"]
+    assert content[0]["values"] == [0.5, 0.6] and content[3]["values"] == []  # no AUPRO without masks
+
+    called.clear()
+    assert accuracy.main([*argv, "--cpu"]) == 1
+    assert [command[0] for command in called] == ["train", "test"]  # what failed, and nothing else
+    assert (tmp_path / "out/accuracy.md").read_text() == table
+
+
+def test_list_and_wrong_input(tmp_path, called, capsys):
+    assert accuracy.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "riad, one: on mvtec, which is not given" in printed and "--data btad=FOLDER" in printed
+
+    def no(*words):
+        refused(capsys, accuracy.main, ["--output", tmp_path / "out", *words[:-1]], words[-1])
+
+    no("give --data NAME=FOLDER for one of mvtec")
+    no("--data", "mvtec", "expected NAME=FOLDER")
+    no("--data", f"boards={tmp_path}", "NAME being one of mvtec")
+    no("--data", f"mvtec={tmp_path / 'none'}", "there is no folder")
+    no("--data", f"mvtec={tmp_path}", "there is no train/good")
+    no("--only", "nothing", "--list names them")
+    assert not called
+
+
+PARSED = [one for one in accuracy.EXPERIMENTS if not one.name.startswith("crrn")]  # crrn/compare.py takes any option
+
+
+@pytest.mark.parametrize("experiment", PARSED, ids=lambda one: one.name)
+def test_the_scripts_know_the_options(experiment, tmp_path, capsys, monkeypatch):
+    """Every command is given to its script's own main with an option more that it does not know: it names that one."""
+    commands = []
+    monkeypatch.setattr(accuracy, "run", lambda *words: commands.append(words))
+    options = Namespace(output=tmp_path, cpu=True)
+    with pytest.raises(UserError):  # there are no results
+        accuracy.run_once(experiment, "unit", tmp_path / "data/unit", 3, options)
+    assert len(commands) == len(experiment.prepare) + len(experiment.commands)
+    for program, *words in commands:
+        path = Path(program)
+        assert not any("{" in word for word in words)
+        module = importlib.import_module(f"{path.parent}.{path.stem}")
+        refused(capsys, module.main, [*words, "--no_such_option"], "unknown option --no_such_option")
+
+
+def test_names_are_unlike():
+    names = [one.name for one in accuracy.EXPERIMENTS]
+    assert len(set(names)) == len(names) and {one.data for one in accuracy.EXPERIMENTS} == set(accuracy.DATA)
+
+
+def image(path, value=0, size=(6, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path)
+    return path
+
+
+def test_visa(tmp_path, capsys):
+    root = tmp_path / "VisA"
+    images = "candle/Data/Images"
+    for number in range(3):
+        image(root / images / f"Normal/{number}.JPG")
+    image(root / images / "Anomaly/0.JPG")
+    mask = np.zeros((4, 6), np.uint8)
+    mask[0, 0], mask[1, 1] = 1, 4  # two kinds of defect
+    (root / "candle/Data/Masks/Anomaly").mkdir(parents=True)
+    Image.fromarray(mask).save(root / "candle/Data/Masks/Anomaly/0.png")
+    rows = [f"candle,{part},normal,{images}/Normal/{n}.JPG," for n, part in enumerate(("train", "train", "test"))]
+    rows.append(f"candle,test,anomaly,{images}/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
+    with pytest.raises(UserError, match="published split"):
+        accuracy.visa(root, tmp_path / "out")
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
+    for _ in range(2):  # a second time, nothing is in the way
+        ((name, folder),) = accuracy.visa(root, tmp_path / "out").items()
+    assert name == "candle" and len(mvtec_samples(folder, "train")[0]) == 2
+    samples, kinds = mvtec_samples(folder, "test")
+    assert kinds == ["good", "bad"] and [sample.label for sample in samples] == [0, 1]
+    assert (read_mask(samples[1].mask, (4, 6)) == (mask > 0)).all()
+
+
+def test_btad(tmp_path, capsys):
+    for place in ("train/ok/0.bmp", "test/ok/1.bmp", "test/ko/2.bmp", "ground_truth/ko/2.png"):
+        image(tmp_path / "BTAD/01" / place, 255)
+    ((name, folder),) = accuracy.btad(tmp_path / "BTAD", tmp_path / "out").items()
+    samples, _ = mvtec_samples(folder, "test")
+    assert name == "01" and len(mvtec_samples(folder, "train")[0]) == 1 and samples[1].mask.name == "2.png"
+    with pytest.raises(UserError, match="BTAD's folders"):
+        accuracy.btad(tmp_path, tmp_path / "other")
+
+
+def test_avenue(tmp_path):
+    root = tmp_path / "Avenue"
+    for name in ("training_videos", "testing_videos", "ground_truth/testing_label_mask"):
+        (root / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="ground truth"):
+        accuracy.avenue(root, tmp_path / "out")
+    for video, abnormal in ((1, (1, 2, 3, 7)), (10, (9,)), (2, (0, 5))):
+        masks = np.empty((1, 10), object)
+        for frame in range(10):
+            masks[0, frame] = np.full((2, 2), frame in abnormal, np.uint8)
+        savemat(root / f"ground_truth/testing_label_mask/{video}_label.mat", {"volLabel": masks})
+    folder = accuracy.avenue(root, tmp_path / "out")["avenue"]
+    assert (folder / "labels.txt").read_text().splitlines() == ["01: 2-4, 8-8", "02: 1-1, 6-6", "10: 10-10"]
+    intervals = read_intervals(folder / "labels.txt", ["01", "02", "10"])
+    labels = labels_from_intervals(intervals["01"], 10, "01")
+    assert np.flatnonzero(labels).tolist() == [1, 2, 3, 7] and (folder / "testing_videos").is_dir()
