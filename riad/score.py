@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         reuse_memory()
     paths = image_files(given.images)
     root = given.images if given.images.is_dir() else given.images.parent
-    file = given.checkpoint or _chosen()
+    file = given.checkpoint or chosen_checkpoint()
     agent, stored = load_agent(file, given, device)
     calibration = stored.get("calibration")
     if calibration is None:
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def _chosen() -> Path:
-    """The network that the default training's validation chose."""
+def chosen_checkpoint() -> Path:
+    """The network that the default training's validation chose; UserError where there is none, or two."""
     folder = options.HERE / procedure.PATH_CKPT
     files = [folder / name for name in procedure.BEST.values() if (folder / name).exists()]
     if not files:

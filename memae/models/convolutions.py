@@ -49,7 +49,8 @@ def _convolve(x: Tensor, layer: nn.Module) -> Tensor:
 
 def _applies(x: Tensor, layer: nn.Module) -> bool:
     many = min(layer.in_channels, layer.out_channels) > 3  # with one channel of pixels, nothing is won
-    return many and x.device.type == "cpu" and x.dtype != torch.float64
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()
+    return many and on_cpu and x.dtype != torch.float64
 
 
 class Conv3d(nn.Conv3d):

@@ -43,7 +43,7 @@ class Layer(nn.Module):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.upsample:
             return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
-        if len(x) * x.shape[2] * x.shape[3] < FOLD_FROM:
+        if torch.compiler.is_exporting() or len(x) * x.shape[2] * x.shape[3] < FOLD_FROM:
             return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=self.conv.padding)
         # Nearest x2 and a convolution are one transposed convolution of stride 2, whose kernel is the flipped one
         # summed over 2 x 2 windows: (k + 1)^2 products for each pixel of x instead of 4 k^2.

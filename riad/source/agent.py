@@ -161,7 +161,7 @@ class Agent:
     def inpaint(self, x: Tensor, masks: Tensor) -> Tensor:
         """The network's outputs for `x` (B, C, H, W) under each of its masks (B or 1, n, 1, H, W): (B, n, C, H, W)."""
         with autocast(self.device, self.settings.precision):
-            return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (len(x), -1))
+            return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (x.shape[0], -1))
 
     @torch.no_grad()
     def validation_loss(self, images: Tensor, batch: int) -> float:
@@ -192,6 +192,13 @@ class Agent:
         Raises UserError where a map is not finite.
         """
         self.network.eval()
+        reconstructions, maps = self.maps(images)
+        if not maps.isfinite().all():
+            raise UserError(f"the scores are not finite: {DIVERGED}")
+        return reconstructions, maps
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `score`, with the network in the mode that it is in, finite or not."""
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
         reconstructions, maps = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         for k in self.settings.list_k:
@@ -201,8 +208,6 @@ class Agent:
             reconstructions += reconstruction / len(self.settings.list_k)
             part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
             maps += part / len(self.settings.list_k)
-        if not maps.isfinite().all():
-            raise UserError(f"the scores are not finite: {DIVERGED}")
         if self.settings.algorithm == "paper":
             reconstructions = reconstructions / 2 + 0.5
             smooth = self.settings.smooth
@@ -213,7 +218,7 @@ class Agent:
         """The seed's: mean over the masks of the MSGMS map of image and output, (B, 1, H, W)."""
         g = [g_s.repeat_interleave(outputs.shape[1], dim=0) for g_s in magnitudes(x, self.scales)]
         maps = msgms_map(g, magnitudes(outputs.flatten(0, 1), self.scales))
-        return maps.unflatten(0, (len(x), -1)).mean(dim=1)
+        return maps.unflatten(0, (x.shape[0], -1)).mean(dim=1)
 
     def paper_map(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """The paper's: MSGMS map of image and assembled reconstruction, (B, 1, H, W)."""

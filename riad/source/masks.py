@@ -10,6 +10,7 @@ from torch import Tensor
 from common.files import UserError
 
 _GAMMA, _A, _B = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # as signed 64-bit integers
+_HALF = 2**32 - 1
 
 
 def epoch_keys(seed: int, epoch: int, rows: Tensor) -> Tensor:
@@ -24,7 +25,10 @@ def content_keys(seed: int, images: Tensor) -> Tensor:
     """
     values = images.flatten(1).long()
     places = torch.arange(values.shape[1], device=images.device) * _GAMMA
-    return mix(mix(torch.tensor(seed, device=images.device)) + mix(places + values).sum(dim=1))
+    hashes = mix(places + values)
+    # Their sum modulo 2^64 by halves: where ONNX Runtime computes it, sums beyond 64 bits do not wrap around.
+    low, high = (hashes & _HALF).sum(dim=1), ((hashes >> 32) & _HALF).sum(dim=1)
+    return mix(mix(torch.tensor(seed, device=images.device)) + low + (high << 32))
 
 
 def mix(bits: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""Networks as ONNX files, which run without PyTorch and without this project."""
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.files import UserError, reason, require_writable
+from common.runtime import say
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3  # of the largest value of an output
+
+
+def require_packages() -> None:
+    """UserError that names the optional package that is missing."""
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"the export needs the package {name}: pip install {' '.join(PACKAGES)}") from error
+
+
+def examples(channels: int, *sides: int) -> Tensor:
+    """Three smooth random images (3, channels, *sides) in steps of 1/255 from 0 to 1; sides: of space, or time and
+    space."""
+    coarse = torch.rand(
+        3, channels, *(max(side // 16, 2) for side in sides), generator=torch.Generator().manual_seed(0)
+    )
+    fine = F.interpolate(coarse, sides, mode="bilinear" if len(sides) == 2 else "trilinear")
+    return (fine * 255).round() / 255
+
+
+@torch.no_grad()
+def export(
+    path: Path,
+    network: nn.Module,
+    inputs: Tensor,
+    input_name: str,
+    output_names: Sequence[str],
+    about: Mapping[str, str],
+) -> None:
+    """Write `network`, in eval mode on the CPU, to `path`, once ONNX Runtime gives the same outputs for `inputs`.
+
+    network: one tensor, whose first dimension is free, to a tuple of tensors; inputs: at least three examples, two of
+    which are traced; about: goes into the file's metadata. The old file survives every failure. UserError where a
+    package is missing, the file cannot be written, or outputs differ by more than TOLERANCE.
+    """
+    require_packages()
+    import onnxruntime
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, such as {path / 'model.onnx'}")
+    require_writable(path.parent)
+    say(f"exporting to {path}, which takes a minute")
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own affairs
+        program = torch.onnx.export(
+            network, (inputs[:2],), dynamo=True, verbose=False, input_names=[input_name],
+            output_names=list(output_names), dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+    program.model.metadata_props.update(about)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=path.parent) as folder:
+        file = Path(folder, "model.onnx")
+        try:
+            program.save(str(file), external_data=False)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        found = session.run(None, {input_name: inputs.numpy()})
+        wanted = [output.numpy() for output in network(inputs)]
+        difference = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) for a, b in zip(found, wanted))
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"ONNX Runtime's outputs are off by {difference:.1e} of the largest value: nothing is written"
+            )
+        file.replace(path)
+    given = ", ".join(f"{name} {_shape(output)}" for name, output in zip(output_names, found))
+    say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): {input_name} {_shape(inputs)} -> {given}")
+    say(f"ONNX Runtime agrees with PyTorch to {difference:.0e} of the largest value")
+
+
+def _shape(values: Tensor | np.ndarray) -> str:
+    return f"({', '.join(['batch', *map(str, values.shape[1:])])})"

@@ -1,0 +1,65 @@
+"""Write a trained model as an ONNX file: python export.py --model-input model_checkpoints/last.ckpt
+
+Best generator and best discriminator in one: image (batch, 3, imsize, imsize), RGB in 0..1 (RoadImages: height,
+intensity, intensity; the normalisation is inside), to score (batch,), the inference score, validation_score (batch,)
+and map (batch, imsize, imsize), the mean difference over the channels. The threshold of the verdicts, if there is one,
+is in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import Tensor, nn
+
+from common.onnx_export import examples, export, require_packages
+from common.runtime import ArgumentParser, script
+from crn.inference import thresholds_of
+from crn.options import require
+from crn.training.dataset import DATASETS, mean_and_std
+from crn.training.utils import Model, load_model, read_model_kind
+
+
+class Scorer(nn.Module):
+    """Images (B, 3, imsize, imsize) in 0..1 -> both scores (B,) and maps (B, imsize, imsize)."""
+
+    def __init__(self, model: Model, kind: str):
+        super().__init__()
+        self.model = model
+        mean, std = mean_and_std(kind)[:, :, None, None]
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See the class."""
+        scored = self.model.scores((images - self.mean) / self.std)
+        return scored["inference"], scored["validation"], scored["difference"].mean(dim=1)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Export one checkpoint."""
+    parser = ArgumentParser(description="Write a trained model as an ONNX file.")
+    add = parser.add_argument
+    add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
+    add("--output", type=Path, help="the file (unset: the checkpoint's name with .onnx)")
+    add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
+    add("--dataset", choices=DATASETS, help="how images are normalised; only for checkpoints that do not tell")
+    add("--imsize", type=int, help="side of the images for the network; unset: the training's")
+    opt = parser.parse_args(argv)
+    require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
+    require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
+    require_packages()
+    settings = read_model_kind(opt)
+    model, about = load_model(settings)
+    threshold = thresholds_of(about, opt.fpr, "inference")
+    metadata = {"method": settings.model, "dataset": settings.dataset}
+    metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
+    inputs = examples(3, settings.imsize, settings.imsize)
+    output = opt.output or opt.model_input.with_suffix(".onnx")
+    export(output, Scorer(model, settings.dataset), inputs, "image", ["score", "validation_score", "map"], metadata)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Write a trained model as an ONNX file: python export.py --modelname dummy_test
+
+Extractor and flow in one: image (batch, 3, height, width), RGB in 0..1 at the model's img_size (the normalisation is
+inside), to score (batch,) and map (batch, height, width), score.py's for images of that size. The threshold of the
+verdicts, if there is one, is in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.onnx_export import examples, export, require_packages
+from common.runtime import script
+from csflow.config import Config, build_parser, from_options
+from csflow.evaluate import thresholds_of
+from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
+from csflow.utils import ComputedFeatures, anomaly_maps, image_scores, require_same_weights
+
+
+class Scorer(nn.Module):
+    """Images (B, 3, H, W), RGB in 0..1 -> scores (B,) and maps (B, H, W)."""
+
+    def __init__(self, extractor: FeatureExtractor, flow: CSFlow, config: Config):
+        super().__init__()
+        self.extractor, self.flow, self.score = extractor, flow, config.score
+        self.register_buffer("mean", torch.tensor(config.norm_mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(config.norm_std)[:, None, None])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        z, _ = self.flow(self.extractor((images - self.mean) / self.std))
+        maps = F.interpolate(anomaly_maps(z)[:, None], images.shape[2:], mode="bilinear", align_corners=False)
+        return image_scores(z)[self.score], maps[:, 0]
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Export config.modelname."""
+    parser = build_parser("Write a saved model, with its extractor, as an ONNX file.")
+    parser.add_argument("--output", type=Path, help="the file (default: results/<modelname>/<modelname>.onnx)")
+    options = vars(parser.parse_args(argv))
+    output = options.pop("output", None)
+    config = from_options(options)
+    require_packages()
+    device = torch.device("cpu")
+    model, config, about = load_model(config.model_file, config, device)
+    config.extractor = about["extractor"]
+    extractor, _ = load_extractor(config, device)
+    require_same_weights(ComputedFeatures([], config, extractor, device), about, config.model_file)
+    threshold = thresholds_of(about.get("calibration"), config)
+    metadata = {"method": "CS-Flow", "score": config.score, "extractor": about["extractor"]}
+    metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
+    network = Scorer(extractor, model, config)
+    output = output or config.result_dir / f"{config.modelname}.onnx"
+    export(output, network, examples(3, *config.img_size), "image", ["score", "map"], metadata)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Write a trained network as an ONNX file: python script_export.py [--ModelFilePath FILE] [--Size 256]
+
+clip (batch, ImgChnNum, FrameNum, Size, Size), grey levels or RGB in 0..1 (the normalisation is inside), to score
+(batch,), script_testing.py's, and error (batch, FrameNum, Size, Size), the map of each frame. Takes the options of
+script_testing.py that say which model it is. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import Tensor, nn
+
+from common.onnx_export import examples, export, require_packages
+from common.runtime import UserError, script
+from memae.options import TestOptions
+from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
+
+
+class Scorer(nn.Module):
+    """Clips (B, C, T, H, W) in 0..1 -> scores (B,) and error maps (B, T, H, W)."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        x = (clips - 0.5) / 0.5
+        out = self.model(x)
+        errors = error_maps(out["output"] if isinstance(out, dict) else out, x, self.name)
+        return errors.flatten(1).mean(dim=1), errors
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Export one model."""
+    options = TestOptions()
+    options.parser.description = "Write a trained model as an ONNX file."
+    options.parser.add_argument("--Size", type=int, default=256, help="width and height of the frames in pixels")
+    options.parser.add_argument("--OnnxFilePath", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+    opt = options.parse(argv)
+    if not 16 <= opt.Size <= 4096:
+        raise UserError(f"--Size {opt.Size}: expected 16 to 4096")
+    require_fitting((opt.Size, opt.Size), opt)
+    require_packages()
+    path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
+    model = make_model(opt)
+    load_weights(model, path, opt)
+    inputs = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size)
+    output = opt.OnnxFilePath or path.with_suffix(".onnx")
+    export(output, Scorer(model, opt.ModelName), inputs, "clip", ["score", "error"], {"method": opt.ModelName})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Write a trained network as an ONNX file: python export.py --checkpoint Checkpoint/model_2_best_auroc.pth
+
+Masks, network and map in one: image (batch, channels, side, side), RGB or grey in 0..1 at the training's size (what the
+algorithm does to the values is inside), to score (batch,) and map (batch, side, side). The masks are score.py's, made
+of the image's pixels as 8-bit numbers. Computes in float32. The threshold of the verdicts, if there is one, is in the
+file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from common.onnx_export import examples, export, require_packages
+from common.runtime import ArgumentParser, say, script
+from common.scoring import thresholds
+from riad.score import chosen_checkpoint, load_agent
+from riad.source.agent import Agent
+
+
+class Scorer(nn.Module):
+    """Images (B, C, H, W) in 0..1 -> scores (B,) and maps (B, H, W)."""
+
+    def __init__(self, agent: Agent):
+        super().__init__()
+        self.network, self.agent = agent.network, agent
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        _, maps = self.agent.maps((images * 255).round())
+        return maps.amax(dim=(1, 2)), maps
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Export one checkpoint."""
+    parser = ArgumentParser(description="Write a trained network as an ONNX file.")
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="trained network (unset: the one that validation chose, in riad/Checkpoint)")
+    add("--output", type=Path, help="the file (unset: the checkpoint's name with .onnx)")
+    add("--fpr", type=float, help="share of good images that the threshold may call defective (unset: as in training)")
+    given = parser.parse_args(argv)
+    require_packages()
+    file = given.checkpoint or chosen_checkpoint()
+    settings = Namespace(fpr=given.fpr, precision="fp32", batch_score=None)
+    agent, stored = load_agent(file, settings, torch.device("cpu"))
+    if stored["settings"]["precision"] != "fp32":
+        say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
+    metadata = {"method": "RIAD", "algorithm": agent.settings.algorithm}
+    if calibration := stored.get("calibration"):
+        metadata["threshold"] = str(thresholds(calibration, calibration, agent.settings.fpr)["image"])
+    inputs = examples(stored["channels"], *agent.size)
+    export(given.output or file.with_suffix(".onnx"), Scorer(agent), inputs, "image", ["score", "map"], metadata)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

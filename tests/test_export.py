@@ -1,0 +1,212 @@
+"""ONNX files of CS-Flow, CRN, RIAD and MemAE: ONNX Runtime gives the scores that the methods' own programs give."""
+
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import crn.export
+import csflow.config
+import csflow.export
+import memae.script_export
+import riad.export
+from common import checkpoint, onnx_export
+from common.images import read_image
+from crn.inference import score_batches
+from crn.options import parse, plain
+from crn.training.dataset import Images, Item
+from crn.training.utils import make_model
+from csflow.model import get_cs_flow_model, load_extractor, save_model
+from csflow.utils import ComputedFeatures, run_flow
+from memae.options import TestOptions
+from memae.script_testing import reconstruct
+from memae.utils import clip_errors, load_weights
+from memae.utils import make_model as make_memae
+from riad.score import load_agent
+from riad.source import options, procedure
+from riad.source.agent import Agent
+from riad.source.datamanager import to_tensor
+from tests.helpers import refused
+
+MAINS = [csflow.export.main, crn.export.main, riad.export.main, memae.script_export.main]
+THRESHOLD = [0.25, 0.5]
+
+
+def wake(network):
+    """Values where new networks have zeros and ones, so that every layer counts."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+            if "gamma" in name or "running_mean" in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+            elif "running_var" in name:
+                value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+    return network.eval()
+
+
+def flow_of(place, monkeypatch):
+    monkeypatch.setattr(csflow.config, "HERE", place)
+    words = ["--modelname", "m", "--img_size", "128", "--extractor", "lite0", "--fc_internal", "160", "--cpu"]
+    words += ["--n_coupling_blocks", "2"]
+    config = csflow.config.parse(words, "")
+    model = wake(get_cs_flow_model(config, 192))
+    calibration = dict.fromkeys(("std", "mean", "map"), THRESHOLD)
+    content = {"extractor": "lite0", "calibration": calibration, "history": []}
+    save_model(config.model_file, model, config, **content)
+    return ["--modelname", "m", "--output", place / "m.onnx"], (model, config)
+
+
+def crn_of(place, *words):
+    paths = ["--mode", "inference", "--dataset", "MVTec", "--dataset-path", ".", "--model-input", str(place / "m.ckpt")]
+    opt = parse([*paths, "--imsize", "64", "--ngf", "16", "--num-competitive-units", "2", *words])
+    model = wake(make_model(opt))
+    content = {"bookkeeping": model.bookkeeping(), "levels": model.networks[0].levels, "settings": plain(opt)}
+    calibration = dict.fromkeys(("validation", "inference", "map"), THRESHOLD)
+    checkpoint.save(place / "m.ckpt", "crn", model=model.state_dict(), **content, calibration=calibration)
+    return ["--model-input", place / "m.ckpt"], (model, opt)
+
+
+def riad_of(place, *words, channels=3, side=32):
+    settings = options.parse([*words, "--dataset", "mvtec" if channels == 3 else "mnist"])
+    settings.img_size = side
+    agent = Agent(settings, channels, 1, torch.device("cpu"))
+    wake(agent.network)
+    about = {"settings": options.plain(settings), "data": "", "fingerprint": "", "channels": channels}
+    procedure.save_network(place / "m.pth", agent, 0, about, calibration=THRESHOLD)
+    return ["--checkpoint", place / "m.pth"], agent
+
+
+def memae_of(place, *words):
+    argv = ["--ModelFilePath", str(place / "m.pt"), "--MemDim", "8", "--UseCUDA", "no", *words]
+    opt = TestOptions().parse(argv)
+    torch.save(wake(make_memae(opt)).state_dict(), place / "m.pt")
+    return [*argv, "--Size", "32"], opt
+
+
+def picture(place, side, seed=0):
+    values = np.random.default_rng(seed).uniform(0, 255, (side // 8, side // 8, 3)).astype(np.uint8)
+    Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC).save(place / f"{seed}.png")
+    return place / f"{seed}.png"
+
+
+def in_unit_range(path):
+    """(1, 3, H, W) float32 in 0..1: what a user of the file makes of an image."""
+    return (np.asarray(read_image(path), np.float32) / 255).transpose(2, 0, 1)[None]
+
+
+def runtime(main, argv, place, **inputs):
+    """Export, run with ONNX Runtime: its outputs by name, and the file's metadata."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert main([str(word) for word in argv]) == 0
+    session = onnxruntime.InferenceSession(str(place / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert [one.shape[0] for one in session.get_inputs()] == ["batch"]
+    names = [one.name for one in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs))), session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.slow  # an export takes 10 s
+def test_csflow(tmp_path, monkeypatch):
+    argv, (model, config) = flow_of(tmp_path, monkeypatch)
+    path = picture(tmp_path, 128)
+    found, about = runtime(csflow.export.main, argv, tmp_path, image=in_unit_range(path))
+    extractor, _ = load_extractor(config, torch.device("cpu"))
+    features = ComputedFeatures([path], config, extractor, torch.device("cpu"))
+    scored = run_flow(model, features, [0], config, torch.device("cpu"))
+    assert found["score"] == pytest.approx(scored["std"], rel=1e-3)
+    maps = csflow.evaluate.upsample(scored["map"][0], (128, 128))
+    assert found["map"].shape == (1, 128, 128) and found["map"][0] == pytest.approx(
+        maps, rel=1e-3, abs=1e-3 * float(maps.max())
+    )
+    assert float(about["threshold"]) == 0.5 and about["extractor"] == "lite0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--model", "dagan"]])
+def test_crn(tmp_path, words):
+    argv, (model, opt) = crn_of(tmp_path, *words)
+    path = picture(tmp_path, 64)
+    found, about = runtime(crn.export.main, argv, tmp_path, image=in_unit_range(path))
+    images = Images([Item("0.png", path)], "MVTec", 64)
+    ((_, _, scored),) = score_batches(model, images, [0], 1, torch.device("cpu"))
+    for name, theirs in (("score", "inference"), ("validation_score", "validation")):
+        assert found[name] == pytest.approx(scored[theirs].numpy(), rel=1e-4), name
+    assert found["map"] == pytest.approx(scored["difference"].mean(dim=1).numpy(), rel=1e-3, abs=1e-4)
+    assert float(about["threshold"]) == 0.5 and about["method"] == opt.model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--filters 4 4 8 8", "--algorithm paper --filters 4 4 8 8 8 --smooth 5"])
+def test_riad(tmp_path, words):
+    grey = "paper" not in words
+    argv, _ = riad_of(tmp_path, *words.split(), channels=1 if grey else 3)
+    path = picture(tmp_path, 32)
+    image = in_unit_range(path)[:, :1] if grey else in_unit_range(path)
+    found, about = runtime(riad.export.main, argv, tmp_path, image=image)
+    agent, _ = load_agent(
+        tmp_path / "m.pth", Namespace(fpr=None, precision=None, batch_score=None), torch.device("cpu")
+    )
+    pixels = to_tensor(read_image(path), 32)[None]
+    maps = agent.score(pixels[:, :1] if grey else pixels)[1].numpy()
+    assert maps.std() > 0.01  # else any masks would do
+    assert found["map"] == pytest.approx(maps, rel=1e-3, abs=1e-4)
+    assert found["score"] == pytest.approx(maps.max(axis=(1, 2)), rel=1e-4)
+    assert float(about["threshold"]) == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--ModelName", "AE"], ["--Backbone", "resnet3d"]])
+def test_memae(tmp_path, words):
+    argv, opt = memae_of(tmp_path, *words)
+    frames = torch.randint(256, (1, 1, 16, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clip = frames.numpy().astype(np.float32) / 255
+    found, _ = runtime(memae.script_export.main, argv, tmp_path, clip=clip)
+    model = make_memae(opt)
+    load_weights(model, tmp_path / "m.pt", opt)
+    scores = clip_errors(*reconstruct(model.eval(), frames, opt, torch.device("cpu")), opt.ModelName)
+    assert found["score"] == pytest.approx(scores.numpy(), rel=1e-4) and found["error"].shape == (1, 16, 32, 32)
+
+
+@pytest.mark.slow
+def test_outputs_that_differ_are_not_written(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+
+    class Random(torch.nn.Module):
+        def forward(self, images):
+            return (images + (0 if torch.compiler.is_exporting() else 1),)
+
+    (tmp_path / "m.onnx").write_text("before")
+    with pytest.raises(onnx_export.UserError, match="nothing is written"):
+        onnx_export.export(tmp_path / "m.onnx", Random(), onnx_export.examples(1, 8, 8), "image", ["out"], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "before"
+
+
+@pytest.mark.parametrize("main", MAINS)
+@pytest.mark.parametrize("package", onnx_export.PACKAGES)
+def test_missing_packages_are_named(main, package, monkeypatch, capsys):
+    for name in onnx_export.PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None if name == package else sys)
+    argv = ["--model-input", "none.ckpt"] if main is crn.export.main else []
+    refused(capsys, main, argv, f"needs the package {package}", "pip install")
+
+
+def test_wrong_input(tmp_path, monkeypatch, capsys):
+    for name in onnx_export.PACKAGES:
+        monkeypatch.setitem(sys.modules, name, sys)  # nothing here comes so far as to use them
+    refused(capsys, csflow.export.main, ["--modelname", "no_such_model"], "there is no checkpoint")
+    refused(capsys, crn.export.main, ["--model-input", tmp_path / "none"], "there is no checkpoint")
+    refused(capsys, crn.export.main, ["--model-input", tmp_path, "--imsize", "0"], "--imsize 0")
+    refused(capsys, riad.export.main, ["--checkpoint", tmp_path], "is a folder")
+    refused(capsys, memae.script_export.main, ["--ModelFilePath", tmp_path / "none"], "there is no checkpoint")
+    refused(capsys, memae.script_export.main, ["--Size", "40"], "multiples of 16")
+    argv, _ = riad_of(tmp_path, "--filters", "2", "2", "2", "2", channels=1)
+    refused(capsys, riad.export.main, [*argv, "--output", tmp_path], "is a folder: give a file")
+    refused(capsys, riad.export.main, [*argv, "--fpr", "2"], "--fpr")
+
+
+def test_examples():
+    images = onnx_export.examples(3, 20, 24)
+    assert images.shape == (3, 3, 20, 24) and 0 <= images.min() < images.max() <= 1
+    assert torch.equal((images * 255).round() / 255, images) and onnx_export.examples(1, 16, 32, 32).dim() == 5
