@@ -40,8 +40,7 @@ class Experiment:
 
     In commands and file, {data} stands for the category's folder, {parent} and {name} for the folder's parts, {seed}
     for the seed, {place} for the run's folder, {shared} for the folder of what all runs of the data share, {root} for
-    this repository, {id} for a name that no other run has, and {cpu} for the option that keeps off the GPU, if --cpu
-    was given.
+    this repository, and {cpu} for the option that keeps off the GPU, if --cpu was given.
     """
 
     name: str  # begins with the method
@@ -61,11 +60,11 @@ PIXELS = {"pixel AUROC": ("pixel_auroc",), "AUPRO": ("aupro",)}
 
 def flow(name: str, data: str, options: str, published: dict, numbers: Mapping[str, Key] | None = None) -> Experiment:
     """A training of CS-Flow on all training images."""
-    shared = "--dataset_path {parent} --class_name {name} --modelname {id} --calibration_share 0 --seed {seed} {cpu}"
-    words = f"csflow/main.py {shared} --map_every 1000000 {options}"
+    shared = "--dataset_path {parent} --class_name {name} --output_path {place} --modelname run --seed {seed} {cpu}"
+    words = f"csflow/main.py {shared} --calibration_share 0 --map_every 1000000 {options}"
     side, extractor = (words.split(f"{option} ")[1].split()[0] for option in ("--img_size", "--extractor"))
     words += f" --feature_path {{shared}}/features_{extractor}_{side}"
-    file = "{root}/csflow/results/{id}/results.json"
+    file = "{place}/results/run/results.json"
     return Experiment(name, data, (tuple(words.split()),), file, numbers or {**FLOW, **PIXELS}, published)
 
 
@@ -385,10 +384,10 @@ def run_once(
     method = experiment.name.split(",")[0].split(" ")[0]
     cpu = (CPU.get(method, ["--cpu"])) if options.cpu else []
 
-    def filled(words: Command, place: Path, key: str) -> list[str]:
+    def filled(words: Command, place: Path) -> list[str]:
         values = {
             "{data}": folder, "{parent}": folder and folder.parent, "{name}": folder and folder.name, "{seed}": seed,
-            "{place}": place, "{shared}": options.output / "shared" / experiment.data, "{id}": f"accuracy_{key}",
+            "{place}": place, "{shared}": options.output / "shared" / experiment.data,
             "{root}": ROOT,
         }  # fmt: skip
         result = []
@@ -401,7 +400,7 @@ def run_once(
             result.append(word)
         return result
 
-    about = [filled(words, Path("place"), "") for words in (*experiment.prepare, *experiment.commands)]
+    about = [filled(words, Path("place")) for words in (*experiment.prepare, *experiment.commands)]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
     place = options.output / "runs" / f"{method}_{experiment.data}_{name}_seed{seed}_{key}"
     record = place / "run.json"
@@ -409,12 +408,12 @@ def run_once(
         require_writable(place)
         started = time.monotonic()
         for words in experiment.prepare:
-            once(filled(words, place, key), options.output / "shared" / experiment.data)
-        commands = [filled(words, place, key) for words in experiment.commands]
+            once(filled(words, place), options.output / "shared" / experiment.data)
+        commands = [filled(words, place) for words in experiment.commands]
         for program, *words in commands:
             run(program, *words)
         file = experiment.file.removeprefix("{place}/")
-        files = sorted(place.glob(file)) if file != experiment.file else [Path(*filled((file,), place, key))]
+        files = sorted(place.glob(file)) if file != experiment.file else [Path(*filled((file,), place))]
         if len(files) != 1:
             raise UserError(f"{len(files)} files are like {place / file}: expected one")
         results = read_json(files[0])

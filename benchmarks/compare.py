@@ -59,8 +59,10 @@ NETWORKS = {
 FIXED = {
     "img_size", "imsize", "antialias", "seed", "calibration_share", "validation_share", "train_images", "precision",
     "extractor", "extractor_weights", "dataset", "dataset_path", "data_path", "class_name", "feature_path", "mode",
-    "model", "modelname", "output", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device", "resume",
+    "model", "modelname", "output", "output_path", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device",
+    "resume",
 }  # fmt: skip
+MODEL = "compare"  # CS-Flow's --modelname
 SHOWN = 6  # images whose maps the report shows
 
 
@@ -109,8 +111,8 @@ def held_out(category: Category, options: Namespace) -> int:
     return min(max(round(options.held_out * count), 1), count - 1)
 
 
-def plan(method: str, category: Category, options: Namespace, seed: int, place: Path, model: str) -> list[list[str]]:
-    """The commands (program, its options) of one run; place: folder of its results; model: CS-Flow's --modelname.
+def plan(method: str, category: Category, options: Namespace, seed: int, place: Path) -> list[list[str]]:
+    """The commands (program, its options) of one run; place: folder of its results.
 
     Options that the user adds come last, so that they win.
     """
@@ -128,7 +130,7 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
     elif method == "csflow":
         sub = next(n for n in range(every, 0, -1) if options.epochs % n == 0)  # evaluations, after which it saves
         length = ["--meta_epochs", options.epochs // sub, "--sub_epochs", sub]
-        paths = ["--modelname", model, "--map_every", 10**9]
+        paths = ["--output_path", place, "--modelname", MODEL, "--map_every", 10**9]
         commands = [["csflow/main.py", *on_features, *paths, *precision, *length, *network, *cpu, *more]]
     elif method == "crn":
         shared = ["--dataset", "MVTec", "--dataset-path", root, "--log-file", place / "log.log", *cpu]
@@ -187,18 +189,18 @@ def check(options: Namespace, category: Category) -> None:
                     f"--{method}_options {word}: that is the same for all methods, or this program's affair"
                 )
         if method in parsers:
-            parsers[method](plan(method, category, options, 0, Path("run"), "run")[0][1:])
+            parsers[method](plan(method, category, options, 0, Path("run"))[0][1:])
 
 
-def finish(method: str, category: Category, options: Namespace, place: Path, model: str) -> dict[str, Any]:
+def finish(method: str, category: Category, options: Namespace, place: Path) -> dict[str, Any]:
     """A finished run's numbers, from the files that its scripts wrote: AUROC and scores by name (the nearest neighbour
     has two), pixel metrics where there are masks, and what the method was given."""
     rows = len(category.train) - held_out(category, options)
     if method == "csflow":
-        folder = csflow.config.HERE / "results" / model
+        folder = place / "results" / MODEL
         results = read_json(folder / "results.json")
         scored, columns = _read(folder / "scores.csv"), {"": f"score_{results['score']}"}
-        epochs, file = results["epochs_trained"], csflow.config.HERE / "models/tmp" / model
+        epochs, file = results["epochs_trained"], place / "models/tmp" / MODEL
         batches, seconds = epochs * -(-rows // results["settings"]["batch_size"]), results["training_seconds"]
     elif method == "crn":
         results, columns = read_json(place / "scores.json"), {"": "anomaly_score"}
@@ -245,15 +247,15 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
 
     The folder's name tells all options and images apart.
     """
-    about = [plan(method, category, options, seed, Path("run"), "run"), category.fingerprint, str(category.root)]
+    about = [plan(method, category, options, seed, Path("run")), category.fingerprint, str(category.root)]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
     place = options.output / category.root.name / f"{method}_seed{seed}_{key}"
     if not (place / "run.json").exists():
         require_writable(place)
-        commands = plan(method, category, options, seed, place, f"compare_{key}")
+        commands = plan(method, category, options, seed, place)
         for program, *words in commands:
             run(program, *words)
-        numbers = finish(method, category, options, place, f"compare_{key}")
+        numbers = finish(method, category, options, place)
         write_json(place / "run.json", {**numbers, "commands": commands, "versions": versions()})
     return read_json(place / "run.json"), place
 
@@ -272,7 +274,11 @@ def shown_maps(
     for name, sample in zip(names, chosen):
         shutil.copyfile(sample.path, images / name)
     file = Path(numbers["file"])
-    model = {"csflow": ["--modelname", file.name], "crn": ["--model-input", file], "riad": ["--checkpoint", file]}
+    model = {
+        "csflow": ["--output_path", place, "--modelname", MODEL],
+        "crn": ["--model-input", file],
+        "riad": ["--checkpoint", file],
+    }
     output = place / "shown/scored"
     run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *(["--cpu"] * options.cpu))
     return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import csflow.config
 from benchmarks import compare
 from common.demo_data import make_textures
 from common.metrics import image_auroc
@@ -32,7 +31,7 @@ def textures(tmp_path_factory):
 
 
 @pytest.fixture
-def programs(tmp_path, monkeypatch):
+def programs(monkeypatch):
     """The names of the scripts that were run."""
     called = []
 
@@ -42,7 +41,6 @@ def programs(tmp_path, monkeypatch):
         called.append(program)
 
     monkeypatch.setattr(compare, "run", run)
-    monkeypatch.setattr(csflow.config, "HERE", tmp_path / "csflow")
     return called
 
 
@@ -58,7 +56,7 @@ def test_all_methods_on_one_category(textures, tmp_path, programs, capsys):
     assert list(entries) == titles
     places = {path.name.split("_")[0]: path for path in (tmp_path / "out/brick").iterdir() if path.is_dir()}
     theirs = {
-        "CS-Flow": next((tmp_path / "csflow/results").glob("compare_*/results.json")),
+        "CS-Flow": places["csflow"] / "results/compare/results.json",
         "CRN": places["crn"] / "scores.json",
         "RIAD": places["riad"] / "result.json",
         titles[3]: places["nearest"] / "results.json",
