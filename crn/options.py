@@ -89,7 +89,12 @@ def build_parser() -> ArgumentParser:
     add("--ngf", type=int, default=64, help="channels of the outermost level")
     switch("--improved", default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
     switch("--use-dropout", default=False, help="dropout in the middle levels, if there are more than 5")
-    add("--norm", choices=NORMS, default="batch", help="normalisation layers")
+    add(
+        "--norm",
+        choices=NORMS,
+        default="batch",
+        help="normalisation layers; image: by each image alone, also when scoring",
+    )
 
     # losses
     add("--reconstruction-weight", type=float, default=0.5, help="CRN: of |x - G(x)|")

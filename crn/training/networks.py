@@ -165,5 +165,6 @@ def average_statistics(networks: Iterable[nn.Module]) -> None:
 
 
 def _norms(network: nn.Module) -> list[nn.Module]:
+    """Those with running statistics."""
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
-    return [module for module in network.modules() if isinstance(module, kinds)]
+    return [module for module in network.modules() if isinstance(module, kinds) and module.track_running_stats]

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from common.files import UserError
 
-NORMS = ("batch", "instance", "none")
+NORMS = ("batch", "instance", "image", "none")
 FEWEST_LEVELS = 5  # outermost, three that widen 1 -> 2 -> 4 -> 8 times ngf, innermost
 
 
 def get_norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """The norm's constructor, taking the number of channels: "batch" (affine), "instance" (not affine), both with
-    running statistics, or "none". Raises UserError for any other name."""
+    running statistics, "image" (instance norm by each image's own statistics in evaluation, too; not in the original),
+    or "none". Raises UserError for any other name."""
     if norm == "batch":
         return partial(nn.BatchNorm2d, affine=True, track_running_stats=True)
     if norm == "instance":
         return partial(nn.InstanceNorm2d, affine=False, track_running_stats=True)
+    if norm == "image":
+        return partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
     if norm == "none":
         return lambda channels: nn.Identity()
     raise UserError(f"--norm {norm}: expected {', '.join(NORMS)}")

@@ -113,7 +113,9 @@ def published_step(model, optimizers, pair, x):
         optimizers[unit].step()
 
 
-@pytest.mark.parametrize(("norm", "improved", "pair"), [("batch", True, (1, 0)), ("instance", False, (0, 0))])
+@pytest.mark.parametrize(
+    ("norm", "improved", "pair"), [("batch", True, (1, 0)), ("instance", False, (0, 0)), ("image", True, (0, 1))]
+)
 def test_step_equals_the_published_passes(norm, improved, pair):
     """Also for a unit that plays both roles, and for instance norms."""
     torch.manual_seed(0)
@@ -129,6 +131,18 @@ def test_step_equals_the_published_passes(norm, improved, pair):
                 model.training_step(x, optimizers, pair, NO_SCALER)
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_norm_by_the_image_scores_as_it_trains():
+    """Running statistics mix what units saw as generator and as discriminator: with them, the two modes differ."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 32, 32)
+    for norm, alike in (("batch", False), ("instance", False), ("image", True)):
+        unit = UnetGenerator(3, 3, 5, 4, norm_layer=get_norm_layer(norm))
+        trained, scored = unit(x), unit.eval()(x)
+        assert torch.allclose(trained, scored, atol=1e-5) == alike, norm
+        if alike:  # and each image for itself
+            torch.testing.assert_close(unit(x[:1]), scored[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_upsampling_is_part_of_the_convolution():
