@@ -519,8 +519,8 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen:
         raise UserError(f"--only {' '.join(options.only)}: no experiment is called so, --list names them")
     if options.list:
-        for name, (about, _) in DATA.items():
-            say(f"--data {name}={folders.get(name, 'FOLDER')}: {about}")
+        for name, (about, convert) in DATA.items():
+            say(f"--data {name}={folders.get(name, 'FOLDER')}: {about}" if convert else f"{name}: {about}")
         for one in chosen:
             given = "" if one.data == "boards" or one.data in folders else ", which is not given"
             say(f"{one.name}: on {one.data}{given}")

@@ -71,6 +71,7 @@ def test_list_and_wrong_input(tmp_path, called, capsys):
     assert accuracy.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert "riad, one: on mvtec, which is not given" in printed and "--data btad=FOLDER" in printed
+    assert "--data boards" not in printed
 
     def no(*words):
         refused(capsys, accuracy.main, ["--output", tmp_path / "out", *words[:-1]], words[-1])
