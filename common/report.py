@@ -28,7 +28,7 @@ main { max-width: 70rem; margin: auto; padding: 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { min-width: 4rem; overflow-wrap: normal; }
+th, td { min-width: 4rem; overflow-wrap: normal; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; background: white; border-radius: .25rem; }
