@@ -238,8 +238,8 @@ def main(argv: list[str] | None = None) -> None:
         write_json(output / "demo.json", [dict(zip(HEADER, row)) for row in rows])
         about = (
             "Generated and embedded data: this page shows that and how the methods work, not how well they do on real "
-            "data. Rows without a time are plain baselines on the same data, or another score of the same method. Where "
-            "a baseline wins, it wins."
+            "data. Rows without a time are plain baselines on the same data, or another score of the same method. "
+            "Where a baseline wins, it wins."
         )
         pages = [found.report for found in founds]
         write_report(
