@@ -29,9 +29,11 @@ from common.runtime import ArgumentParser, UserError, say, script
 from crn.demo_data import ensure_data
 from crrn.demo_boards import make_boards
 
-# A script in a folder of its own: its arguments are that folder, the script's module and its options.
+# A script in a folder of its own: its arguments are that folder, the script's module and its options. What a shell runs
+# in the background ignores Ctrl-C, and so would its processes.
 PROGRAM = """
-import importlib, pathlib, sys, csflow.config
+import importlib, pathlib, signal, sys, csflow.config
+signal.signal(signal.SIGINT, signal.default_int_handler)
 csflow.config.HERE = pathlib.Path(sys.argv[1])
 sys.exit(importlib.import_module(sys.argv[2]).main(sys.argv[3:]))
 """

@@ -242,6 +242,10 @@ def test_all_test_videos_are_checked_before_the_first_is_scored(videos, trained,
     for size, words in (((20, 16), ["020.jpg is 20 x 16"]), ((16, 20), ["020.jpg is 16 x 20"])):
         Image.fromarray(np.zeros(size[::-1], np.uint8)).save(tmp_path / "stripes/Test/d/020.jpg")
         refused(capsys, script_testing.main, argv, *words)
+    shutil.copy(tmp_path / "stripes/Test/d/001.jpg", tmp_path / "stripes/Test/d/020.jpg")
+    damaged = tmp_path / "stripes/Test/d/024.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    refused(capsys, script_testing.main, argv, "cannot read 1 of 24 images", damaged)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").write_text("a file")
     shutil.rmtree(tmp_path / "stripes/Test/d")
