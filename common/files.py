@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -187,11 +188,10 @@ def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> 
 
 
 def append_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
-    """Add rows to a CSV file at once; an interruption may cut the last of them off. Only the first process writes."""
+    """Add rows to a CSV file in one go; SIGKILL may cut the last of them off. Only the first process writes."""
     if not first_process():
         return
-    with (
-        naming(path, "the rows before are kept"),
-        Path(path).open("a", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        csv.writer(file).writerows(rows)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    with naming(path, "the rows before are kept"), Path(path).open("ab") as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
