@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.speed import METHODS, alone
 from common.checkpoint import versions
-from common.files import write_json
+from common.files import UserError, require_writable, write_json
 from common.runtime import ArgumentParser, pick_device, say, script
 
 GROWTH = [
@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         "--output", type=Path, default=Path(__file__).parent / "results/growth.json", help="file of the results"
     )
     options = parser.parse_args(argv)
+    if options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: give a file")
+    require_writable(options.output.parent)
     device = pick_device(options.device)
     say("| method | quantity | sizes | time of a step | peak memory |\n|---|---|---|---|---|")
     rows = []

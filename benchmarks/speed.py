@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.checkpoint import versions
-from common.files import write_json
+from common.files import require_writable, write_json
 from common.memory import reuse_memory
 from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, pick_device, say, script
 
@@ -307,6 +307,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--repeats {options.repeats}: expected at least 5, fewer say nothing")
     if not 0 <= options.threads <= 1024:
         raise UserError(f"--threads {options.threads}: expected 0 to 1024")
+    if options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: give a file")
+    require_writable(options.output.parent)
     device = pick_device(options.device)
     if "fp16" in options.precisions and device.type != "cuda":
         raise UserError("--precisions fp16 needs a GPU: use fp32 and bf16 on the CPU")

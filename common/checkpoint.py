@@ -65,7 +65,7 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         if kind and content["kind"] != kind:
             raise UserError(f"{path} is a checkpoint of {content['kind']}, not of {kind}")
         require_known_format(content, path)
-    elif not content or not all(isinstance(value, Tensor) for value in content.values()):
+    elif not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise UserError(f"{path} holds neither a checkpoint of ours nor parameters by name")
     return dict(content)
 

@@ -17,7 +17,7 @@ from skimage import data
 from skimage.filters import gaussian
 
 from common.files import UserError
-from common.images import MARK, new_synthetic_folder, synthetic
+from common.images import made_by, new_synthetic_folder, synthetic
 from common.runtime import ArgumentParser, say, script
 
 # Texture (512 x 512, 8-bit grey): the texture that a patch of foreign material in it shows. Gravel on grass and grass
@@ -50,9 +50,8 @@ def make_textures(
     for number, (texture, foreign_name) in enumerate(TEXTURES.items()):
         folder = Path(root) / texture
         if synthetic(folder):
-            made_by = (folder / MARK).read_text(encoding="utf-8").splitlines()[0]
-            if made_by != command:
-                raise UserError(f"{folder} was made by {made_by!r}: remove it, or make this one elsewhere")
+            if (other := made_by(folder)) != command:
+                raise UserError(f"{folder} was made by {other!r}: remove it, or make this one elsewhere")
             say(f"{folder} is there already")
             continue
         rng = np.random.default_rng([seed, number])

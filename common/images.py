@@ -32,6 +32,23 @@ EXTENSIONS = frozenset([
     ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
 ])
 # fmt: on
+# Whatever a file's name says, only these are decoded: Pillow's others need programs such as Ghostscript, or are rare.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "DIB",
+    "PCX",
+    "QOI",
+    "SGI",
+    "TGA",
+)  # fmt: skip
 MARK = "SYNTHETIC"  # the file that generated data carries
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
@@ -134,7 +151,7 @@ def _images_below(folder: Path) -> list[Path]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Pillow's lazy image; whatever fails within the block is a UserError that names the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {path}: empty, damaged or not an image") from error
@@ -279,24 +296,36 @@ def synthetic(folder: str | Path, inputs: Sequence[str] = ("*",)) -> bool:
     Raises UserError where it holds more or less than that file lists: results on a mixture would mean nothing.
     """
     folder = Path(folder)
-    mark = folder / MARK
-    if not mark.is_file():
+    if not (folder / MARK).is_file():
         return False
-    try:
-        listed = set(mark.read_text(encoding="utf-8").splitlines()[1:])
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {mark}: {error}; if the data in {folder} is generated, remove {folder}"
-        ) from error
+    listed = set(_mark_lines(folder)[1:])
     present = {name for name in _names_below(folder) if any(fnmatch(name, pattern) for pattern in inputs)}
     if extra := sorted(present - listed):
         raise UserError(
             f"real files beside generated ones in {folder}, such as {extra[0]}: put yours elsewhere, or remove "
-            f"{mark} and the files it lists"
+            f"{folder / MARK} and the files it lists"
         )
     if missing := sorted(listed - present):
         raise UserError(f"generated data in {folder} is incomplete, {missing[0]} is missing: remove {folder}")
     return True
+
+
+def made_by(folder: Path) -> str:
+    """The command that made the generated data in `folder`, from its mark. UserError where that cannot be read."""
+    return _mark_lines(folder)[0]
+
+
+def _mark_lines(folder: Path) -> list[str]:
+    mark = folder / MARK
+    try:
+        lines = mark.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read {mark}: {error}; if the data in {folder} is generated, remove {folder}"
+        ) from error
+    if not lines:
+        raise UserError(f"{mark} is empty: if the data in {folder} is generated, remove {folder}")
+    return lines
 
 
 def _names_below(folder: Path) -> set[str]:

@@ -82,6 +82,9 @@ def script(
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{reason(error)}", file=sys.stderr, flush=True)
         except (MemoryError, RuntimeError) as error:
+            if str(error).startswith("Symlink loop"):  # what Path.resolve says before Python 3.13
+                print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+                return 2
             if not _out_of_memory(error):
                 raise
             where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"

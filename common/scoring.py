@@ -20,6 +20,7 @@ from common.files import (
     only_run,
     plain,
     read_json,
+    reason,
     require_writable,
     write_csv,
     write_json,
@@ -135,9 +136,13 @@ def _rows_before(table: Path, summary: Path, about: Mapping[str, Any], header: l
         return []
     try:
         text = table.read_bytes().decode("utf-8", "backslashreplace")
-    except OSError:
+        found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))  # the last line may be cut off
+    except FileNotFoundError:
         return []
-    found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))  # the last line may be cut off
+    except OSError as error:
+        raise UserError(f"cannot read {table}: {reason(error)}") from error
+    except csv.Error as error:
+        raise UserError(f"{table} is damaged ({error}): remove {table.parent} to score anew") from error
     return [row for row in found[1:] if len(row) == len(header) and row[1] and not row[4]]
 
 

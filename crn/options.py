@@ -17,6 +17,10 @@ HERE = Path(__file__).resolve().parent
 SCORES = ("inference", "validation")
 # What the original accepts and never uses.
 UNUSED = ("pipeline", "generator_network_depth", "wandb_hyperparameter_sweep")
+LARGEST = {
+    "training_steps": 10**9, "batch_size": 65536, "num_competitive_units": 1000, "imsize": 4096,
+    "max_network_depth": 30, "ngf": 1024, "image_output_interval": 10**9, "validation_interval": 10**9,
+}  # fmt: skip
 # --demo: these, where the command line does not say otherwise, and at most so many images of each part.
 DEMO = {"batch_size": 2, "max_network_depth": 3, "imsize": 32, "num_competitive_units": 3}
 DEMO_BATCHES = 50
@@ -157,10 +161,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
             "--model-input is missing: give the checkpoint to score with, such as model_checkpoints/last.ckpt"
         )
 
-    for name, highest in (
-        ("training_steps", 10**9), ("batch_size", 65536), ("num_competitive_units", 1000), ("imsize", 4096),
-        ("max_network_depth", 30), ("ngf", 1024), ("image_output_interval", 10**9), ("validation_interval", 10**9),
-    ):  # fmt: skip
+    for name, highest in LARGEST.items():
         require(opt, name, 1 <= getattr(opt, name) <= highest, f"from 1 to {highest}")
     require(opt, "epochs", opt.epochs is None or 1 <= opt.epochs <= 10**9, "at least 1")
     require(opt, "num_workers", 0 <= opt.num_workers <= 256, "from 0 to 256")

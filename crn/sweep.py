@@ -5,7 +5,9 @@ Each trial is a process of train.py with one set of the file's parameters; Optun
 The same command continues a sweep. What stands behind `--` goes to every trial: sweep.py FILE -- --cpu --imsize 64.
 """
 
+import contextlib
 import csv
+import io
 import itertools
 import shlex
 import subprocess
@@ -18,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.files import atomic_write, reason, require_writable
 from common.runtime import ArgumentParser, UserError, say, script
-from crn.options import HERE
+from crn.options import HERE, parse
 
 METHODS = ("bayes", "grid", "random")
 
@@ -27,28 +29,37 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """method, goal, metric's name, and each parameter's values (a list), of a sweep file with `values` or `value` for
     each parameter. Raises UserError for anything else."""
     try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no YAML file: {error}") from error
+    try:
         import yaml  # comes with optuna and wandb
     except ImportError as error:
         raise UserError("sweep files need the package pyyaml: pip install optuna, which brings it") from error
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers of thousands of digits, impossible dates
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is no sweep: its lists or mappings are nested too deeply") from error
     try:
         method, metric, goal = content["method"], content["metric"]["name"], content["metric"]["goal"]
         parameters = {}
         for name, entry in content["parameters"].items():
-            parameters[str(name)] = list(entry["values"]) if "values" in entry else [entry["value"]]
+            parameters[str(name)] = entry["values"] if "values" in entry else [entry["value"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no sweep of this kind: expected method, metric (name, goal) and parameters, each with values "
             "or value"
         ) from error
-    plain = all(isinstance(v, (str, int, float)) for values in parameters.values() for v in values)
-    if not plain or not all(parameters.values()):
-        raise UserError(f"{path}: each parameter needs one or more plain values")
+    for name, values in parameters.items():
+        plain = isinstance(values, list) and all(isinstance(value, (str, int, float)) for value in values)
+        if not plain or not values:
+            raise UserError(f"{path}: parameter {name} needs a list of one or more plain values")
+    if not isinstance(metric, str):
+        raise UserError(f"{path}: the metric's name is {metric!r}, expected a column of metrics.csv")
     if method not in METHODS or goal not in ("maximize", "minimize"):
         raise UserError(f"{path}: method {method}, goal {goal}: expected {', '.join(METHODS)}; maximize or minimize")
     return {"method": method, "metric": metric, "goal": goal, "parameters": parameters}
@@ -59,6 +70,19 @@ def trial_command(values: dict[str, Any], folder: Path, more: list[str]) -> list
     own = {"log-dir": folder, "image-output-path": folder / "images", "log-file": folder / "log.log"}
     pairs = [f"--{name}={value}" for name, value in {**values, **own}.items()]
     return [sys.executable, str(HERE / "train.py"), "--mode=train", "--model=crn", "--auto-set-name", *pairs, *more]
+
+
+def require_options(sweep: dict[str, Any], path: Path, more: list[str]) -> None:
+    """UserError where train.py would refuse a parameter or one of its values: in every trial, after its start."""
+    parameters = sweep["parameters"]
+    first = {name: values[0] for name, values in parameters.items()}
+    for name, values in parameters.items():
+        for value in values:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # notes on options without effect
+                    parse(trial_command({**first, name: value}, Path(), more)[2:])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
 
 
 def last_value(folder: Path, metric: str) -> float:
@@ -90,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         if not 1 <= getattr(opt, name) <= highest:
             raise UserError(f"--{name} {getattr(opt, name)}: expected 1 to {highest}")
     sweep = read_sweep(opt.file)
+    require_options(sweep, opt.file, more)
     try:
         import optuna
     except ImportError as error:

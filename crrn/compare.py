@@ -93,7 +93,13 @@ def _is_tested(folder: Path) -> bool:
         return False
     results = read_json(path)
     epochs = checkpoint.read(folder / "model_dictionary.pt")["epoch"] + 1
-    return isinstance(results, dict) and results.get("epochs") == epochs
+    if not isinstance(results, dict) or results.get("epochs") != epochs:
+        return False
+    try:
+        summarise({"": {"": results}})
+    except (KeyError, TypeError, AttributeError):  # damaged
+        return False
+    return True
 
 
 def run(name: str, *arguments: str) -> None:

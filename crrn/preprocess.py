@@ -304,6 +304,8 @@ def _read_table(path: Path, again: str) -> dict[str, np.ndarray]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         header = rows.pop(0) if rows else []
+        if len(set(header)) < len(header):
+            raise ValueError("a column stands in it twice")
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         table = {name: np.array(columns[name], np.float64) for name in COLUMNS if name != "Group"}
         if not all(np.isfinite(values).all() for values in table.values()):

@@ -177,13 +177,12 @@ class Config:
         self._compare(given, stored, path, "Leave these options out: a trained model brings its own settings")
         kept = self.given | MACHINE_SETTINGS
         values = {field.name: getattr(self, field.name) for field in _fields()}
-        for field in _fields():
-            if field.name in stored and (field.name not in kept or field.name in MODEL_SETTINGS):
-                value = stored[field.name]
-                values[field.name] = HERE / value if value is not None and field.metadata["type"] is Path else value
         try:
+            for name, value in _checked(stored).items():
+                if name not in kept or name in MODEL_SETTINGS:
+                    values[name] = HERE / value if isinstance(value, Path) else value
             return Config(**values, given=self.given)
-        except (TypeError, ValueError) as error:
+        except UserError as error:
             raise UserError(f"{path} is damaged: its settings make no sense ({error})") from error
 
     def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path, remedy: str) -> None:
@@ -209,6 +208,22 @@ MACHINE_SETTINGS = {
     "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
     "map_every", "map_columns", "output_path", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
 }  # fmt: skip
+
+
+def _checked(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings as their options would be given; UserError where one could not be."""
+    argv = []
+    for field in _fields():
+        value = stored.get(field.name)
+        if isinstance(value, list):
+            argv += [f"--{field.name}", *map(str, value)]
+        elif value is not None:
+            argv += [f"--{field.name}={value}"]
+    given = vars(build_parser("").parse_args(argv))
+    for name, value in given.items():
+        if (str(value) if isinstance(value, Path) else value) != stored[name]:  # a string for a number, say
+            raise UserError(f"--{name} {stored[name]!r}")
+    return {field.name: given.get(field.name) for field in _fields() if field.name in stored}
 
 
 def _fields() -> list[dataclasses.Field]:

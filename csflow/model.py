@@ -1,5 +1,6 @@
 """The frozen feature extractor, the flow built from csflow/freia_funcs.py, and the file that keeps a trained flow."""
 
+import math
 import re
 import socket
 import urllib.error
@@ -133,8 +134,9 @@ def load_extractor(config: Config, device: torch.device) -> tuple[FeatureExtract
     name = config.extractor
     if name in ("auto", "effnetB5"):
         try:
+            state = _b5_weights(config)
             network = EfficientNetB5()
-            network.load_weights(_b5_weights(config), config.extractor_weights or "torchvision's B5 weights")
+            network.load_weights(state, config.extractor_weights or "torchvision's B5 weights")
             name = "effnetB5"
         except urllib.error.URLError as error:
             if name == "effnetB5":
@@ -228,14 +230,19 @@ def get_cs_flow_model(config: Config, n_feat: int) -> CSFlow:
     )
 
 
-def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the authors' parameters to ours: their graph holds block k as `module_list.{4 + 2 k}`."""
+def from_authors(state: Mapping[str, Tensor], source: str | Path = "the state dict") -> dict[str, Tensor]:
+    """Rename the authors' parameters to ours: their graph holds block k as `module_list.{4 + 2 k}`.
+
+    Raises UserError, which names `source`, where there is another parameter.
+    """
     renamed = {}
     for key, value in state.items():
         # Even nodes from 4 on are the couplings; those between are the permutations, which have no parameters.
         match = re.fullmatch(r"module_list\.([1-9]\d{0,3})\.(s[12]\..+)", key)
         if not match or int(match[1]) < 4 or int(match[1]) % 2:
-            raise UserError(f"parameter {key!r} is not of the authors' CS-Flow (module_list.<4, 6, ...>.s1.<...>)")
+            raise UserError(
+                f"{source}: parameter {key!r} is not of the authors' CS-Flow (module_list.<4, 6, ...>.s1.<...>)"
+            )
         renamed[f"blocks.{(int(match[1]) - 4) // 2}.{match[2]}"] = value
     return renamed
 
@@ -259,14 +266,14 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     `config`, and must fit them. Raises UserError where the file is missing, broken, or does not fit.
     """
     state = checkpoint.load_tensors(path, "csflow")
-    if "settings" in state:
+    if "kind" in state:
         content = _of_today(state)
         checkpoint.require_sound(content, path, TRAINED, "CS-Flow")
         config = config.with_trained(content["settings"], path)
         n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
     else:
         content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
-        n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state)
+        n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state, path)
     model = get_cs_flow_model(config, n_feat)
     checkpoint.load_parameters(model, parameters, path)
     return model.eval().to(device), config, content
@@ -284,7 +291,9 @@ def _of_today(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores(values: Any) -> bool:
-    return isinstance(values, list) and len(values) > 0 and all(isinstance(value, float) for value in values)
+    return (
+        isinstance(values, list) and len(values) > 0 and all(isinstance(v, float) and math.isfinite(v) for v in values)
+    )
 
 
 def _calibration(value: Any) -> bool:
@@ -292,8 +301,10 @@ def _calibration(value: Any) -> bool:
 
 
 def _history(value: Any) -> bool:
-    keys = {"epoch", "auroc_std", "auroc_mean"}
-    return isinstance(value, list) and all(isinstance(entry, Mapping) and keys <= entry.keys() for entry in value)
+    keys = ("epoch", "auroc_std", "auroc_mean")
+    return isinstance(value, list) and all(
+        isinstance(entry, Mapping) and all(isinstance(entry.get(key), (int, float)) for key in keys) for entry in value
+    )
 
 
 # What a file of ours must hold to be used, and what else for its training to be continued.

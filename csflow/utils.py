@@ -81,15 +81,19 @@ def load_images(paths: Sequence[Path], config: Config) -> Tensor:
 class StoredFeatures:
     """Extracted features, mapped from their files: only the rows of a batch are ever in memory."""
 
-    maps: list[np.ndarray]  # per scale (N, C, h, w)
+    maps: list[np.memmap]  # per scale (N, C, h, w)
     weights: str  # checksum of the extractor's weights
 
     def __len__(self) -> int:
         return len(self.maps[0])
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
-        """Features of the images `indices`, on the CPU."""
-        return [torch.from_numpy(array[np.asarray(indices)]) for array in self.maps]
+        """Features of the images `indices`, on the CPU. UserError names a file that holds nan or infinite values."""
+        found = [array[np.asarray(indices)] for array in self.maps]
+        for array, features in zip(self.maps, found):
+            if not np.isfinite(features).all():
+                raise UserError(f"{array.filename} holds nan or infinite values: extract the features anew")
+        return [torch.from_numpy(features) for features in found]
 
 
 @dataclass

@@ -29,7 +29,7 @@ from common.runtime import progress, say, script
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
-from memae.data.video_datasets import frame_files, read_frame, read_mat, subfolders
+from memae.data.video_datasets import frame_files, frame_size, read_frame, read_mat, subfolders
 from memae.options import TestOptions
 from memae.script_testing import listed, middle_frame
 from memae.utils import digest, load_weights, make_model, pick, plain_settings, setting_name
@@ -80,9 +80,10 @@ def difference_scores(folder: Path, middles: np.ndarray, opt: Namespace) -> np.n
     folder: a prepared video; middles: the middle frames of its clips, each of consecutive frames, (N,) -> (N,).
     """
     files = frame_files(folder)
+    size = frame_size(files)
     differences, before = [], None
     for path in progress(files, f"{folder.name} baseline"):
-        frame = read_frame(path, opt.ImgChnNum).astype(np.float32)
+        frame = read_frame(path, opt.ImgChnNum, size, files[0]).astype(np.float32)
         if before is not None:
             differences.append(np.abs(frame - before).mean(dtype=np.float64))
         before = frame

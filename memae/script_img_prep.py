@@ -42,7 +42,8 @@ QUALITY = 100
 
 def natural(path: Path) -> list:
     """Sorting key that orders numbers in a name by value."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+    parts = re.split(r"([0-9]+)", path.name)  # every other one is a number; "²" counts as a digit, but is none
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -50,7 +51,8 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _frames_in(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    # A link into nothing is a frame that cannot be read, not one to be left out.
+    return [path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
 
 
 def find_videos(place: Path) -> dict[str, Path]:
@@ -238,7 +240,7 @@ def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, i
             raise UserError(f"{path}: there is no test video {video!r} (there are {', '.join(videos[:5])} ...)")
         intervals[video] = []
         for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*([:-])\s*", r"\1", text))):
-            match = re.fullmatch(r"([0-9]+)(?:[:-]([0-9]+))?", part)
+            match = re.fullmatch(r"([0-9]{1,18})(?:[:-]([0-9]{1,18}))?", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
             if not 1 <= first <= last:
                 raise UserError(f"{path}: {part!r} of {video} is no interval of frames, such as 61:180")

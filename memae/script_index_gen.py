@@ -13,31 +13,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scipy.io import savemat
 
 from common.files import UserError
-from common.images import MARK, mark_synthetic
+from common.images import MARK, made_by, mark_synthetic
 from common.runtime import ArgumentParser, progress, say, script
 from memae.data.video_datasets import frame_files, subfolders, windows
 from memae.options.base_options import HERE
 
 
-def index_part(root: Path, part: str, frame_num: int, stride: int) -> int:
+def index_part(root: Path, part: str, videos: dict[str, int], frame_num: int, stride: int) -> int:
     """Index the videos of `part` (Train or Test) and return the number of clips; short videos are named and skipped.
 
-    Replaces an index that is there. Raises UserError for missing or unsound frames.
+    videos: names, and how many frames each has. Replaces an index that is there.
     """
     total = 0
-    for video in progress(subfolders(root / part), f"{part} index"):
-        frames = len(frame_files(root / part / video))
+    for video, frames in progress(videos.items(), f"{part} index"):
         folder = root / f"{part}_idx" / video
         making = folder.parent / f".making-{video}"
-        for old in (making, folder):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(making, ignore_errors=True)
         clips = windows(frames, frame_num, stride)
         if not clips:
+            shutil.rmtree(folder, ignore_errors=True)
             say(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
             continue
         making.mkdir(parents=True)
         for number, idx in enumerate(clips, start=1):
             savemat(making / f"{video}_i{number:03d}.mat", {"v_name": video, "idx": [float(i) for i in idx]})
+        shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
         total += len(clips)
     return total
@@ -61,9 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"there is neither {root / 'Train'} nor {root / 'Test'}: prepare videos with script_img_prep.py"
         )
-    counts = {part: index_part(root, part, opt.FrameNum, opt.Stride) for part in parts}
-    if (root / MARK).is_file():  # the index of generated videos is generated, too
-        mark_synthetic(root, (root / MARK).read_text(encoding="utf-8").splitlines()[0])
+    # All is looked at before an index is replaced.
+    found = {part: {name: len(frame_files(root / part / name)) for name in subfolders(root / part)} for part in parts}
+    command = made_by(root) if (root / MARK).is_file() else None
+    counts = {part: index_part(root, part, videos, opt.FrameNum, opt.Stride) for part, videos in found.items()}
+    if command:  # the index of generated videos is generated, too
+        mark_synthetic(root, command)
     say(f"{root}: " + ", ".join(f"{count} clips in {part}_idx" for part, count in counts.items()))
 
 

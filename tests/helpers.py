@@ -11,14 +11,35 @@ from typing import Any
 from PIL import Image
 
 
-def refused(capsys: Any, call: Callable, argv: Sequence, *words: Any) -> None:
-    """The call ends with status 2 and one line on stderr that holds all `words`."""
+def refused(capsys: Any, call: Callable, argv: Sequence, *words: Any, keeps: Path | None = None) -> None:
+    """The call ends with status 2 and one line on stderr that holds all `words`.
+
+    keeps: a folder whose files, but for logs, have to stay as they are, and in which no malicious pickle may have run.
+    """
+    before = _state(keeps)
     capsys.readouterr()
     assert call([str(part) for part in argv]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1, error
     for word in words:
         assert str(word) in error, error
+    after = _state(keeps)
+    assert not (changed := [path for path in before if after.get(path) != before[path]]), changed
+    assert not any(path.name == RAN for path in after), "code in a file was run"
+
+
+RAN = "a-pickle-was-run"  # what the malicious pickles of tests/bad_input make
+
+
+def _state(folder: Path | None) -> dict[Path, Any]:
+    """The files below a folder: what is in small ones, and of others what tells whether they were written."""
+    found: dict[Path, Any] = {}
+    for path in folder.rglob("*") if folder else ():
+        if path.suffix != ".log" and not path.is_dir():
+            status = path.lstat()
+            small = path.is_file() and path.stat().st_mode & 0o400 and status.st_size < 100_000
+            found[path] = path.read_bytes() if small else (status.st_ino, status.st_mtime_ns, status.st_size)
+    return found
 
 
 class Report(HTMLParser):

@@ -18,7 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from common.files import UserError, reason
-from common.images import fingerprint, image_files, image_size, mvtec_samples, read_image, require_readable, synthetic
+from common.images import (
+    FORMATS,
+    fingerprint,
+    image_files,
+    image_size,
+    mvtec_samples,
+    read_image,
+    require_readable,
+    synthetic,
+)
 from common.runtime import progress, say
 
 DATASETS = ("MVTec", "Panorama", "RoadImages")
@@ -190,7 +199,7 @@ def read(item: Item, kind: str) -> Tensor:
 def _first_channel(path: Path) -> Tensor:
     """(H, W) float32."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     except OSError as error:
         raise UserError(f"cannot read image {path}: {reason(error)}") from error

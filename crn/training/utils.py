@@ -15,7 +15,7 @@ from torch import Tensor
 from common import checkpoint
 from common.files import UserError, atomic_write, first_process, reason, write_csv
 from common.runtime import say
-from crn.options import parse, plain
+from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
@@ -85,7 +85,10 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
         elif getattr(opt, name) != settings[name]:
             option = name.replace("_", "-")
             say(f"--{option} {getattr(opt, name)}, though {path} was trained with {settings[name]}")
-    require_fitting(opt.imsize, content["levels"])
+    try:
+        require_fitting(opt.imsize, content["levels"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     model = make_model(opt, content["levels"])
     checkpoint.load_parameters(model, content["model"], path)
     set_bookkeeping(model, content["bookkeeping"], path)
@@ -177,10 +180,15 @@ def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fal
         return (
             isinstance(value, Mapping)
             and set(BINDING) <= value.keys()
+            and all(isinstance(value[name], str) for name in ("norm", "model", "dataset"))
+            and all(isinstance(value[name], bool) for name in ("improved", "use_dropout", "antialias"))
             and value["norm"] in NORMS
             and value["model"] in ("crn", "dagan")
             and value["dataset"] in DATASETS
-            and all(number(value[name]) for name in ("num_competitive_units", "ngf", "imsize", "max_network_depth"))
+            and all(
+                number(value[name]) and 1 <= value[name] <= LARGEST[name]
+                for name in ("num_competitive_units", "ngf", "imsize", "max_network_depth")
+            )
         )
 
     def number(value: Any) -> bool:
@@ -204,7 +212,8 @@ def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fal
     if resumable:
         checks |= dict.fromkeys(("epoch", "step", "batch", "version"), number)
         checks["optimizers"] = lambda value: isinstance(value, list)
-        checks |= dict.fromkeys(("random", "scaler"), lambda value: isinstance(value, Mapping))
+        checks["random"] = lambda value: isinstance(value, Mapping)
+        checks["scaler"] = checkpoint.is_scaler_state
         checks["history"] = lambda value: isinstance(value, list) and all(map(validation, value))
         checks["seconds"] = finite
         checks["fingerprint"] = lambda value: isinstance(value, str)

@@ -59,14 +59,16 @@ def frame_files(folder: Path) -> list[Path]:
         numbered[number] = path
     if not numbered:
         raise UserError(f"there are no frames in {folder}")
-    if missing := sorted(set(range(1, max(numbered) + 1)) - numbered.keys()):
-        raise UserError(
-            f"frame {missing[0]:03d} is missing in {folder}: frames are numbered from 001 without gaps "
-            f"(up to {max(numbered):03d} here)"
-        )
     if 0 in numbered:
         raise UserError(f"{numbered[0]}: frames are numbered from 001")
-    return [numbered[number] for number in sorted(numbered)]
+    numbers = sorted(numbered)
+    for expected, number in enumerate(numbers, start=1):
+        if number != expected:
+            raise UserError(
+                f"frame {expected:03d} is missing in {folder}: frames are numbered from 001 without gaps "
+                f"(up to {numbers[-1]:03d} here)"
+            )
+    return [numbered[number] for number in numbers]
 
 
 def read_mat(path: Path, name: str) -> np.ndarray:
@@ -89,7 +91,7 @@ def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]
     if name != video:
         raise UserError(f"{path} belongs to the video {name!r}, not to {video!r}")
     values = read_mat(path, "idx")
-    if values.dtype.kind not in "iuf" or not np.equal(np.mod(values, 1), 0).all():
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values % 1 != 0).any():
         raise UserError(f"{path}: idx holds no frame numbers")
     numbers = [int(value) for value in values]
     if len(numbers) != frame_num:
@@ -240,8 +242,10 @@ class VideoDataset(Dataset):
         if self.clips and decode:
             self.decode()
         elif self.clips:
-            self.size = frame_size(paths)
             require_readable(paths)
+            self.size = frame_size(paths)
+            for video in {video for video, _ in self.clips}:  # one in colour is so from its first frame on
+                read_frame(paths[self.first[video]], channels)
 
     def _rows_of(self, clip: int) -> np.ndarray:
         """Rows of a clip's frames among all frames."""

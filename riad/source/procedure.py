@@ -307,7 +307,8 @@ TRAINED: dict[str, Callable[[Any], bool]] = {
     "calibration": lambda value: value is None or (isinstance(value, list) and len(value) > 0 and _numbers(value)),
 }
 RESUMABLE: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("optimizer", "scaler"), lambda value: isinstance(value, Mapping)),
+    "optimizer": lambda value: isinstance(value, Mapping),
+    "scaler": checkpoint.is_scaler_state,
     "sums": lambda value: isinstance(value, Mapping) and set(value) in (set(), LOSSES) and _numbers(value.values()),
     **dict.fromkeys(("steps", "batch"), _count),
     "seconds": lambda value: isinstance(value, float) and math.isfinite(value),

@@ -443,102 +443,10 @@ def pad(number, **values):
     return lambda board: board["PADINFO"][number].update(values)
 
 
-@pytest.mark.parametrize(
-    ("file", "edit", "words"),
-    [
-        ("job.json", None, ["job.json", "no such file"]),
-        ("job.json", "{broken", ["job.json", "not a JSON file"]),
-        ("job.json", "[]", ["job.json", "PCBInfo is missing"]),
-        ("job.json", lambda job: job["PCBInfo"].pop("PCBLenth"), ["job.json", "PCBInfo.PCBLenth is missing"]),
-        ("job.json", lambda job: job["PCBInfo"].update(PCBWidth=[]), ["PCBInfo.PCBWidth[0]", "mm"]),
-        ("job.json", lambda job: job["PCBInfo"].update(PCBWidth=["33"]), ["PCBInfo.PCBWidth[0] is '33'"]),
-        ("job.json", lambda job: job["Pad"]["ShapeID"].pop(), ["Pad.ID has 6", "Pad.ShapeID 5"]),
-        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, 1), ["pad 1", "more than once in Pad.ID"]),
-        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, "6"), ["Pad.ID[0] is '6'"]),
-        ("spi_003.json", None, ["spi_003.json is missing"]),
-        ("spi_003.json", "", ["spi_003.json", "not a JSON file"]),
-        ("spi_003.json", "{}", ["spi_003.json", "PADINFO is missing"]),
-        ("spi_003.json", '{"PADINFO": 3}', ["spi_003.json", "PADINFO is a int"]),
-        ("spi_003.json", '{"PADINFO": []}', ["spi_003.json", "PADINFO is empty"]),
-        ("spi_003.json", '{"PADINFO": [4]}', ["spi_003.json", "PADINFO[0] is 4"]),
-        ("spi_003.json", lambda board: board["PADINFO"][1].pop("PosY"), ["spi_003.json", "PADINFO[1].PosY is missing"]),
-        ("spi_003.json", pad(2, Volume=math.nan), ["spi_003.json", "PADINFO[2].Volume is nan"]),
-        ("spi_003.json", pad(2, Volume=10**400), ["spi_003.json", "PADINFO[2].Volume is 1000"]),
-        ("spi_003.json", '{"PADINFO": ' + "[" * 100_000, ["spi_003.json", "nested too deeply"]),
-        ("spi_003.json", pad(2, Volume=1e300), ["pad 3", "too large"]),
-        ("job.json", lambda job: job["Pad"]["ID"].__setitem__(0, 10**30), ["Pad.ID[0] is 1000"]),
-        ("spi_003.json", pad(2, Volume="12"), ["spi_003.json", "PADINFO[2].Volume is '12'"]),
-        ("spi_003.json", pad(0, PadID=0), ["spi_003.json", "PADINFO[0].PadID is 0"]),
-        ("spi_003.json", pad(0, PadID=7), ["spi_003.json", "PADINFO[0].PadID is 7"]),
-        ("spi_003.json", pad(0, PadID=2), ["spi_003.json", "pad 2 stands more than once"]),
-        ("spi_003.json", pad(4, PosX=17.0), ["spi_003.json", "pad 5 at (17, ", "off the grid of 17 x 13 pixels"]),
-        ("spi_003.json", pad(4, PosY=-0.1), ["spi_003.json", "off the grid"]),
-        ("spi_003.json", lambda board: board["PADINFO"].pop(), ["spi_003.json has 5 pads, spi_000.json has 6"]),
-    ],
-)
-def test_bad_boards(data, capsys, no_pictures, file, edit, words):
-    path = data / (file if file == "job.json" else f"spi_measurement/{file}")
-    if edit is None:
-        path.unlink()
-    elif isinstance(edit, str):
-        path.write_text(edit)
-    else:
-        change(path, edit)
-    refused(capsys, preprocessing.main, args(data), *words)
-    assert not (data / "pcb_info.pt").exists()
-
-
 def test_boards_with_other_pads(data, capsys):
     change(data / "job.json", lambda job: (job["Pad"]["ID"].append(9), job["Pad"]["ShapeID"].append("x")))
     change(data / "spi_measurement/spi_002.json", pad(5, PadID=9))
     refused(capsys, preprocessing.main, args(data), "spi_002.json", "pad 6")
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--cycle", "20"], ["9 boards, fewer than one cycle of 20"]),
-        (["--cycle", "1"], ["--cycle 1"]),
-        (["--cycle", "x"], ["--cycle"]),
-        (["--seed", "-1"], ["--seed -1"]),
-        (["--seed", str(2**64)], ["--seed", "to 4294967295"]),
-        (["--data", "a\0b"], ["NUL"]),
-        (["--data", "nowhere"], ["--data nowhere", "neither"]),
-        (["--data", "no/where"], ["--data no/where"]),
-        (["--data", "jabil"], ["jabil"]),
-        (["--date", "x"], ["did you mean --data"]),
-    ],
-)
-def test_bad_options_of_preprocessing(data, capsys, more, words):
-    refused(capsys, preprocessing.main, args(data, *more), *words)
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--mode", "ConvGridLSTM"], ["ConvGridLSTM was never published"]),
-        (["--mode", "LSTM"], ["'LSTM' is unknown", "ConvConjLSTM"]),
-        (["--batch_size", "0"], ["--batch_size 0"]),
-        (["--num_instance", "3"], ["--num_instance 3", "from 5"]),
-        (["--num_epochs", "0"], ["--num_epochs 0"]),
-        (["--n_layers", "0"], ["--n_layers 0"]),
-        (["--lr", "nan"], ["--lr nan"]),
-        (["--init_tr", "1.5"], ["--init_tr 1.5", "0 to 1"]),
-        (["--final_tr", "-1"], ["--final_tr -1"]),
-        (["--seed", "-1"], ["--seed -1", "0 to 4294967295"]),
-        (["--num_epochs", "9" * 400], ["--num_epochs 999", "from 1 to 1000000000"]),
-        (["--gpu_ids", "x"], ["--gpu_ids"]),
-        (["--gpu_ids", "-2"], ["--gpu_ids -2"]),
-        (["--held_out", "1"], ["--held_out 1"]),
-        (["--gates", "own"], ["--gates"]),
-        (["--precision", "fp8"], ["--precision"]),
-        (["--batchsize", "5"], ["did you mean --batch_size"]),
-        (["--data", "nowhere"], ["--data nowhere"]),
-    ],
-)
-def test_bad_options_of_training(data, capsys, more, words):
-    refused(capsys, training.main, args(data, *more), *words)
-    assert not (data / "result").exists()
 
 
 def test_checkpoints_of_something_else(trained, tmp_path, capsys, no_pictures):

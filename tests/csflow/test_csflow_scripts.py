@@ -1,7 +1,6 @@
 """CS-Flow's scripts as a user runs them: tiny settings, real Lite0 features, every file they promise, bad input."""
 
 import csv
-import io
 import json
 import os
 import re
@@ -222,36 +221,6 @@ def test_score_folder(bricks, trained, tmp_path):
     assert score.main(argv) == 0
 
 
-def test_bad_options(bricks, place, capsys):
-    for more, word in [
-        (["--img_size", "100"], "multiples of 128"),
-        (["--img_size", "big"], "--img_size"),
-        (["--batch_size", "0"], "--batch_size 0"),
-        (["--kernel_sizes", "3", "5"], "one odd size"),
-        (["--kernel_sizes", "1000001"], "one odd size"),
-        (["--batch_size", "1" + "0" * 20], "--batch_size"),
-        (["--fc_internal", "100000000"], "--fc_internal"),
-        (["--meta_epochs", "0"], "--meta_epochs"),
-        (["--meta_epochs", "1" + "0" * 20], "--meta_epochs"),
-        (["--clamp", "nan"], "--clamp"),
-        (["--clamp", "inf"], "--clamp"),
-        (["--lr_init", "nan"], "--lr_init"),
-        (["--norm_mean", "nan", "0", "0"], "--norm_mean"),
-        (["--norm_std", "1", "nan", "1"], "--norm_std"),
-        (["--map_columns", "100000"], "--map_columns"),
-        (["--modelname", "a\nb"], "--modelname"),
-        (["--extractor", "resnet"], "--extractor"),
-        (["--precision", "fp16", "--cpu"], "GPU"),
-        (["--batchsize", "3"], "--batch_size"),
-        (["--fpr", "1"], "--fpr"),
-        (["--modelname", "../x"], "--modelname"),
-        (["--save_model", "maybe"], "--save_model"),
-        (["--gpu_ids", "x"], "--gpu_ids"),
-        (["--device", "toaster"], "toaster"),
-    ]:
-        refused(capsys, main.main, options(bricks, place, *more), word)
-
-
 def test_bad_data(bricks, place, tmp_path, capsys):
     refused(capsys, main.main, options(tmp_path / "nowhere", place), "nowhere")
     data = tmp_path / "data"
@@ -382,29 +351,6 @@ def test_parameters_that_a_step_spoils_are_not_saved(bricks, trained, capsys, mo
     assert (trained / "models/tmp/m").read_bytes() == before
 
 
-def test_damaged_features(bricks, place, capsys):
-    assert extract_features.main(options(bricks, place, *TINY)) == 0
-    array = place / "features/brick/brick_scale_0_train.npy"
-
-    def npy(header: str) -> bytes:
-        text = header.encode() + b" " * (117 - len(header)) + b"\n"
-        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-    zipped = io.BytesIO()
-    np.savez(zipped, np.zeros(3))
-    for content in (
-        b"",
-        b"hello",
-        zipped.getvalue(),
-        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 192, 4, 4), }"),
-        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 30 + ",), }"),
-        npy("((((((("),
-        npy("{'descr': '|O', 'fortran_order': False, 'shape': (8, 192, 4, 4), }"),
-    ):
-        array.write_bytes(content)
-        refused(capsys, main.main, options(bricks, place, *TRAINED), array.name, "extract")
-
-
 def test_features_are_mapped_and_read_row_by_row(bricks, place):
     config = csflow.config.parse(options(bricks, place, *TINY), "")
     dataset = load_dataset(config)
@@ -453,7 +399,7 @@ def test_non_finite_loss_keeps_the_model(bricks, place, capsys):
     before = (place / "models/tmp/m").read_bytes()
     array = place / "features/brick/brick_scale_0_train.npy"
     features = np.load(array)
-    np.save(array, np.full_like(features, np.nan))
+    np.save(array, np.full_like(features, 3e38))  # sums of them are beyond float32
     refused(capsys, main.main, options(bricks, place, *TRAINED, "--meta_epochs", "3"), "epoch 5, step 1")
     assert (place / "models/tmp/m").read_bytes() == before
 
@@ -462,12 +408,12 @@ def test_values_that_are_not_finite_are_no_scores(bricks, trained, capsys):
     # After the last step, which no later loss would reveal.
     argv = options(bricks, trained, *TINY, "--lr_init", "1e38", "--meta_epochs", "1", "--sub_epochs", "1")
     refused(capsys, main.main, [*argv, "--batch_size", "64", "--modelname", "burst"], "not finite")
-    for part, call in (("test", evaluate.main), ("test", main.main)):
-        array = trained / f"features/brick/brick_scale_0_{part}.npy"
-        features = np.load(array)
-        np.save(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.nan, features))
+    array = trained / "features/brick/brick_scale_0_test.npy"
+    features = np.load(array)
+    np.save(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.float32(3e38), features))
+    for call in (evaluate.main, main.main):
         refused(capsys, call, options(bricks, trained, *TRAINED), "not finite")
-        np.save(array, features)
+    np.save(array, features)
     stored = torch.load(trained / "models/tmp/m", weights_only=True)
     stored["model"]["blocks.0.s1.gamma0"].fill_(float("nan"))
     torch.save(stored, trained / "models/tmp/m")

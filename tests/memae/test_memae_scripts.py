@@ -343,42 +343,6 @@ def test_worst_clips_are_apart():
     assert worst_clips(scores, 9, 1) == [1, 2, 3, 5, 4, 0, 6] and worst_clips(scores, 0, 1) == []
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--Batchsize", "3"], ["--BatchSize"]),
-        (["--BatchSize", "0"], ["--BatchSize 0"]),
-        (["--ModelName", "VAE"], ["--ModelName", "MemAE"]),
-        (["--Backbone", "i3d"], ["--Backbone", "slowonly"]),
-        (["--Backbone", "csn", "--BackboneDepth", "18"], ["--BackboneDepth 18", "152"]),
-        (["--BackboneDepth", "50"], ["--BackboneDepth 50", "conv3d"]),
-        (["--UseCUDA", "perhaps"], ["--UseCUDA"]),
-        (["--sync_bn"], ["--sync_bn needs GPUs"]),
-        (["--FrameNum", "12"], ["--FrameNum 12", "multiple of 8"]),
-        (["--FrameNum", "24"], ["24 frames"]),
-        (["--ImgChnNum", "2"], ["--ImgChnNum"]),
-        (["--LR", "nan"], ["--LR nan"]),
-        (["--EpochNum", "many"], ["--EpochNum"]),
-        (["--Suffix", "../x"], ["--Suffix ../x"]),
-        (["--Dataset", "none"], ["none", "script_img_prep.py"]),
-        (["--precision", "fp16"], ["fp16 needs a GPU"]),
-        (["--ShrinkThres", "-1"], ["--ShrinkThres -1"]),
-        (["--BackboneWeights", "w.pt"], ["--Backbone"]),
-        (["--Backbone", "slowonly", "--BackboneWeights", "w.pt"], ["no checkpoint w.pt"]),
-        (["--Backbone", "slowonly"], ["16 x 16", "multiples of 32"]),
-        (["--Seed", "-1"], ["--Seed -1"]),
-    ],
-)
-def test_bad_training_options(videos, tmp_path, capsys, more, words):
-    if "--Backbone" in more and "--BackboneWeights" in more:
-        shutil.copytree(videos / "stripes", tmp_path / "stripes")
-        for path in (tmp_path / "stripes/Train").rglob("*.jpg"):
-            Image.open(path).resize((32, 32)).save(path)
-        videos = tmp_path
-    refused(capsys, script_training.main, paths(videos, tmp_path, *more), *words)
-    assert not list(tmp_path.glob("models/*.pt"))
-
-
 def test_bad_training_data(videos, tmp_path, capsys):
     shutil.copytree(videos / "stripes", tmp_path / "stripes")
     argv = paths(tmp_path, tmp_path, "--EpochNum", "1")

@@ -1,0 +1,156 @@
+"""Cases of bad input, in tables, and how one is checked."""
+
+import ctypes
+import os
+import shlex
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from common.demo_data import make_textures
+from tests.bad_input.spoil import Spoiler, edited
+from tests.helpers import refused
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, options beside the good ones, what is done to the good state first, and words of the error."""
+
+    script: str
+    name: str
+    words: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    spoil: Spoiler | None = None
+
+    def __str__(self) -> str:
+        return f"{self.script}: {self.name}"
+
+    def check(self, place: Path, capfd: Any, mains: Mapping[str, Callable], argv: Sequence[str]) -> None:
+        """Spoil `place`, a good state, call the script with `argv` and see that it refuses as it should."""
+        if self.spoil:
+            self.spoil(place)
+        more = [part.replace("{place}", str(place)) for part in self.more]
+        with obeying_permissions() as obeying, warnings.catch_warnings(record=True) as noted:
+            if any(word in self.name for word in ("unreadable", "cannot be")) and not obeying:
+                pytest.skip("this user may do everything with every file, and that right cannot be dropped here")
+            warnings.simplefilter("always")  # each would be a line of its own on stderr
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # as common.images has it
+            refused(capfd, mains[self.script], [*argv, *more], *self.words, keeps=place)
+        assert not noted, [str(one.message) for one in noted]
+
+
+def options(script: str, *rows: str | tuple[str, ...]) -> list[Case]:
+    """Cases of bad options: each a command line, with the words of the error where its first option is not enough.
+
+    "{place}" stands for the state's folder.
+    """
+    cases = []
+    for row in rows:
+        line, *words = (row,) if isinstance(row, str) else row
+        more = tuple(shlex.split(line))
+        cases.append(Case(script, line if len(line) < 80 else f"{line[:80]}...", tuple(words) or more[:1], more))
+    return cases
+
+
+def files(
+    script: str, name: str, table: Mapping[str, Spoiler | tuple[Spoiler, str]], *words: str, more: str = ""
+) -> list[Case]:
+    """Cases of one spoiled file `name` of the state; the error has to name it, or to hold `words` instead.
+
+    A spoiler may come with a further word of the error.
+    """
+
+    words, options = words or (Path(name).name,), tuple(shlex.split(more))
+    pairs = {kind: one if isinstance(one, tuple) else (one,) for kind, one in table.items()}
+    return [
+        Case(script, f"{name}: {kind}", (*words, *further), options, at(name, spoiler))
+        for kind, (spoiler, *further) in pairs.items()
+    ]
+
+
+def places(script: str, table: Mapping[str, tuple], more: str = "") -> list[Case]:
+    """Cases of a spoiled state: name -> what is done to its folder, and the words of the error."""
+    return [Case(script, name, words, tuple(shlex.split(more)), spoil) for name, (spoil, *words) in table.items()]
+
+
+def at(name: str, spoiler: Spoiler) -> Spoiler:
+    """What spoils the file `name` of a state."""
+    return lambda place: spoiler(place / name)
+
+
+def unfinished(then: Spoiler) -> Spoiler:
+    """What makes the scoring in the state's folder scored/ look interrupted, and spoils its table, scores.csv."""
+
+    def edit(about: dict) -> dict:
+        done = ("scored", "defective", "failed")
+        return {**{name: value for name, value in about.items() if name not in done}, "finished": False}
+
+    def spoil(place: Path) -> None:
+        edited(edit)(place / "scored/results.json")
+        then(place / "scored/scores.csv")
+
+    return spoil
+
+
+def some(table: Mapping[str, Spoiler], *names: str) -> dict[str, Spoiler]:
+    """The spoilers of these names."""
+    return {name: table[name] for name in names}
+
+
+class State:
+    """A good state in the folder `place`, which a case may spoil and `renew_after` makes good again.
+
+    The good files are kept by hard links: neither spoilers nor scripts that refuse change a file's bytes.
+    """
+
+    def __init__(self, place: Path):
+        self.place, self.kept = place, place.with_name("kept")
+        shutil.copytree(place, self.kept, copy_function=os.link, symlinks=True)
+
+    def renew_after(self, case: Case) -> None:
+        """Make the state good again; bad options alone leave it so."""
+        if case.spoil:
+            shutil.rmtree(self.place)
+            shutil.copytree(self.kept, self.place, copy_function=os.link, symlinks=True)
+
+
+def make_texture(folder: Path) -> None:
+    """The smallest data set in MVTec's layout: folder/brick."""
+    make_textures(folder, size=64, n_train=3, n_good=2, n_defect=1)
+    for other in ("grass", "gravel"):
+        shutil.rmtree(folder / other)
+
+
+# Linux's calls for a thread's privileges, and the two that let root read and write every file.
+CAPABILITIES, OVERRIDING = 0x20080522, 1 << 1 | 1 << 2
+
+
+@contextmanager
+def obeying_permissions() -> Iterator[bool]:
+    """Within the block, root, too, is denied what permissions deny; yields whether that is so.
+
+    Threads that begin within the block inherit it, other threads of the process do not have it.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid():
+        yield hasattr(os, "geteuid")
+        return
+    system = ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    if not hasattr(system, "capset") or system.capget(header, sets):
+        yield False
+        return
+    effective = sets[0]
+    sets[0] &= ~OVERRIDING
+    dropped = system.capset(header, sets) == 0
+    try:
+        yield dropped
+    finally:
+        sets[0] = effective
+        assert not dropped or system.capset(header, sets) == 0

@@ -1,0 +1,309 @@
+"""CRN's scripts on bad input."""
+
+import math
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crn import score, sweep, train
+from tests.bad_input import spoil
+from tests.bad_input.cases import State, files, make_texture, options, places, some, unfinished
+from tests.bad_input.spoil import entry, setting
+
+# train.py trains on textures, or on road images, or scores the textures.
+MAINS = {
+    "train": train.main,
+    "train road": train.main,
+    "train inference": train.main,
+    "score": score.main,
+    "sweep": sweep.main,
+}
+LONG = "n" * 300
+SWEEP = b"""\
+method: grid
+metric: {name: metrics/score, goal: maximize}
+parameters: {dataset: {value: MVTec}, dataset-path: {value: data}, lr: {values: [0.1, 0.01]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A texture with masks and a model trained on it, its scores; pairs of road images; a sweep file."""
+    place = tmp_path_factory.mktemp("crn") / "place"
+    make_texture(place / "data")
+    random = np.random.default_rng(0)
+    for name, count in (("good_ones", 3), ("bad_ones", 2)):
+        for kind in ("intensity_files", "height_files"):
+            (place / "road" / name / kind).mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(random.integers(0, 255, (32, 32), np.uint8)).save(
+                    place / f"road/{name}/{kind}/{k:03d}.png"
+                )
+    (place / "sweep.yml").write_bytes(SWEEP)
+    for name in ("train", "train inference", "score"):
+        assert MAINS[name](arguments(name, place)) == 0
+    return State(place)
+
+
+@pytest.fixture
+def place(case, good, monkeypatch):
+    monkeypatch.chdir(good.place)
+    yield good.place
+    good.renew_after(case)
+
+
+def arguments(script, place):
+    place = shlex.quote(str(place))
+    brick = f"--dataset MVTec --dataset-path {place}/data/brick"
+    road = f"--dataset RoadImages --dataset-path {place}/road"
+    outputs = f"--log-dir {place}/logs --log-file {place}/log.log --image-output-path {place}/pictures"
+    train = f"--mode train {outputs} --imsize 32 --ngf 1 --num-competitive-units 1 --batch-size 2 --epochs 1"
+    line = {
+        "train": f"{train} {brick} --checkpoint-path {place}/ck",
+        "train road": f"{train} {road} --checkpoint-path {place}/ck",
+        "train inference": f"--mode inference {outputs} {brick} --ngf 1 --model-input {place}/{LAST} "
+        f"--anomaly-score-file {place}/scores.csv",
+        "score": f"--images {place}/data/brick/test/good --model-input {place}/{LAST} --output {place}/scored",
+        "sweep": f"sweep.yml --output {place}/sweeps",
+    }[script]
+    return shlex.split(line)
+
+
+LAST, IMAGE, MASK = "ck/last.ckpt", "data/brick/train/good/000.png", "data/brick/ground_truth/blur/000_mask.png"
+HEIGHT = "road/good_ones/height_files/001.png"
+
+
+def moments(change):
+    """Another state of the first optimizer's first parameter."""
+    return spoil.stored(lambda content: change(content["optimizers"][0]["state"][0]))
+
+
+def lightning(**more):
+    """As the authors' checkpoints, with whatever else."""
+    return spoil.stored(lambda content: {"state_dict": content["model"], **more})
+
+
+def yml(text):
+    return spoil.holding(text.encode())
+
+
+def parameter(text):
+    return spoil.holding(SWEEP.replace(b"{values: [0.1, 0.01]}", text.encode()))
+
+
+def sweep_without(text):
+    return spoil.holding(SWEEP.replace(text.encode(), b""))
+
+
+# Nine lists of nine times the one before.
+BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+# What needs the package pyyaml to be told.
+YAML = {
+    **some(spoil.ANY, "empty", "one byte", "zeros", "web page"),
+    "null": yml("null"), "list": yml("[1, 2]"), "text": yml("sweep"), "unfinished": yml("method: ["),
+    "tabs": yml("a:\n\t- b"),
+    "deep": yml("[" * 5000), "5000 digits": yml("method: " + "9" * 5000),
+    "an impossible date": yml("method: 2020-13-77"),
+    "code": yml("!!python/object/apply:os.system [exit]"), "NUL": yml("method: \0"),
+    "bomb": yml(BOMB),
+    "no method": sweep_without("method: grid"), "no goal": sweep_without(", goal: maximize"),
+    "no metric": sweep_without("name: metrics/score, "),
+    "an unknown method": yml(SWEEP.decode().replace("grid", "guess")),
+    "an unknown goal": yml(SWEEP.decode().replace("maximize", "best")),
+    "a number for the metric": yml(SWEEP.decode().replace("metrics/score", "3")),
+    "a list for the method": yml(SWEEP.decode().replace("grid", "[grid]")),
+    "no value": parameter("{}"), "no values": parameter("{values: []}"),
+    "a number for values": parameter("{values: 3}"), "text for values": parameter("{values: abc}"),
+    "lists for values": parameter("{values: [[1], [2]]}"), "null for a value": parameter("{value: null}"),
+    "a bare value": parameter("0.1"),
+    "a value that is none": parameter("{values: [0.1, nan]}"),
+    "an option that is none": yml(SWEEP.decode().replace("lr:", "learnrate:")),
+    "no data set": sweep_without("dataset: {value: MVTec}, "), "a date for a value": parameter("{value: 2020-01-01}"),
+}  # fmt: skip
+CASES = [
+    *options(
+        "train",
+        ("--improved maybe", "--improved"), ("--use-dropout=perhaps", "--use-dropout"), "--lr-scheduler linear",
+        "--lr-steps x",
+        "--lr-steps -1", "--imsize 100", "--imsize 16", "--imsize 0",
+        "--num-competitive-units 0", ("--model dagan --imsize 96", "multiple of 64"), "--batch-size 0",
+        ("--batch-size 39", "fewer than a batch"), "--lr nan", "--lr-factor 0", "--momentum 1", "--calibration-share 1",
+        "--epochs 0", "--training-steps 0", "--ngf 2000",
+        "--norm layer", "--optimizer lion", "--seed -1", "--num-workers 257", "--save-every nan",
+        "--reconstruction-weight -1", "--reconstruction-weight nan", "--fpr 0",
+        ("--batchsize 3", "--batch-size"), ("--precision fp16", "fp16"), ("--sync-bn", "--sync-bn"), "--mode test",
+        "--dataset Cats", "--log-level loud",
+        ("--dataset-path {place}/none", "none"), ("--dataset-path {place}/sweep.yml", "sweep.yml"),
+        ("--dataset-path=", "--dataset-path"), (f"--dataset-path {LONG}", "too long"),
+        ("--log-file {place}/data", "--log-file"), ("--image-output-path {place}/sweep.yml/x", "sweep.yml"),
+        ("--log-dir {place}/sweep.yml", "sweep.yml"),
+        ("--model-input {place}/none.ckpt --resume no", "none.ckpt"), ("--lr 0.1", "lr 0.0001, not 0.1"),
+        ("--ngf 2", "ngf 1, not 2"), ("--seed 5", "seed 0, not 5"),
+        ("--device toaster", "toaster"), ("--device cuda:x", "cuda:x"), ("--log-dir ''", "--log-dir"),
+    ),
+    *files(
+        "train", IMAGE,
+        {
+            **spoil.ANY,
+            **some(spoil.IMAGE, "bomb", "zero-sized", "flipped bit", "float pixels", "truncated JPEG", "program"),
+        },
+    ),
+    *files(
+        "train", MASK,
+        {
+            **some(spoil.ANY, "empty", "link loop", "unreadable", "web page"),
+            "another size": spoil.holding(spoil.png(9, 9, bytes(90))),
+        },
+    ),
+    *files("train", LAST, {
+        **some(spoil.ANY, "empty", "truncated", "folder", "unreadable", "noise"),
+        **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive"),
+        **{
+            f"no {name}": spoil.without(name) for name in (
+                "optimizers", "random", "scaler", "history", "fingerprint", "bookkeeping", "levels",
+            )
+        },
+        "epoch 7": entry("epoch", 7), "step is text": entry("step", "1"), "history of nothing": entry("history", [{}]),
+        "random is empty": entry("random", {}),
+        "too few optimizers": entry("optimizers", [{}]), "scaler of text": entry("scaler", {"scale": "x"}),
+        "other images": entry("fingerprint", "0"),
+        "seconds are NaN": entry("seconds", math.nan),
+        "moments are NaN": moments(lambda one: one["exp_avg"].fill_(math.nan) is None),
+        "moments of another shape": moments(lambda one: one.update(exp_avg=torch.zeros(7))),
+        "authors' checkpoint": lightning(best_gen=0, best_disc=0),
+    }),
+    *places("train", {
+        "no test images": (lambda place: shutil.rmtree(place / "data/brick/test"), "brick/test"),
+        "only good test images": (
+            lambda place: (
+                (place / "data/brick/SYNTHETIC").unlink(),
+                [shutil.rmtree(p) for p in (place / "data/brick/test").iterdir() if p.name != "good"],
+            ),
+            "only good",
+        ),
+        "an empty kind of defect": (lambda place: (place / "data/brick/test/none").mkdir(), "test/none"),
+        "real images among generated ones": (
+            lambda place: shutil.copy(place / IMAGE, place / "data/brick/test/good/mine.png"), "mine.png",
+        ),
+        "other images": (
+            lambda place: (
+                (place / "data/brick/SYNTHETIC").unlink(),
+                shutil.copy(place / IMAGE, place / "data/brick/test/good/mine.png"),
+            ),
+            "other images",
+        ),
+        "checkpoints that cannot be written": (lambda place: (place / "ck").chmod(0o500), "cannot write in"),
+        "logs that cannot be written": (lambda place: (place / "logs/version_0").chmod(0o500), "version_0"),
+    }, more="--epochs 2"),
+    *files(
+        "train road", HEIGHT,
+        {
+            **spoil.ANY,
+            **{name: one for name, one in spoil.IMAGE.items() if name not in ("float pixels", "32-bit pixels")},
+            "another size": spoil.holding(spoil.png(9, 9, bytes(90))),
+        },
+        "height_files",
+    ),
+    *places("train road", {
+        "no partner of the same name": (
+            lambda place: (place / HEIGHT).rename(place / "road/good_ones/height_files/900.png"), "no partner",
+        ),
+        "no heights": (lambda place: shutil.rmtree(place / "road/bad_ones/height_files"), "height_files"),
+        "no bad ones": (lambda place: shutil.rmtree(place / "road/bad_ones"), "bad_ones"),
+        "one good one": (
+            lambda place: [
+                (
+                    place / f"road/good_ones/{kind}/00{k}.png"
+                ).unlink() for kind in ("intensity_files", "height_files") for k in (1, 2)
+            ],
+            "good_ones",
+        ),
+    }),
+    *options(
+        "train inference",
+        ("--ngf 3", "ngf"), ("--model dagan", "--model"), ("--model-input=", "--model-input"),
+        ("--model-input {place}/none.ckpt", "none.ckpt"), ("--model-input {place}/data", "folder"),
+        ("--anomaly-score-file {place}/data", "--anomaly-score-file"),
+        ("--anomaly-score-file {place}/sweep.yml/x.csv", "sweep.yml"), ("--imsize 33", "--imsize 33"), "--fpr 1",
+        ("--dataset-path {place}/none", "none"),
+    ),
+    *files("train inference", LAST, {
+        **spoil.ANY, **spoil.CHECKPOINT, **spoil.OURS, **spoil.parameters("model"),
+        "levels are text": entry("levels", "x"), "levels are many": entry("levels", 31),
+        "bookkeeping is empty": entry("bookkeeping", {}),
+        "best unit is none": spoil.stored(lambda c: c["bookkeeping"].update(best_gen=5)),
+        "calibration is NaN": entry("calibration", {name: [math.nan] for name in ("inference", "validation", "map")}),
+        "calibration is a list": entry("calibration", [1]),
+        "settings is a list": entry("settings", []), "norm is a list": setting(norm=["batch"]),
+        "millions of units": setting(num_competitive_units=10**7), "no units": setting(num_competitive_units=0),
+        "channels beyond the limit": setting(ngf=10**9), "image size of text": setting(imsize="32"),
+        "image size 33": setting(imsize=33), "unknown model": setting(model="vae"),
+        "unknown data set": setting(dataset="../../etc"), "improved is text": setting(improved="maybe"),
+        "authors', without best units": lightning(),
+        "authors', best unit of text": lightning(best_gen="x", best_disc=0),
+        "authors', best unit 7": lightning(best_gen=7, best_disc=0),
+        "authors', of other things": lightning(state_dict={"a": 1}, best_gen=0, best_disc=0),
+    }),
+    *options(
+        "score",
+        ("--images {place}/none", "none"), ("--images {place}/ck", "no images"), (f"--images {LONG}", "too long"),
+        ("--images 'ä\nö'", "ä ö"), ("--images {place}/data/brick/train", "other images"),
+        ("--output {place}/data/brick/test/good/out", "--output"), ("--output {place}/sweep.yml", "sweep.yml"),
+        "--score both", "--fpr 0", "--fpr nan", "--imsize 0", ("--imsize 33", "--imsize 33"),
+        "--dataset Cats", ("--model-input {place}/none.ckpt", "none.ckpt"), ("--dataset RoadImages", "intensity_files"),
+        ("--modelinput x", "--model-input"), ("--device toaster", "toaster"),
+    ),
+    *files(
+        "score", LAST,
+        {
+            **some(spoil.ANY, "empty", "truncated", "unreadable", "web page"),
+            **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's old format"),
+            "authors'": lightning(best_gen=0, best_disc=0),
+        },
+    ),
+    *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
+    *places("score", {
+        "a table that cannot be read": (
+            unfinished(spoil.ANY["unreadable"]), "scores.csv",
+        ),
+        "a table that is a folder": (
+            unfinished(spoil.ANY["folder"]), "scores.csv",
+        ),
+        "a table that is a link loop": (
+            unfinished(spoil.ANY["link loop"]), "scores.csv",
+        ),
+        "a table with a cell beyond the limit": (
+            unfinished(spoil.changed(lambda c: c + b"1" * 200_000 + b"\n")),
+            "scores.csv"
+        ),
+        "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
+    }),
+    *options(
+        "sweep",
+        "--trials 0", "--trials 9999999", "--trials x", "--workers 0", "--workers 65", "--workers x", "--seed x",
+        "--trails 3", ("more.yml", "more.yml"), "--name", "--storage", "--output",
+        ("--name 'a\0b'", "NUL"), "--trials " + "9" * 5000,
+    ),
+    *files(
+        "sweep", "sweep.yml",
+        some(
+            spoil.ANY, "missing", "folder", "link loop", "link into nothing", "link to its folder", "unreadable",
+            "noise", "utf-16",
+        ),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input(case, place, capfd):
+    case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.parametrize("case", files("sweep", "sweep.yml", YAML), ids=str)
+def test_bad_sweeps(case, place, capfd):
+    pytest.importorskip("yaml")
+    case.check(place, capfd, MAINS, arguments(case.script, place))

@@ -1,0 +1,294 @@
+"""MemAE's scripts on bad input."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from memae import script_eval_video, script_img_prep, script_index_gen, script_testing, script_training
+from tests.bad_input import spoil
+from tests.bad_input.cases import State, at, files, options, places, some
+from tests.bad_input.spoil import entry
+
+MAINS = {
+    "img_prep": script_img_prep.main,
+    "index_gen": script_index_gen.main,
+    "training": script_training.main,
+    "testing": script_testing.main,
+    "eval_video": script_eval_video.main,
+}
+NAME = "MemAE_Conv3DSpar_d_MemDim4_EntW0.0002_ShrThres0.0025_Seed1_Non"
+LONG = "n" * 300
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Raw videos in UCSD's layout, prepared and indexed; a trained model, its scores and their evaluation."""
+    place = tmp_path_factory.mktemp("memae") / "place"
+    random = np.random.default_rng(0)
+    for name in ("Train/a", "Test/c", "Test/c_gt"):
+        (place / "raw" / name).mkdir(parents=True)
+        for k in range(1, 10):
+            Image.fromarray(random.integers(0, 255, (16, 16), np.uint8)).save(place / f"raw/{name}/{k:03d}.png")
+    for k in range(1, 8):
+        Image.new("L", (16, 16)).save(place / f"raw/Test/c_gt/{k:03d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        for script in (script_testing, script_eval_video, script_training):
+            for name in ("draw_worst", "curve_figure"):  # what takes longest
+                if hasattr(script, name):
+                    patch.setattr(script, name, lambda *_: None)
+        for script, main in MAINS.items():
+            assert main([*arguments(script, place), *(["--EpochNum", "1"] if script == "training" else [])]) == 0
+    (place / "labels.txt").write_text("c: 8-9")
+    return State(place)
+
+
+@pytest.fixture
+def place(case, good, monkeypatch):
+    monkeypatch.chdir(good.place)
+    yield good.place
+    good.renew_after(case)
+
+
+def arguments(script, place):
+    data = ["--DataRoot", str(place / "data"), "--Dataset", "d"]
+    if script == "img_prep":
+        return [*data, "--Input", str(place / "raw"), "--Size", "16"]
+    if script == "index_gen":
+        return [*data, "--FrameNum", "8"]
+    model = [*data, "--ModelRoot", str(place / "models"), "--FrameNum", "8", "--MemDim", "4", "--UseCUDA", "no"]
+    if script == "training":
+        return [*model, "--BatchSize", "2", "--EpochNum", "2", "--IsTbLog", "no"]
+    return [*model, "--OutRoot", str(place / "results")]
+
+
+FRAME, INDEX, LABELS = "data/d/Train/a/003.jpg", "data/d/Train_idx/a/a_i002.mat", "data/d/Test_gt/c.mat"
+MODEL, STATE = f"models/{NAME}.pt", f"models/model_{NAME}/{NAME}_resume.pt"
+SCORES, TESTED = f"results/res_{NAME}/c.npy", f"results/res_{NAME}/testing.json"
+RAW, MASK = "raw/Train/a/009.png", "raw/Test/c_gt/009.png"
+
+
+def copied(source, target):
+    return lambda place: shutil.copy(place / source, place / target)
+
+
+def sized(width, height, mode="L"):
+    return spoil.made(lambda path: Image.new(mode, (width, height), "red" if mode == "RGB" else 0).save(path))
+
+
+CLIP = {"v_name": "a", "idx": list(range(2, 10))}
+FRAMES = {"another size": sized(8, 16)}
+LINKS = some(spoil.ANY, "link loop", "link into nothing")
+# JPEG has no checksums.
+JPEG = {name: one for name, one in spoil.IMAGE.items() if name != "flipped bit"}
+MISSING_FROM_INDEX = some(spoil.ANY, "folder", "link loop", "link into nothing", "link to its folder")
+CASES = [
+    *options(
+        "img_prep",
+        "--Size 0", "--Size 24", "--Size 1000000", "--Size x", "--ImgChnNum 2", "--Dataset ../x", "--Dataset ''",
+        "--Dataset .x",
+        (f"--Dataset {LONG}", "too long"), ("--Input {place}/none", "none"),
+        ("--Input {place}/labels.txt", "labels.txt"),
+        ("--Train {place}/raw/Train", "not both"),
+        ("--Dataset e --Labels {place}/labels.txt --Openings x", "--Openings x"),
+        ("--Openings a --Dataset e", "--Openings a"), ("--Labels {place}/none --Dataset e", "none"),
+        ("--Size 32", "Size differs"),
+        ("--ImgChnNum 3", "ImgChnNum differs"), ("--Inptu x", "--Input"), ("--Input {place}/data", "data/Train"),
+        (f"--Input {LONG}", "too long"),
+        ("--DataRoot {place}/labels.txt", "labels.txt"), ("--Dataset 'a\0b'", "NUL"),
+    ),
+    *files(
+        "img_prep", RAW, {**LINKS, **spoil.CONTENT, **spoil.IMAGE, **some(FRAMES, "another size")}, more="--Dataset e"
+    ),
+    *files(
+        "img_prep", MASK,
+        {**spoil.ANY, **some(spoil.IMAGE, "bomb", "zero-sized", "flipped bit", "NaN pixels", "program")}, "c_gt",
+        more="--Dataset e",
+    ),
+    *files("img_prep", "labels.txt", {
+        **{name: one for name, one in spoil.ANY.items() if name not in ("empty", "one byte", "truncated")},
+        "beyond the video": spoil.holding(b"c: 3-99"), "from frame 0": spoil.holding(b"c: 0-3"),
+        "backwards": spoil.holding(b"c: 5-2"),
+        "another video": spoil.holding(b"d: 1-2"), "no numbers": spoil.holding(b"c: all"),
+        "5000 digits": spoil.holding(b"c: 1-" + b"9" * 5000),
+        "two videos": spoil.holding(b"TestVideoFile{1}.gt_frame = [1:2];\n" * 2), "negative": spoil.holding(b"c: -3"),
+        "null": spoil.holding(b"c: \0"),
+    }, "c", more="--Dataset e --Labels {place}/labels.txt"),
+    *files(
+        "img_prep", "data/d/prepared.json",
+        {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("Size"), **spoil.each_of("sources")},
+    ),
+    *files("img_prep", "data/d/prepared.json", some(spoil.ANY, "missing", "link into nothing"), "did not make"),
+    *places("img_prep", {
+        "a number twice": (copied("raw/Train/a/003.png", "raw/Train/a/3.png"), "3.png"),
+        "a gap": (lambda place: (place / "raw/Train/a/003.png").unlink(), "004.png"),
+        "a superscript for a number": (copied("raw/Train/a/003.png", "raw/Train/a/²1.png"), "raw/Train/a"),
+        "a number of 200 digits": (copied("raw/Train/a/003.png", f"raw/Train/a/{'9' * 200}.png"), "9999.png"),
+        "a frame beside videos": (copied("raw/Train/a/003.png", "raw/Train/cover.png"), "cover.png"),
+        "no frames": (lambda place: [path.unlink() for path in (place / "raw/Train/a").iterdir()], "a"),
+        "no videos": (lambda place: shutil.rmtree(place / "raw/Train/a"), "Train"),
+        "two videos of one name": (lambda place: spoil.put(place / "raw/Train/a.avi", b"x"), "a.avi"),
+        "a mask less": (lambda place: (place / MASK).unlink(), "8 masks"),
+        "a video file that is none": (lambda place: spoil.put(place / "raw/Train/b.mp4", spoil.HTML), "b.mp4"),
+        "an empty video file": (lambda place: spoil.put(place / "raw/Train/b.mkv", b""), "b.mkv"),
+        "an unreadable folder of frames": (lambda place: (place / "raw/Train/a").chmod(0), "a"),
+        "an unreadable folder of videos": (lambda place: (place / "raw/Train").chmod(0), "Train"),
+        "a link loop for the videos": (at("raw/Train", spoil.ANY["link loop"]), "Train"),
+        "data that cannot be written": (lambda place: (place / "data").chmod(0o500), "data"),
+    }, more="--Dataset e"),
+    *options(
+        "index_gen",
+        "--FrameNum 0", "--FrameNum -1", "--FrameNum x", "--Stride 0", "--Stride 1.5", ("--Dataset none", "none"),
+        ("--Dataset ''", "data/Train"),
+        (f"--Dataset {LONG}", "too long"), ("--DataRoot {place}/none", "none"),
+        ("--DataRoot {place}/labels.txt", "labels.txt"), ("--framenum 8", "--FrameNum"),
+        ("--Dataset 'a\0b'", "NUL"), "--Stride", ("more", "more"), ("--Dataset ../raw/Test", "raw/Test"),
+    ),
+    *places("index_gen", {
+        "a frame is missing": (lambda place: (place / "data/d/Test/c/003.jpg").unlink(), "003"),
+        "a frame twice": (copied(FRAME, "data/d/Test/c/3.jpg"), "3.jpg"),
+        "a frame without a number": (copied(FRAME, "data/d/Test/c/cover.jpg"), "cover.jpg"),
+        "frame 0": (copied(FRAME, "data/d/Test/c/000.jpg"), "000.jpg"),
+        "a number of 15 digits": (copied(FRAME, f"data/d/Test/c/{'9' * 15}.jpg"), "010 is missing"),
+        "a superscript for a number": (copied(FRAME, "data/d/Test/c/².jpg"), "².jpg"),
+        "no frames": (lambda place: (place / "data/d/Test/e").mkdir(), "Test/e"),
+        "no videos": (lambda place: shutil.rmtree(place / "data/d/Test/c"), "Test"),
+        "an unreadable video": (lambda place: (place / "data/d/Test/c").chmod(0), "Test/c"),
+        "an unreadable part": (lambda place: (place / "data/d/Test").chmod(0), "Test"),
+        "an index that cannot be written": (lambda place: (place / "data/d/Train_idx").chmod(0o500), "Train_idx"),
+        "a file for the index": (
+            lambda place: (shutil.rmtree(place / "data/d/Train_idx"), spoil.put(place / "data/d/Train_idx", b"")),
+            "Train_idx",
+        ),
+    }),
+    *files(
+        "index_gen", "data/d/SYNTHETIC",
+        some(spoil.ANY, "utf-16", "noise") | {
+            "unreadable": lambda path: (spoil.put(path, b"x"), path.chmod(0)), "empty": spoil.holding(b""),
+        },
+    ),
+    *options(
+        "training",
+        "--Batchsize 3", "--BatchSize 0", "--BatchSize x", "--ModelName VAE", "--Backbone i3d",
+        ("--Backbone csn --BackboneDepth 18", "--BackboneDepth 18"),
+        "--BackboneDepth 50", "--UseCUDA perhaps", ("--sync_bn", "--sync_bn"), "--FrameNum 12",
+        ("--FrameNum 16", "16 frames"), "--ImgChnNum 2", "--LR nan", "--LR 0",
+        "--EpochNum many", "--EpochNum 0", "--Suffix ../x", "--Suffix ''", ("--Dataset none", "none"),
+        ("--precision fp16", "fp16"), "--ShrinkThres -1", "--MemDim 0",
+        "--EntropyLossWeight inf", "--CacheGiB nan", "--SnapInterval 0", "--NumWorker -1", "--Seed 4294967296",
+        "--Mode eval", ("--Backbone slowonly", "multiples of 32"),
+        ("--BackboneWeights w.pt", "--Backbone"),
+        ("--LR 1e-3", "LR"), (f"--Suffix {LONG}", "too long"),
+        ("--ModelRoot {place}/labels.txt", "labels.txt"), ("--DataRoot ''", "d/Train"),
+    ),
+    *files("training", FRAME, {**spoil.ANY, **JPEG, **FRAMES, "colours": sized(16, 16, "RGB")}, "003"),
+    *files(
+        "training", INDEX,
+        {**spoil.CONTENT, **MISSING_FROM_INDEX, **spoil.mat_table("idx", CLIP), **spoil.mat_table("v_name", CLIP)},
+    ),
+    *files("training", INDEX, {
+        "a path for the video": spoil.mat(**{**CLIP, "v_name": "../../etc/passwd"}),
+        "another video": spoil.mat(**{**CLIP, "v_name": "c"}),
+        "a frame that is not there": spoil.mat(v_name="a", idx=range(3, 11)),
+        "frame 0": spoil.mat(v_name="a", idx=range(8)),
+        "backwards": spoil.mat(v_name="a", idx=CLIP["idx"][::-1]),
+        "a frame less": spoil.mat(v_name="a", idx=CLIP["idx"][1:]),
+    }),
+    *files("training", STATE, {
+        **some(spoil.ANY, "empty", "truncated", "folder", "unreadable"),
+        **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "tensor"),
+        **some(spoil.OURS, "newer format", "no kind"), "no optimizer": spoil.without("optimizer"),
+        "step is text": entry("step", "1"),
+        "scaler of NaN": entry("scaler", {"scale": math.nan}), "history of text": entry("history", ["x"]),
+        "epoch beyond history": entry("epoch", 7),
+        "other frames": entry("fingerprint", "0"), **some(spoil.parameters("model"), "NaN among parameters"),
+    }, "resume.pt"),
+    *places("training", {
+        "no index of a video": (lambda place: shutil.rmtree(place / "data/d/Train_idx/a"), "no index of a"),
+        "an index without a number": (copied(INDEX, "data/d/Train_idx/a/first.mat"), "first.mat"),
+        "a number of 15 digits": (copied(FRAME, f"data/d/Train/a/{'9' * 15}.jpg"), "010 is missing"),
+        "no videos": (lambda place: shutil.rmtree(place / "data/d/Train/a"), "Train"),
+        "models that cannot be written": (
+            lambda place: (place / f"models/log_{NAME}").chmod(0o500) or (
+                place / f"models/log_{NAME}/log.csv"
+            ).unlink(),
+            "log_",
+        ),
+    }),
+    *options(
+        "",
+        ("--MemDim 9", "MemDim9"), ("--MemDim 9 --ModelFilePath {place}/" + MODEL, "4 items"),
+        ("--ModelName AE --ModelFilePath {place}/" + MODEL, "has a memory"),
+        ("--Backbone resnet3d --ModelFilePath {place}/" + MODEL, "another encoder"),
+        ("--ImgChnNum 3 --ModelFilePath {place}/" + MODEL, "does not fit"),
+        ("--ModelFilePath {place}", "folder"), ("--ModelFilePath {place}/none.pt", "none.pt"),
+        ("--ModelFilePath {place}/" + STATE, "continuing a training"),
+        ("--ModelFilePath {place}/" + FRAME, "003.jpg"),
+        ("--Dataset none --ModelFilePath {place}/" + MODEL, "none/Test"), "--Mode train", "--WorstFrames -1",
+        "--BatchSize 0", ("--OutRot x", "--OutRoot"), ("--FrameNum 16", "16 frames"), "--precision fp64",
+        ("--OutRoot {place}/labels.txt", "labels.txt"),
+        (f"--ModelFilePath {LONG}", "too long"),
+    ),
+    *files("testing", MODEL, {**spoil.ANY, **spoil.CHECKPOINT, **spoil.parameters("")}),
+    *files("testing", "data/d/Test/c/003.jpg", {**spoil.ANY, **JPEG, **FRAMES}, "003"),
+    *files(
+        "testing", "data/d/Test_idx/c/c_i002.mat",
+        {**spoil.CONTENT, "a path for the video": spoil.mat(v_name="/etc", idx=range(2, 10))},
+    ),
+    *places("testing", {
+        "results that cannot be written": (
+            lambda place: (place / f"results/res_{NAME}").chmod(0o500), "cannot write in",
+        ),
+        "colours": (
+            lambda place: [sized(16, 16, "RGB")(path) for path in (place / "data/d/Test/c").iterdir()], "001.jpg",
+        ),
+        "no test videos": (lambda place: shutil.rmtree(place / "data/d/Test"), "Test"),
+    }),
+    *options(
+        "eval_video",
+        ("--FrameNum 16", "--FrameNum 16"), ("--Suffix other", "script_testing.py"), ("--OutRoot {place}/none", "none"),
+        "--FrameNum 0", "--FrameNum x",
+        ("--Dataset none", "none"), ("--outroot x", "--OutRoot"), "--ModelName VAE", "--Mode train", "--ImgChnNum 2",
+        "--Seed x", (f"--Suffix {LONG}", "too long"),
+        ("--OutRoot {place}/labels.txt", "labels.txt"), ("--DataRoot {place}/none", "none"),
+        ("--ModelSetting a/b", "--ModelSetting"),
+    ),
+    *files("eval_video", SCORES, {**spoil.ANY, **spoil.NPY}),
+    *files("eval_video", SCORES, {
+        "NaN": spoil.npy(np.array([1, np.nan])), "infinity": spoil.npy(np.array([1, np.inf])),
+        "a score less": spoil.npy(np.array([1.0])),
+        "a score more": spoil.npy(np.arange(3.0)), "a table": spoil.npy(np.ones((1, 2))),
+        "true and false": spoil.npy(np.array([True, False])),
+    }, "c.npy"),
+    *files("eval_video", LABELS, {**spoil.CONTENT, **spoil.mat_table("l", {"l": np.zeros((1, 9))})}),
+    *files(
+        "eval_video", LABELS, {"a label less": spoil.mat(l=np.zeros((1, 8))), "twos": spoil.mat(l=np.full((1, 9), 2))},
+    ),
+    *files(
+        "eval_video", TESTED,
+        {
+            **spoil.CONTENT, **spoil.JSON, **spoil.each_of("videos"), **spoil.each_of("settings"),
+            **spoil.each_of("videos", "c", "scored_frames"),
+        },
+        "",
+    ),
+    *files("eval_video", TESTED, {**spoil.each_of("settings", "FrameNum"), **spoil.each_of("videos", "c")}, ""),
+    *files(
+        "eval_video", "data/d/Test/c/003.jpg", {**spoil.ANY, **some(spoil.IMAGE, "bomb", "zero-sized"), **FRAMES},
+        "003",
+    ),
+    *files("eval_video", "data/d/prepared.json", spoil.CONTENT),
+    *places("eval_video", {
+        "results that cannot be written": (lambda place: (place / f"results/res_{NAME}").chmod(0o500), "cannot write"),
+        "real files among generated ones": (
+            lambda place: spoil.put(place / "data/d/SYNTHETIC", b"a command\n"), "generated",
+        ),
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input(case, place, capfd):
+    case.check(place, capfd, MAINS, arguments(case.script, place))

@@ -1,0 +1,209 @@
+"""RIAD's scripts on bad input."""
+
+import gzip
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from riad import run, score
+from riad.source import datamanager
+from tests.bad_input import spoil
+from tests.bad_input.cases import State, at, files, make_texture, options, places, some, unfinished
+from tests.bad_input.spoil import entry, setting
+
+MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main}
+LONG = "n" * 300
+TINY = [
+    "--gpu", "-1", "--filters", "1", "1", "1", "1", "--mode_optim", "adam", "--batch", "8", "--epochs", "1",
+    "--figures_every", "0", "--list_k", "4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """MNIST's files with other digits, a network trained on them; a texture, and scores of its good test images."""
+    place = tmp_path_factory.mktemp("riad") / "place"
+    make_texture(place / "data")
+    random = np.random.default_rng(0)
+    for name in ("train", "t10k"):
+        images, digits = random.integers(0, 255, (20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 3
+        spoil.put(place / f"mnist/MNIST/raw/{name}-images-idx3-ubyte", spoil.idx(images))
+        spoil.put(place / f"mnist/MNIST/raw/{name}-labels-idx1-ubyte", spoil.idx(digits))
+    for name in ("run", "score"):
+        assert MAINS[name](arguments(name, place)) == 0
+    return State(place)
+
+
+@pytest.fixture
+def place(case, good, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(datamanager.MNIST, "download", offline)
+    monkeypatch.chdir(good.place)
+    yield good.place
+    good.renew_after(case)
+
+
+def arguments(script, place):
+    if script == "score":
+        images = place / "data/brick/test/good"
+        return ["--cpu", "--images", str(images), "--checkpoint", str(place / BEST), "--output", str(place / "scored")]
+    if script == "run mvtec":
+        return [
+            *TINY,
+            "--dataset",
+            "mvtec",
+            "--img_size",
+            "32",
+            "--data_path",
+            str(place / "data/brick"),
+            "--output",
+            str(place / "new"),
+        ]
+    return [*TINY, "--dataset", "mnist", "--data_path", str(place / "mnist"), "--output", str(place / "out")]
+
+
+RAW, BEST, STATE = "mnist/MNIST/raw", "out/Checkpoint/model_2_best_auroc.pth", "out/Checkpoint/resume.pth"
+IMAGE, MASK = "data/brick/train/good/000.png", "data/brick/ground_truth/blur/000_mask.png"
+
+
+def numbers(array, kind=8):
+    return spoil.holding(spoil.idx(array, kind))
+
+
+IDX = {
+    "one dimension": numbers(np.zeros(20, np.uint8)), "no dimension": spoil.holding(b"\0\0\x08\0"),
+    "200 dimensions": spoil.holding(b"\0\0\x08\xc8" + bytes(900)),
+    "no image": numbers(np.zeros((0, 28, 28), np.uint8)), "floats": numbers(np.zeros((20, 28, 28), ">f4"), 13),
+    "doubles": numbers(np.zeros((20, 28, 28), ">f8"), 14),
+    "an unknown kind": numbers(np.zeros((20, 28, 28), np.uint8), 7),
+    "an image less": numbers(np.zeros((19, 28, 28), np.uint8)),
+    "more than there is": spoil.holding(b"\0\0\x08\x03" + b"\xff\xff\xff\xff" * 3 + bytes(100)),
+    "compressed": spoil.changed(gzip.compress),
+}  # fmt: skip
+DIGITS = {
+    "digit 10": numbers(np.full(20, 10, np.uint8)), "a label less": numbers(np.zeros(19, np.uint8)),
+    "two dimensions": numbers(np.zeros((20, 2), np.uint8)),
+    "signed": numbers(np.full(20, -1, np.int8), 9), "integers": numbers(np.zeros(20, ">i4"), 12),
+    "no labels": numbers(np.zeros(0, np.uint8)),
+}  # fmt: skip
+CASES = [
+    *options(
+        "run",
+        ("--mode_optim lion", "lion"), ("--masking_mode random", "random"), "--algorithm thesis", "--dataset cifar",
+        "--nn 3000", ("--disjoint_n 50", "49 cells"), "--disjoint_n 0",
+        ("--list_k 4 29", "1 cells of 29"), "--list_k 0", "--list_k", ("--img_size 15", "--img_size 15"),
+        "--img_size 5000", ("--nn 1000 --algorithm paper", "--nn"), "--smooth 21",
+        ("--smooth 20 --algorithm paper --filters 1 1 1 1 1", "--smooth 20"),
+        ("--img_size 40 --algorithm paper --filters 1 1 1 1 1", "multiple of 16"),
+        ("--img_size 16 --algorithm paper --filters 1 1 1 1 1", "32 pixels"),
+        ("--eval_images 9 --algorithm paper --filters 1 1 1 1 1", "repo"), "--gpu x", "--gpu -7",
+        "--ksize 4", "--filters 1 2", "--filters 1 1 1 0", "--lr nan", "--lr 0", "--weight_decay -1", "--weights 0 0 0",
+        "--weights 1 inf 0", "--weights 1 1", "--epochs 0",
+        "--batch 1" + "0" * 20, "--batch_score 0", "--mode_lr 4", "--select_norm 10",
+        ("--select_norm 7", "--select_norm 7"), "--fpr 1", "--seed -1", "--validation_share 1",
+        ("--eval_images 1", "--eval_images 1"), "--eval_images -1", "--precision int8", "--learning_rate 1",
+        ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"),
+        "--resume perhaps", "--ngpu -1", "--save_every nan", "--train_images -1",
+        ("--data_path here --dataset digits", "--data_path"),
+        ("--lr 1e-3", "lr 0.0005, not 0.001"), ("--select_norm 2", "select_norm 1, not 2"),
+        ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), (f"--output {LONG}", "too long"),
+        ("--data_path {place}/none", "none"), ("--data_path {place}/data/brick/SYNTHETIC", "SYNTHETIC"),
+        ("--dataset mvtec --data_path {place}/none", "none"),
+        ("--output 'a\0b'", "NUL"),
+    ),
+    *files("run", f"{RAW}/train-images-idx3-ubyte", {**spoil.ANY, **IDX}, RAW),
+    *files("run", f"{RAW}/t10k-labels-idx1-ubyte", {**spoil.CONTENT, **DIGITS}, RAW),
+    *files(
+        "run", "mnist/MNIST/processed/training.pt",
+        {
+            "malicious pickle": lambda path: (
+                path.parent.mkdir(), spoil.put(path.with_name("test.pt"), b""),
+                spoil.CHECKPOINT["malicious pickle"](path),
+            )
+        },
+        RAW,
+    ),
+    *files("run", STATE, {
+        **some(spoil.ANY, "empty", "truncated", "folder", "unreadable", "noise"), **spoil.CHECKPOINT, **spoil.OURS,
+        **spoil.parameters("model"),
+        **{
+            f"no {name}": spoil.without(name) for name in (
+                "optimizer", "scaler", "steps", "settings", "seconds", "fingerprint", "channels",
+            )
+        },
+        "history of nothing": entry("history", [{}]), "history is shorter": entry("history", []),
+        "sums of something": entry("sums", {"l2": 1.0}), "channels is true": entry("channels", True),
+        "batch beyond the epoch": entry("batch", 10**6), "seconds are NaN": entry("seconds", math.nan),
+        "other images": entry("fingerprint", "0"), "steps are text": entry("steps", "1"),
+        "moments are NaN": spoil.stored(lambda c: c["optimizer"]["state"][0]["exp_avg"].fill_(math.nan) is None),
+        "scaler of text": entry("scaler", {"scale": "x"}),
+    }),
+    *places("run", {
+        "results without a training": (lambda place: (place / STATE).unlink(), "--resume False"),
+        "results that cannot be written": (lambda place: (place / "out/Checkpoint").chmod(0o500), "cannot write in"),
+        "a link loop for MNIST": (at("mnist/MNIST/raw", spoil.ANY["link loop"]), RAW),
+        "a link loop for the results": (at("out", spoil.ANY["link loop"]), "out"),
+    }),
+    *files("run mvtec", IMAGE, {**spoil.ANY, **spoil.IMAGE}),
+    *files(
+        "run mvtec", MASK,
+        {
+            **some(spoil.ANY, "empty", "link loop", "unreadable", "web page"),
+            "another size": spoil.holding(spoil.png(9, 9, bytes(90))),
+        },
+    ),
+    *places("run mvtec", {
+        "an empty kind of defect": (lambda place: (place / "data/brick/test/none").mkdir(), "test/none"),
+        "no good test images": (lambda place: shutil.rmtree(place / "data/brick/test/good"), "test/good"),
+        "one good image": (
+            lambda place: [
+                (place / "data/brick/SYNTHETIC").unlink(),
+                *[(place / f"data/brick/train/good/00{k}.png").unlink() for k in (1, 2)],
+            ],
+            "1 good image",
+        ),
+    }),
+    *options(
+        "score",
+        ("--images {place}/none", "none"), ("--images {place}/mnist", "no images"), (f"--images {LONG}", "too long"),
+        ("--images 'ä\nö'", "ä ö"), ("--images {place}/data/brick/train", "other images"),
+        ("--output {place}/data/brick/test/good/out", "--output"),
+        ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), "--fpr 0", "--fpr nan", "--precision int8",
+        ("--precision fp16", "fp16"),
+        ("--checkpoint {place}/none.pth", "none.pth"), ("--checkpoint {place}/out", "folder"),
+        ("--checkpoint {place}/" + IMAGE, "000.png"), "--batch_score 0", ("--chekpoint x", "--checkpoint"), "--ngpu x",
+    ),
+    *files("score", BEST, {
+        **spoil.ANY,
+        **some(
+            spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program", "of another method",
+        ),
+        **some(spoil.OURS, "newer format", "no kind"),
+        **{f"no {name}": spoil.without(name) for name in ("settings", "model", "data", "channels", "epoch")},
+        "image size is none": setting(img_size=None), "unknown precision": setting(precision="int8"),
+        "half cells": setting(list_k=[4.5]), "unknown network": setting(nn=5),
+        "an option for a value": setting(lr="--cpu"),
+        "channels beyond the limit": setting(filters=[10**9] * 4), "a path for a value": setting(dataset="../../etc"),
+        "calibration is empty": entry("calibration", []), "calibration is NaN": entry("calibration", [math.nan]),
+        "calibration is text": entry("calibration", "high"), "parameters are empty": entry("model", {}),
+        "settings is a list": entry("settings", []), "two channels": entry("channels", 2),
+        "a tensor for settings": entry("settings", torch.zeros(2)),
+    }),
+    *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
+    *places("score", {
+        "a table that cannot be read": (
+            unfinished(spoil.ANY["unreadable"]), "scores.csv",
+        ),
+        "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input(case, place, capfd):
+    case.check(place, capfd, MAINS, arguments(case.script, place))
