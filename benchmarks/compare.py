@@ -410,6 +410,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--img_size {options.img_size}: expected a multiple of 128")
     if options.epochs < 1:
         raise UserError(f"--epochs {options.epochs}: expected at least 1")
+    if not all(0 <= seed < 2**32 for seed in options.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
     options.output, options.seeds = options.output.resolve(), list(dict.fromkeys(options.seeds))
     options.methods = list(dict.fromkeys(options.methods))
     if options.extractor_weights:

@@ -1,18 +1,27 @@
 """The benchmarks' scripts on bad input."""
 
+import shutil
+
 import pytest
 
-from benchmarks import demo, growth, nearest_neighbour, speed
+from benchmarks import compare, demo, growth, nearest_neighbour, speed
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, options, places
+from tests.bad_input.cases import State, at, make_texture, options, places
 
-MAINS = {"demo": demo.main, "growth": growth.main, "nearest_neighbour": nearest_neighbour.main, "speed": speed.main}
+MAINS = {
+    "compare": compare.main,
+    "demo": demo.main,
+    "growth": growth.main,
+    "nearest_neighbour": nearest_neighbour.main,
+    "speed": speed.main,
+}
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A folder with results of something."""
+    """A data set, and a folder with results of something."""
     place = tmp_path_factory.mktemp("benchmarks") / "place"
+    make_texture(place / "data")
     spoil.put(place / "results/speed.json", b"{}")
     return State(place)
 
@@ -31,6 +40,32 @@ FILE = (
 )
 CLOSED = {"results that cannot be written": (lambda place: (place / "results").chmod(0o500), "cannot write in")}
 CASES = [
+    *options(
+        "compare",
+        ("--data {place}/none", "none"), ("--data {place}/results", "holds none"),
+        ("--data {place}/results/speed.json", "speed.json"),
+        "--methods", "--methods memae", "--seeds x", "--seeds", "--img_size 100", "--img_size 0", "--epochs 0",
+        "--networks large",
+        "--held_out 0", "--held_out nan", "--precision fp8", "--extractor resnet",
+        ("--csflow_options '\"'", "--csflow_options"),
+        ("--crn_options '--imsize 64'", "--crn_options"), ("--riad_options '--lr nan'", "--lr nan"),
+        ("--csflow_options='--fc 3'", "--fc"),
+        ("--crn_options=--ngf=0", "--ngf"), "--seeds -1", FILE[1], FILE[2],
+    ),
+    *places("compare", {
+        "no defective images": (
+            lambda place: [
+                shutil.rmtree(path) for path in (place / "data/brick/test").iterdir() if path.name != "good"
+            ],
+            "good images only",
+        ),
+        "no test images": (lambda place: shutil.rmtree(place / "data/brick/test"), "test"),
+        "one good image": (
+            lambda place: [(place / f"data/brick/train/good/00{k}.png").unlink() for k in (1, 2)], "one image",
+        ),
+        "an unreadable image": (at("data/brick/test/good/000.png", spoil.ANY["unreadable"]), "000.png"),
+        "an image that is a link loop": (at("data/brick/test/good/000.png", spoil.ANY["link loop"]), "000.png"),
+    }),
     *options("demo", "--only", "--only none", "--outptu x", "--output", FILE[1], FILE[2], "more"),
     *places("demo", CLOSED, more="--output {place}/results/demo"),
     *options("growth", "--only", "--only none", "--divice cpu", ("--device toaster", "toaster"), *FILE),
@@ -54,4 +89,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bad_input(case, place, capfd):
-    case.check(place, capfd, MAINS, [])
+    argv = ["--data", str(place / "data"), "--output", str(place / "results/new")] if case.script == "compare" else []
+    case.check(place, capfd, MAINS, argv)
