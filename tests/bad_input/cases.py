@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,21 @@ def unfinished(then: Spoiler) -> Spoiler:
 def some(table: Mapping[str, Spoiler], *names: str) -> dict[str, Spoiler]:
     """The spoilers of these names."""
     return {name: table[name] for name in names}
+
+
+def parametrised(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """The mark that calls a test with each case.
+
+    `make test` has all bad options, all malicious files, and of the other spoiled files of a script a dozen and every
+    fifth; the rest are slow.
+    """
+    parameters, counts = [], Counter()
+    for case in cases:
+        spoiled = case.spoil is not None and "malicious" not in case.name
+        counts[case.script] += spoiled
+        slow = spoiled and counts[case.script] > 12 and counts[case.script] % 5
+        parameters.append(pytest.param(case, id=str(case), marks=pytest.mark.slow if slow else ()))
+    return pytest.mark.parametrize("case", parameters)
 
 
 class State:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import compare, demo, growth, nearest_neighbour, speed
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, make_texture, options, places
+from tests.bad_input.cases import State, at, make_texture, options, parametrised, places
 
 MAINS = {
     "compare": compare.main,
@@ -87,7 +87,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     argv = ["--data", str(place / "data"), "--output", str(place / "results/new")] if case.script == "compare" else []
     case.check(place, capfd, MAINS, argv)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from crn import score, sweep, train
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, files, make_texture, options, places, some, unfinished
+from tests.bad_input.cases import State, files, make_texture, options, parametrised, places, some, unfinished
 from tests.bad_input.spoil import entry, setting
 
 # train.py trains on textures, or on road images, or scores the textures.
@@ -298,12 +298,12 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
 
 
-@pytest.mark.parametrize("case", files("sweep", "sweep.yml", YAML), ids=str)
+@parametrised(files("sweep", "sweep.yml", YAML))
 def test_bad_sweeps(case, place, capfd):
     pytest.importorskip("yaml")
     case.check(place, capfd, MAINS, arguments(case.script, place))

@@ -11,7 +11,7 @@ import torch
 
 from crrn import compare, demo_boards
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, options, places, some
+from tests.bad_input.cases import State, at, files, options, parametrised, places, some
 from tests.bad_input.spoil import entry, setting
 
 NAMES = ("0_preprocessing", "1_train", "2_test_model", "3_score_boards")
@@ -354,6 +354,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))

@@ -11,7 +11,7 @@ import csflow.config
 from common import demo_data
 from csflow import evaluate, extract_features, main, score
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, make_texture, options, places, some, unfinished
+from tests.bad_input.cases import State, at, files, make_texture, options, parametrised, places, some, unfinished
 from tests.bad_input.spoil import entry, setting
 
 MAINS = {
@@ -378,6 +378,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))

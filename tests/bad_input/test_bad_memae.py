@@ -9,7 +9,7 @@ from PIL import Image
 
 from memae import script_eval_video, script_img_prep, script_index_gen, script_testing, script_training
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, options, places, some
+from tests.bad_input.cases import State, at, files, options, parametrised, places, some
 from tests.bad_input.spoil import entry
 
 MAINS = {
@@ -218,7 +218,7 @@ CASES = [
         ),
     }),
     *options(
-        "",
+        "testing",
         ("--MemDim 9", "MemDim9"), ("--MemDim 9 --ModelFilePath {place}/" + MODEL, "4 items"),
         ("--ModelName AE --ModelFilePath {place}/" + MODEL, "has a memory"),
         ("--Backbone resnet3d --ModelFilePath {place}/" + MODEL, "another encoder"),
@@ -289,6 +289,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))

@@ -11,7 +11,7 @@ import torch
 from riad import run, score
 from riad.source import datamanager
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, make_texture, options, places, some, unfinished
+from tests.bad_input.cases import State, at, files, make_texture, options, parametrised, places, some, unfinished
 from tests.bad_input.spoil import entry, setting
 
 MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main}
@@ -204,6 +204,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
