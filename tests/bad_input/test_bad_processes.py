@@ -87,7 +87,7 @@ def test_bad_input(name, processes, tmp_path):
         target=start, args=(name.split(":")[0], [part.replace("{place}", str(place)) for part in argv], output)
     )
     process.start()
-    process.join(60)
+    process.join(300)
     error = (output / "stderr").read_text()
     assert process.exitcode == 2, error
     assert error.startswith("error: ") and error.count("\n") == 1 and word in error
