@@ -105,7 +105,7 @@ def test_main_writes_everything(bricks, trained, capsys):
     report = Report(trained / "results/m/report.html")
     assert len(report.captions) == 6 and "AUPRO" in report.texts and "synthetic" in " ".join(report.texts)
     found = rows(trained / "results/m/scores.csv")
-    assert len(found) == 9 and (trained / "viz/maps/m/best_found.jpg").exists()
+    assert len(found) == 9 and any((trained / "viz/maps/m").glob("*.jpg"))
 
     # A second main.py does not train again.
     capsys.readouterr()
