@@ -505,13 +505,19 @@ def folders_of(words: list[str]) -> dict[str, Path]:
 @script
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, seed by seed; exit status 1 where a run failed."""
-    parser = ArgumentParser(description="Rerun the READMEs' results, and the papers', on given data.")
-    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets, see --list")
-    parser.add_argument("--only", nargs="+", default=[""], help="experiments whose name contains one of these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each experiment with each")
-    parser.add_argument("--list", action="store_true", help="name experiments and data sets, run nothing")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/accuracy", help="folder of it all")
+    parser = ArgumentParser(
+        description="Rerun the READMEs' results, and the papers', on given data.",
+        example="python benchmarks/accuracy.py --data mtd=my_data/mtd --only csflow riad --seeds 0 1 2",
+    )
+    add = parser.add_argument_group("experiments").add_argument
+    add("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets, see --list; unset: none")
+    add("--only", nargs="+", default=[""], help="experiments whose name contains one of these; unset: all")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each experiment with each")
+    add("--list", action="store_true", help="name experiments and data sets, run nothing")
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--output", type=Path, default=ROOT / "benchmarks/results/accuracy", help="folder of it all")
     options = parser.parse_args(argv)
     options.output = options.output.resolve()
     folders = folders_of(options.data)

@@ -182,7 +182,7 @@ def check(options: Namespace, category: Category) -> None:
         "crn": crn.options.parse,
         "riad": lambda argv: riad.source.options.check_size(riad.source.options.parse(argv)),
     }
-    for method in options.methods:
+    for method in options.only:
         for word in _more(options, method):
             if word.startswith("--") and word[2:].split("=")[0].replace("-", "_") in FIXED:
                 raise UserError(
@@ -362,7 +362,7 @@ def conditions(options: Namespace, categories: list[Category], devices: list[str
     """What the numbers mean, in sentences."""
     networks = "; ".join(
         f"{TITLES[method]} {shlex.join([*NETWORKS[options.networks][method], *_more(options, method)])}"
-        for method in options.methods
+        for method in options.only
         if method in NETWORKS[options.networks]
     )
     made = [category.root.name for category in categories if synthetic(category.root)]
@@ -387,20 +387,30 @@ def conditions(options: Namespace, categories: list[Category], devices: list[str
 @script
 def main(argv: list[str] | None = None) -> None:
     """Train, test, compare; seed by seed."""
-    parser = ArgumentParser(description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.",
+        example="python benchmarks/compare.py --data my_data --seeds 0 1 2",
+    )
+    add = parser.add_argument_group("what to compare").add_argument
     add("--data", type=Path, required=True, help="a category in MVTec AD's layout, or a folder of several")
-    add("--methods", nargs="+", choices=TITLES, default=list(TITLES), help="which ones")
+    add("--only", "--methods", nargs="+", choices=TITLES, default=list(TITLES), help="methods")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, batches and the images held out")
+
+    add = parser.add_argument_group("alike for all").add_argument
     add("--img_size", type=int, default=256, help="side of the images for the networks, a multiple of 128")
     add("--epochs", type=int, default=36, help="passes over the training images")
     add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
     add("--held_out", type=float, default=0.1, help="share of the good images that is not trained on")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
+
+    add = parser.add_argument_group("of one method").add_argument
     add("--extractor", choices=("auto", "effnetB5", "lite0"), default="auto", help="CS-Flow's, see there")
-    add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights")
+    add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights; unset: downloaded")
     for method in ("csflow", "crn", "riad"):
-        add(f"--{method}_options", default="", help="more options for its training, in one string; they win")
+        more = "more options for its training, in one string, which win; unset: none"
+        add(f"--{method}_options", default="", help=more)
+
+    add = parser.add_argument_group("machine and files").add_argument
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
     options = parser.parse_args(argv)
@@ -413,7 +423,7 @@ def main(argv: list[str] | None = None) -> None:
     if not all(0 <= seed < 2**32 for seed in options.seeds):
         raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
     options.output, options.seeds = options.output.resolve(), list(dict.fromkeys(options.seeds))
-    options.methods = list(dict.fromkeys(options.methods))
+    options.only = list(dict.fromkeys(options.only))
     if options.extractor_weights:
         options.extractor_weights = options.extractor_weights.resolve()
     categories = categories_of(options.data)
@@ -423,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
 
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     places: dict[tuple[str, str, int], Path] = {}
-    todo = [(s, c, m) for s in options.seeds for c in categories for m in options.methods]
+    todo = [(s, c, m) for s in options.seeds for c in categories for m in options.only]
     for number, (seed, category, method) in enumerate(todo, start=1):
         say(f"--- {number} of {len(todo)}: {category.root.name}, {TITLES[method]}, seed {seed}")
         key = category.root.name, method, seed
@@ -437,7 +447,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     sections = [Section("All in one table", about, HEADER, [row(entry) for entry in entries])]
     for category in categories:
-        keys = {method: (category.root.name, method, options.seeds[0]) for method in options.methods}
+        keys = {method: (category.root.name, method, options.seeds[0]) for method in options.only}
         drawn = pictures(category, {method: (found[key], places[key]) for method, key in keys.items()}, options)
         text = f"{len(category.train)} good images to train on, {len(category.test)} to test."
         sections.append(Section(category.root.name, [text], pictures=drawn))

@@ -209,9 +209,13 @@ def duration(seconds: float) -> str:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Run the methods one after the other."""
-    parser = ArgumentParser(description="Train and test all five methods on embedded data, and report.")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/demo", help="folder for everything")
+    parser = ArgumentParser(
+        description="Train and test all five methods on embedded data, and report.",
+        example="python benchmarks/demo.py --only csflow riad",
+    )
+    add = parser.add_argument_group("demo").add_argument
+    add("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
+    add("--output", type=Path, default=ROOT / "benchmarks/results/demo", help="folder for everything")
     options = parser.parse_args(argv)
     output, names = options.output.resolve(), list(dict.fromkeys(options.only))
     require_writable(output)

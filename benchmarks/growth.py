@@ -31,12 +31,14 @@ GROWTH = [
 @script
 def main(argv: list[str] | None = None) -> None:
     """Measure all of GROWTH, one process after the other."""
-    parser = ArgumentParser(description="Time and memory of training steps at growing sizes.")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results/growth.json", help="file of the results"
+    parser = ArgumentParser(
+        description="Time and memory of training steps at growing sizes.",
+        example="python benchmarks/growth.py --only memae",
     )
+    add = parser.add_argument_group("what to time, where").add_argument
+    add("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--output", type=Path, default=Path(__file__).parent / "results/growth.json", help="file of the results")
     options = parser.parse_args(argv)
     if options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: give a file")

@@ -224,13 +224,19 @@ def measure(case: Case, place: Path, count: int) -> dict[str, float]:
 @script
 def main(argv: list[str] | None = None) -> int:
     """Measure the cases, one after the other; exit status 1 where memory grew."""
-    parser = ArgumentParser(description="Score a lot, with interruptions, and watch the memory.")
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="methods")
-    parser.add_argument("--share", type=float, default=1.0, help="of the items")
-    parser.add_argument("--bound", type=float, default=50.0, help="MiB by which the memory may grow")
-    parser.add_argument("--folder", type=Path, help="for data and results, which stay there; unset: a temporary one")
+    parser = ArgumentParser(
+        description="Score a lot, with interruptions, and watch the memory.",
+        example="python benchmarks/load.py --only memae --share 0.1",
+    )
+    add = parser.add_argument_group("load").add_argument
+    add("--only", nargs="+", choices=CASES, default=list(CASES), help="methods")
+    add("--share", type=float, default=1.0, help="of the items")
+    add("--bound", type=float, default=50.0, help="MiB by which the memory may grow")
+
+    add = parser.add_argument_group("files").add_argument
+    add("--folder", type=Path, help="for data and results, which stay there; unset: a temporary one")
     output = Path(__file__).parent / "results/load.json"
-    parser.add_argument("--output", type=Path, default=output, help="file of the results")
+    add("--output", type=Path, default=output, help="file of the results")
     options = parser.parse_args(argv)
     if not 0 < options.share <= 1 or not Path("/proc/self/statm").exists():
         raise UserError(f"--share {options.share}: expected a number above 0, up to 1; and Linux, for /proc")

@@ -41,8 +41,12 @@ def distance_maps(train: np.ndarray, test: np.ndarray) -> np.ndarray:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Score the test part of config.class_name and print the metrics."""
-    parser = build_parser("Nearest-neighbour baseline on CS-Flow's features.")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: in benchmarks/results)")
+    parser = build_parser(
+        "Nearest-neighbour baseline on CS-Flow's features.",
+        "python benchmarks/nearest_neighbour.py --dataset_path my_data --class_name bottle",
+    )
+    add = parser.add_argument_group("results").add_argument
+    add("--output", type=Path, help="folder for the results; unset: in benchmarks/results")
     options = vars(parser.parse_args(argv))
     output = options.pop("output", None)
     config = from_options(options)

@@ -290,18 +290,22 @@ def line(result: dict) -> str:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Measure all cases, one process after the other."""
-    parser = ArgumentParser(description="Time training steps and scoring of the methods.")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to time")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of the networks")
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the memory")
-    parser.add_argument("--repeats", type=int, default=5, help="timed repetitions of each case")
-    parser.add_argument("--threads", type=int, default=0, help="threads on a CPU; 0: PyTorch's choice")
-    parser.add_argument("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results"
+    parser = ArgumentParser(
+        description="Time training steps and scoring of the methods.",
+        example="python benchmarks/speed.py --only crn riad --tasks step --precisions fp32",
     )
+    add = parser.add_argument_group("what to time").add_argument
+    add("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to time")
+    add("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of the networks")
+    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the memory")
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--repeats", type=int, default=5, help="timed repetitions of each case")
+    add("--threads", type=int, default=0, help="threads on a CPU; 0: PyTorch's choice")
+    add("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results")
     options = parser.parse_args(argv)
     if options.repeats < 5:
         raise UserError(f"--repeats {options.repeats}: expected at least 5, fewer say nothing")

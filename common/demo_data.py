@@ -150,10 +150,14 @@ def _stroke(size: int, rng: np.random.Generator) -> np.ndarray:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Make the demonstration data."""
-    parser = ArgumentParser(description="Make small demonstration data sets out of scikit-image's textures.")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make brick, grass and gravel in")
-    parser.add_argument("--seed", type=int, default=0, help="of the random crops and defects")
-    parser.add_argument("--size", type=int, default=128, help=f"side of the images in pixels, {SIZES[0]} to {SIZES[1]}")
+    parser = ArgumentParser(
+        description="Make small demonstration data sets out of scikit-image's textures.",
+        example="python common/demo_data.py --output my_data",
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--output", type=Path, required=True, help="folder to make brick, grass and gravel in")
+    add("--seed", type=int, default=0, help="of the random crops and defects")
+    add("--size", type=int, default=128, help=f"side of the images in pixels, {SIZES[0]} to {SIZES[1]}")
     options = parser.parse_args(argv)
     make_textures(options.output, options.seed, options.size)
 

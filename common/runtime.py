@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -22,10 +23,11 @@ from common.files import UserError, first_process, reason
 
 __all__ = [
     "PRECISIONS",
+    "YES_NO",
     "ArgumentParser",
     "UserError",
-    "add_device_options",
     "autocast",
+    "default_text",
     "goes_on",
     "pick_device",
     "progress",
@@ -109,10 +111,20 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line: wrong options raise UserError, with the nearest option as a hint."""
+    """argparse with errors of one line: wrong options raise UserError, with the nearest option as a hint.
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+    --help names what must be given, then each option, in its group and with its default, at last the `example`, a
+    command line as typed in the repository's root.
+    """
+
+    def __init__(self, *, example: str = "", **kwargs):
+        epilog = f"example: {example}" if example else None
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, epilog=epilog, **kwargs)
+
+    def format_help(self):
+        needed = [(action.option_strings[:1], action.dest.upper()) for action in self._actions if action.required]
+        self.usage = " ".join([self.prog, *(" ".join([*name, value]) for name, value in needed), "[options]"])
+        return super().format_help()
 
     def parse_known_args(self, args=None, namespace=None):
         for argument in sys.argv[1:] if args is None else args:
@@ -133,19 +145,35 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help explains every option)")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _get_default_metavar_for_optional(self, action):
+        return {int: "N", float: "X", Path: "PATH"}.get(action.type) or action.dest.upper()
+
+    def _get_help_string(self, action):
+        unseen = action.nargs == 0 or action.default == argparse.SUPPRESS
+        return action.help + ("" if unseen else default_text(action.default).replace("%", "%%"))
+
+
+def default_text(value: object) -> str:
+    """What --help says of a default: " (default: 30 60 90)"; nothing where there is none (None, "" and [])."""
+    if value is None or value == "" or value == []:
+        return ""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f" (default: {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value})"
+
+
 def yes_no(text: str) -> bool:
-    """A boolean from the command line: true, yes, t, y, 1, on, or their opposites, in any case; ValueError else."""
+    """True for true, yes, t, y, 1 and on, False for their opposites, in any case; argparse's error else."""
     if text.lower() in ("true", "yes", "t", "y", "1", "on"):
         return True
     if text.lower() in ("false", "no", "f", "n", "0", "off"):
         return False
-    raise ValueError(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected yes or no")
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Add --gpu_ids and --cpu, which `pick_device` understands."""
-    parser.add_argument("--gpu_ids", default=None, help="GPUs to use, such as 0 or 0,1; -1 means the CPU; unset: any")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+# How add_argument gets to know a yes_no option; alone, without a value, it means yes.
+YES_NO = {"type": yes_no, "nargs": "?", "const": True, "metavar": "yes|no"}
 
 
 def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = False) -> torch.device:

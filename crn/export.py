@@ -40,12 +40,16 @@ class Scorer(nn.Module):
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export one checkpoint."""
-    parser = ArgumentParser(description="Write a trained model as an ONNX file.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Write a trained model as an ONNX file.", example="python crn/export.py --model-input ck/last.ckpt"
+    )
+    add = parser.add_argument_group("files").add_argument
     add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
-    add("--output", type=Path, help="the file (unset: the checkpoint's name with .onnx)")
+    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+
+    add = parser.add_argument_group("network and verdicts").add_argument
     add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
-    add("--dataset", choices=DATASETS, help="how images are normalised; only for checkpoints that do not tell")
+    add("--dataset", choices=DATASETS, help="how images are normalised; unset: as the checkpoint says")
     add("--imsize", type=int, help="side of the images for the network; unset: the training's")
     opt = parser.parse_args(argv)
     require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, ArgumentParser, UserError, say
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, say
 from crn.training.dataset import DATASETS
 from crn.training.networks import OPTIMIZERS, SCHEDULERS
 from crn.training.skipnetworks import NORMS
@@ -28,15 +28,6 @@ DEMO_IMAGES = 50
 DEMO_FOLDERS = {"MVTec": "datasets/mvtec/brick", "Panorama": "datasets/panorama", "RoadImages": "datasets/roadimages"}
 
 
-def yes_no(text: str) -> bool:
-    """True for yes, true, on and 1, False for no, false, off and 0, in any case; argparse's error otherwise."""
-    if text.lower() in ("yes", "true", "on", "1"):
-        return True
-    if text.lower() in ("no", "false", "off", "0"):
-        return False
-    raise ArgumentTypeError(f"{text!r}: expected yes or no")
-
-
 def scheduler_name(text: str) -> str:
     """The scheduler, "" for none; argparse's error for others."""
     name = text.lower()
@@ -53,30 +44,36 @@ def _path(text: str) -> Path | None:
 
 def build_parser() -> ArgumentParser:
     """The parser of train.py."""
-    parser = ArgumentParser(description="Train CRN or DAGAN, or score a data set with a trained model.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Train CRN or DAGAN, or score a data set with a trained model.",
+        example="python crn/train.py --mode train --dataset MVTec --dataset-path my_data/bottle --checkpoint-path ck",
+    )
 
-    def switch(*names: str, default: bool, help: str) -> None:
-        add(*names, type=yes_no, nargs="?", const=True, default=default, metavar="yes|no", help=help)
-
-    # what to do
+    add = parser.add_argument_group("what to do").add_argument
     add("--mode", choices=("train", "inference"), required=True, help="train a model, or score a data set with one")
     add("--model", choices=("crn", "dagan"), default="crn", help="CRN, or its baseline")
     add("--dataset", choices=DATASETS, required=True, help="the data set's kind, which tells its folders")
-    add("--dataset-path", type=_path, help="the data set's folder; with --demo by default crn/datasets/...")
-    add("--model-input", type=_path, help="checkpoint; inference: the model, train: initial weights")
+    add("--dataset-path", type=_path, help="the data set's folder; unset, with --demo: in crn/datasets")
+    add("--model-input", type=_path, help="checkpoint; inference: the model, train: initial weights; unset: none")
     add("--experiment", default="crn", help="name of the run")
-    switch("--auto-set-name", default=False, help="name the run after model, data set and category")
-    switch("--demo", default=False, help="small settings; makes stand-in data where the data set's folder is missing")
+    add("--auto-set-name", **YES_NO, default=False, help="name the run after model, data set and category")
+    add("--demo", **YES_NO, default=False, help="small settings; where there is no data set, stand-in data")
 
-    # training
+    add = parser.add_argument_group("training").add_argument
     add("--training-steps", type=int, default=20000, help="optimizer steps; a batch takes two, one for each network")
     add("--epochs", type=int, help="at most so many; unset: training-steps / (images / batch-size) + 1")
     add("--batch-size", type=int, default=64, help="images per batch")
     add("--seed", type=int, default=0, help="of the initial weights, batches, pairs and the held-out share")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for each network")
     add("--lr", type=float, default=1e-4, help="learning rate")
-    add("--lr-scheduler", type=scheduler_name, nargs="?", const="", default="", help="step, exponential or cosine")
+    add(
+        "--lr-scheduler",
+        type=scheduler_name,
+        nargs="?",
+        const="",
+        default="",
+        help="step, exponential, cosine; unset: none",
+    )
     add("--lr-factor", type=float, default=0.1, help="of the step and exponential schedulers")
     add("--lr-steps", type=int, nargs="*", default=[30, 60, 90], help="epochs at which the step scheduler acts")
     add("--momentum", type=float, default=0.9, help="of rmsprop and sgd")
@@ -85,14 +82,14 @@ def build_parser() -> ArgumentParser:
     add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
     add("--validation-interval", type=int, default=1, help="epochs between validations")
 
-    # networks
+    add = parser.add_argument_group("networks").add_argument
     add("--num-competitive-units", type=int, default=12, help="CRN's units")
     add("--imsize", type=int, default=128, help="side of the images for the network, in pixels")
-    switch("--antialias", default=False, help="smooth images when making them smaller (the original does not)")
+    add("--antialias", **YES_NO, default=False, help="smooth images when making them smaller (the original does not)")
     add("--max-network-depth", type=int, default=8, help="most levels of a CRN unit (there are at least 5)")
     add("--ngf", type=int, default=64, help="channels of the outermost level")
-    switch("--improved", default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
-    switch("--use-dropout", default=False, help="dropout in the middle levels, if there are more than 5")
+    add("--improved", **YES_NO, default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
+    add("--use-dropout", **YES_NO, default=False, help="dropout in the middle levels, if there are more than 5")
     add(
         "--norm",
         choices=NORMS,
@@ -100,7 +97,7 @@ def build_parser() -> ArgumentParser:
         help="normalisation layers; image: by each image alone, also when scoring",
     )
 
-    # losses
+    add = parser.add_argument_group("losses").add_argument
     add("--reconstruction-weight", type=float, default=0.5, help="CRN: of |x - G(x)|")
     add("--feedback-weight", type=float, default=1.0, help="CRN: of |G(x) - D(G(x))| for the generator")
     add("--discrimination-weight", type=float, default=2.0, help="CRN: of |G(x) - D(G(x))| for the discriminator")
@@ -108,29 +105,30 @@ def build_parser() -> ArgumentParser:
     add("--contextual-loss-weight", type=float, default=40.0, help="DAGAN: of mse(x, G(x))")
     add("--discriminator-reconstruction-loss-weight", type=float, default=1.0, help="DAGAN: of mse(D(x), x)")
 
-    # output
+    add = parser.add_argument_group("output").add_argument
     add("--checkpoint-path", type=_path, help="folder of last.ckpt and best.ckpt; unset: the log's version_N")
-    switch("--save", default=True, help="write checkpoints")
+    add("--save", **YES_NO, default=True, help="write checkpoints")
     add("--save-every", type=float, default=300, help="seconds between them; they follow validations")
-    switch("--resume", default=True, help="continue the training in --checkpoint-path; no: start anew in its place")
+    add("--resume", **YES_NO, default=True, help="continue the training in --checkpoint-path; no: anew in its place")
     add("--log-dir", type=_path, default=HERE / "logged_metrics", help="folder of version_N/metrics.csv")
     add("--image-output-path", type=_path, default=HERE / "output_images", help="folder for pictures")
     add("--image-output-interval", type=int, default=10, help="batches between training pictures")
     add("--anomaly-score-file", type=_path, default=HERE / "anomaly_scores.csv", help="inference: table of the scores")
-    switch("--report", default=False, help=f"inference: {REPORT_HELP}")
-    switch("--wandb", default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
+    add("--report", **YES_NO, default=False, help=f"inference: {REPORT_HELP}")
+    add("--wandb", **YES_NO, default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what goes to the log file")
     add("--log-file", type=_path, default=HERE / "log.log", help="file that messages are appended to")
-    switch("--log-stdout", default=False, help="all that goes to the log file to the terminal too")
+    add("--log-stdout", **YES_NO, default=False, help="all that goes to the log file to the terminal too")
 
-    # machine
+    add = parser.add_argument_group("machine").add_argument
     add("--num-workers", type=int, default=0, help="threads that read the next batch ahead; 0: none ahead")
-    switch("--cpu", default=False, help="use the CPU even where there is a GPU")
+    add("--cpu", **YES_NO, default=False, help="use the CPU even where there is a GPU")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    switch("--sync-bn", "--sync_bn", default=False, help="under torchrun, batch norms over all processes (GPUs only)")
+    add("--sync-bn", "--sync_bn", **YES_NO, default=False, help="torchrun on GPUs: batch norms over all processes")
 
+    add = parser.add_argument_group("as in the original, without effect").add_argument
     for name in UNUSED:
-        add(f"--{name.replace('_', '-')}", nargs="?", const="", help="accepted and unused, as in the original")
+        add(f"--{name.replace('_', '-')}", nargs="?", const="", help="accepted, unused")
     return parser
 
 

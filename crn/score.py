@@ -25,15 +25,24 @@ from crn.training.utils import load_model, read_model_kind, to_bytes
 @script(memory="a smaller --imsize, smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = ArgumentParser(description="Score a folder of images without labels with a trained model.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Score a folder of images without labels with a trained model.",
+        example="python crn/score.py --images my_new_images --model-input ck/last.ckpt",
+    )
+    add = parser.add_argument_group("what to score").add_argument
     add("--images", type=Path, required=True, help="folder of images, or one image")
     add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
-    add("--output", type=Path, help="folder for the results")
+    add("--output", type=Path, help="folder for the results; unset: results/<folder's name> in crn/")
+
+    add = parser.add_argument_group("scores and verdicts").add_argument
     add("--score", choices=SCORES, default="inference", help="the score that counts")
     add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
-    add("--dataset", choices=DATASETS, help="how images are normalised; only for checkpoints that do not tell")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--dataset", choices=DATASETS, help="how images are normalised; unset: as the checkpoint says")
     add("--imsize", type=int, help="side of the images for the network; unset: the training's")
+
+    add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     opt = parser.parse_args(argv)

@@ -100,14 +100,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run trials until there are as many as asked for; exit status 1 where all of them failed."""
     words = sys.argv[1:] if argv is None else list(argv)
     more = words[words.index("--") + 1 :] if "--" in words else []
-    parser = ArgumentParser(description="Run a sweep file without an account, through Optuna.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Run a sweep file without an account, through Optuna; what follows -- goes to every trial.",
+        example="python crn/sweep.py crn/hyperparameter_optimization_sweep.yml --workers 2 -- --imsize 64",
+    )
+    add = parser.add_argument_group("sweep").add_argument
     add("file", type=Path, help="sweep file")
     add("--trials", type=int, default=50, help="finished trials in all, whoever ran them (a grid ends by itself)")
+    add("--seed", type=int, default=0, help="of the choice of parameters")
+
+    add = parser.add_argument_group("machines and files").add_argument
     add("--workers", type=int, default=1, help="trials at a time in this call")
     add("--storage", help="Optuna's storage URL, the same for all machines; unset: a file in crn/sweeps")
     add("--name", help="name of the study; unset: the file's")
-    add("--seed", type=int, default=0, help="of the choice of parameters")
     add("--output", type=Path, default=HERE / "sweeps", help="folder of the trials' files")
     opt = parser.parse_args(words[: words.index("--")] if "--" in words else words)
     for name, highest in (("trials", 10**6), ("workers", 64)):

@@ -20,9 +20,13 @@ from crrn.preprocess import preprocess
 @script
 def main(argv: list[str] | None = None) -> None:
     """Preprocess one data set."""
-    parser = ArgumentParser(description="Preprocess the boards of a data set for training and testing.")
+    parser = ArgumentParser(
+        description="Preprocess the boards of a data set for training and testing.",
+        example="python crrn/0_preprocessing.py --data my_boards --cycle 20",
+    )
     add_data_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn test sequences")
+    add = parser.add_argument_group("test sequences").add_argument
+    add("--seed", type=int, default=0, help="of the drawn test sequences")
     options = parser.parse_args(argv)
     cycle = cycle_of(options.data, options.cycle)
     folder = ensure_boards(options.data)

@@ -235,16 +235,20 @@ def use_several_gpus(options: Namespace, argv: list[str]) -> None:
 @script(memory="a smaller --batch_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Train one model; where no preprocessed boards exist, make them first."""
-    parser = ArgumentParser(description="Train CRRN on the boards of a data set.")
-    add_model_options(parser, [0, 1, 2, 3])
-    parser.add_argument("--batch_size", type=int, default=5, help="sequences per step")
-    parser.add_argument("--num_instance", type=int, default=500, help="sequences per epoch")
-    parser.add_argument("--num_epochs", type=int, default=100, help="epochs in all")
-    parser.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate")
-    parser.add_argument("--init_tr", type=float, default=0.25, help="teacher ratio of the first epoch")
-    parser.add_argument("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
-    parser.add_argument("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
-    parser.add_argument("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
+    parser = ArgumentParser(
+        description="Train CRRN on the boards of a data set.",
+        example="python crrn/1_train.py --data my_boards --cycle 20 --protocol measured --num_epochs 3 --lr 1e-3",
+    )
+    add_model_options(parser, [0, 1, 2, 3], "a process on each")
+    add = parser.add_argument_group("training").add_argument
+    add("--batch_size", type=int, default=5, help="sequences per step")
+    add("--num_instance", type=int, default=500, help="sequences per epoch")
+    add("--num_epochs", type=int, default=100, help="epochs in all")
+    add("--lr", type=float, default=1e-4, help="Adam's learning rate")
+    add("--init_tr", type=float, default=0.25, help="teacher ratio of the first epoch")
+    add("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
+    add("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
+    add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     options = parser.parse_args(argv)
     check_options(
         options,

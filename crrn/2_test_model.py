@@ -141,16 +141,20 @@ def _data_name(prepared: Prepared) -> str:
 @script(memory="a smaller --batch_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Test one trained model."""
-    parser = ArgumentParser(description="Count which injected anomalies a trained CRRN finds.")
+    parser = ArgumentParser(
+        description="Count which injected anomalies a trained CRRN finds.",
+        example="python crrn/2_test_model.py --data my_boards --cycle 20 --protocol measured --report",
+    )
     add_model_options(parser, [1, 2, 3])
-    parser.add_argument("--batch_size", type=int, default=20, help="sequences at once")
-    parser.add_argument(
+    add = parser.add_argument_group("testing").add_argument
+    add("--batch_size", type=int, default=20, help="sequences at once")
+    add(
         "--test_set",
         choices=("drawn", "measured"),
         help="sequences to inject anomalies into: drawn ones or measured cycles held out; unset: as --protocol",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the injected anomalies")
-    parser.add_argument("--report", action="store_true", help=REPORT_HELP)
+    add("--seed", type=int, default=0, help="of the injected anomalies")
+    add("--report", action="store_true", help=REPORT_HELP)
     options = parser.parse_args(argv)
     check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
     cycle = cycle_of(options.data, options.cycle)

@@ -179,12 +179,16 @@ def verdict_of(error: float, threshold: dict[str, Any]) -> str:
 @script(memory="a smaller --batch_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Judge the boards of one folder."""
-    parser = ArgumentParser(description="Judge newly measured boards, pad by pad, with a trained CRRN.")
+    parser = ArgumentParser(
+        description="Judge newly measured boards, pad by pad, with a trained CRRN.",
+        example="python crrn/3_score_boards.py --data my_boards --cycle 20 --protocol measured --boards my_new_boards",
+    )
     add_model_options(parser, [0])
-    parser.add_argument("--boards", type=Path, required=True, help="folder with spi_000.json, ..., in print order")
-    parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--fpr", type=float, default=0.01, help="share of fine pads that may be called wrong")
-    parser.add_argument("--batch_size", type=int, default=20, help="sequences at once")
+    add = parser.add_argument_group("what to judge").add_argument
+    add("--boards", type=Path, required=True, help="folder with spi_000.json, ..., in print order")
+    add("--output", type=Path, help="folder for the results; unset: beside the model, named as --boards")
+    add("--fpr", type=float, default=0.01, help="share of fine pads that may be called wrong")
+    add("--batch_size", type=int, default=20, help="sequences at once")
     options = parser.parse_args(argv)
     check_options(options, batch_size=(1, 1e9), fpr=(1e-6, 0.5))
     cycle = cycle_of(options.data, options.cycle)

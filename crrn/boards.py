@@ -31,9 +31,9 @@ FIELDS = ("PosX", "PosY", "Volume", "PadID")
 
 def add_data_options(parser: ArgumentParser) -> None:
     """Add --data and --cycle, which `data_folder` and `cycle_of` understand."""
-    parser.add_argument("--data", default=DEFAULT, help="name of a folder in crrn/, or path of one elsewhere")
-    help = "boards between two stencil cleanings; unset: 10 for jabil, else 20"
-    parser.add_argument("--cycle", type=int, help=help)
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default=DEFAULT, help="name of a folder in crrn/, or path of one elsewhere")
+    add("--cycle", type=int, help="boards between two stencil cleanings; unset: 10 for jabil, else 20")
 
 
 def data_folder(name: str) -> Path:

@@ -25,30 +25,28 @@ PLAIN = ("epoch", "test_loss", "state_dict", "optimizer")  # what every checkpoi
 HELD_OUT = 0.3
 
 
-def add_model_options(parser: ArgumentParser, gpu_ids: list[int]) -> None:
-    """Add the options that say which model of which data is meant, and where it runs."""
+def add_model_options(parser: ArgumentParser, gpu_ids: list[int], several: str = "the first one is used") -> None:
+    """Add the options that say which model of which data is meant, and where it runs; several: what is done with more
+    than one GPU."""
     add_data_options(parser)
-    parser.add_argument("--mode", type=_mode, default="ConvConjLSTM", help=f"recurrent cell: {', '.join(CELLS)}")
-    parser.add_argument("--is_attn", action="store_true", help="spatial attention in the encoder")
-    parser.add_argument("--n_layers", type=int, default=2, help="recurrent layers")
-    parser.add_argument(
-        "--gates",
-        choices=("published", "textbook"),
-        default="published",
-        help="published: with the errors of the authors' code, as their checkpoints need it (see README.md)",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=("drawn", "measured"),
-        default="drawn",
-        help="clean sequences: drawn from the age model, each pad on its own (the authors'), or measured cycles",
-    )
-    help = f"share of the measured cycles not trained on; unset: the trained model's, or {HELD_OUT}"
-    parser.add_argument("--held_out", type=float, help=help)
-    parser.add_argument("--result", type=Path, help="folder for models and results; unset: result/ in the data folder")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
-    parser.add_argument("--gpu_ids", type=int, nargs="+", default=gpu_ids, help="GPUs; the first one is used")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add = parser.add_argument_group("network").add_argument
+    add("--mode", type=_mode, default="ConvConjLSTM", help=f"recurrent cell: {', '.join(CELLS)}")
+    add("--is_attn", action="store_true", help="spatial attention in the encoder")
+    add("--n_layers", type=int, default=2, help="recurrent layers")
+    errors = "published: with the errors of the authors' code, as their checkpoints need it (see README.md)"
+    add("--gates", choices=("published", "textbook"), default="published", help=errors)
+
+    add = parser.add_argument_group("clean sequences").add_argument
+    kinds = "drawn from the age model, each pad on its own (the authors'), or measured cycles"
+    add("--protocol", choices=("drawn", "measured"), default="drawn", help=kinds)
+    share = f"share of the measured cycles not trained on; unset: the trained model's, or {HELD_OUT}"
+    add("--held_out", type=float, help=share)
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--result", type=Path, help="folder for models and results; unset: result/ in the data folder")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the network")
+    add("--gpu_ids", type=int, nargs="+", default=gpu_ids, help=f"GPUs; {several}")
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
 
 def _mode(name: str) -> str:

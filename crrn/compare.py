@@ -33,16 +33,25 @@ OWN = {
 @script
 def main(argv: list[str] | None = None) -> None:
     """Train, test and compare; seed by seed, so that an early end leaves something to compare."""
-    parser = ArgumentParser(description="Compare models over several seeds, in both protocols.")
+    parser = ArgumentParser(
+        description="Compare models over several seeds, in both protocols; other options go to 1_train.py.",
+        example="python crrn/compare.py --models ConvConjLSTM ConvLSTM --protocols measured --seeds 0 1 2",
+    )
     add_data_options(parser)
-    parser.add_argument("--models", nargs="+", default=["ConvConjLSTM", "ConvLSTM"], help="which ones")
-    parser.add_argument("--protocols", nargs="+", choices=("measured", "drawn"), default=["measured", "drawn"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, sequences and anomalies")
+    add = parser.add_argument_group("what to compare").add_argument
+    add("--models", nargs="+", default=["ConvConjLSTM", "ConvLSTM"], help="cells, with _a, _textbook")
+    protocols = ["measured", "drawn"]
+    add("--protocols", nargs="+", choices=protocols, default=protocols, help="which clean sequences")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, sequences and anomalies")
+
+    add = parser.add_argument_group("training").add_argument
     # These go to training and testing alike; whether they make sense, the training says.
     for name in ("--n_layers", "--held_out", "--precision"):
-        parser.add_argument(name, help="as in 1_train.py")
-    parser.add_argument("--gpu_ids", nargs="+", default=["0"], help="GPUs; the first one is used")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+        add(name, help="as in 1_train.py; unset: as there")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--gpu_ids", nargs="+", default=["0"], help="GPUs; the first one is used")
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     options, training = parser.parse_known_args(argv)
     for option in training:
         if instead := OWN.get(option.split("=")[0]):

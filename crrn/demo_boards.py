@@ -145,11 +145,15 @@ def ensure_prepared(name: str, cycle: int) -> Prepared:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Make demonstration boards."""
-    parser = ArgumentParser(description="Make boards in the inspection machine's format; they are marked as synthetic.")
-    parser.add_argument("--output", type=Path, required=True, help="new folder for job.json and spi_measurement/")
-    parser.add_argument("--seed", type=int, default=0, help="of layout and volumes")
-    parser.add_argument("--boards", type=int, default=200, help=f"how many, in cycles of {CYCLE}")
-    parser.add_argument("--run", type=int, default=0, help="another number: the same pads, other volumes")
+    parser = ArgumentParser(
+        description="Make boards in the inspection machine's format; they are marked as synthetic.",
+        example="python crrn/demo_boards.py --output my_boards --boards 200",
+    )
+    add = parser.add_argument_group("boards").add_argument
+    add("--output", type=Path, required=True, help="new folder for job.json and spi_measurement/")
+    add("--seed", type=int, default=0, help="of layout and volumes")
+    add("--boards", type=int, default=200, help=f"how many, in cycles of {CYCLE}")
+    add("--run", type=int, default=0, help="another number: the same pads, other volumes")
     options = parser.parse_args(argv)
     make_boards(options.output, options.seed, options.boards, options.run)
 

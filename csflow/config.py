@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, ArgumentParser, UserError, yes_no
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, default_text
 
 HERE = Path(__file__).resolve().parent
 # Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
@@ -25,73 +25,72 @@ LARGEST = {
 
 
 def _setting(default: Any, help: str, kind: Callable = str, **options: Any) -> Any:
+    """A setting and its option; `group` begins the next group of --help."""
     metadata = {"help": help, "type": kind, **options}
     return dataclasses.field(default_factory=lambda: default, metadata=metadata)
 
 
 @dataclass
 class Config:
-    # data
-    dataset_path: Path = _setting(HERE / "data/images", "folder that holds the class folders", Path)
+    dataset_path: Path = _setting(HERE / "data/images", "folder that holds the class folders", Path, group="data")
     class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
     modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
     feature_path: Path = _setting(HERE / "data/features", "folder for the extracted features", Path)
-    pre_extracted: bool = _setting(True, "store features once and reuse them; False: anew from the images", yes_no)
+    pre_extracted: bool = _setting(True, "store features once and reuse them; no: anew from the images", **YES_NO)
 
-    # feature extractor
-    img_size: tuple[int, int] = _setting((512, 512), "height and width (one number: both)", int, nargs="+")
+    img_size: tuple[int, int] = _setting(
+        (512, 512), "height and width (one number: both)", int, nargs="+", group="feature extractor"
+    )
     extractor: str = _setting(
         "auto",
         "effnetB5 as in the paper, lite0 (weights need no download), or auto: effnetB5, else lite0",
         choices=("auto", "effnetB5", "lite0"),
     )
-    extractor_weights: Path | None = _setting(None, "file with EfficientNet-B5's weights, instead of a download", Path)
+    extractor_weights: Path | None = _setting(None, "file with EfficientNet-B5's weights; unset: downloaded", Path)
     n_scales: int = _setting(3, "image sizes: the full one, 1/2, 1/4, ...", int)
     norm_mean: tuple[float, ...] = _setting((0.485, 0.456, 0.406), "mean of R, G and B (ImageNet's)", float, nargs=3)
     norm_std: tuple[float, ...] = _setting((0.229, 0.224, 0.225), "their standard deviation", float, nargs=3)
 
-    # flow
-    n_coupling_blocks: int = _setting(1, "coupling blocks", int)
+    n_coupling_blocks: int = _setting(1, "coupling blocks", int, group="flow")
     fc_internal: int = _setting(512, "hidden channels of the subnets", int)
     kernel_sizes: list[int] | None = _setting(
         None, "kernel size of each block's convolutions; unset: 3, and 5 in the last block", int, nargs="+"
     )
     clamp: float = _setting(3.0, "the log of the scale stays within +-clamp; 0: unlimited", float)
-    use_gamma: bool = _setting(True, "multiply each scale's subnet output by its learned gamma", yes_no)
+    use_gamma: bool = _setting(True, "multiply each scale's subnet output by its learned gamma", **YES_NO)
 
-    # training
-    batch_size: int = _setting(16, "images per step", int)
+    batch_size: int = _setting(16, "images per step", int, group="training")
     lr_init: float = _setting(2e-4, "Adam's learning rate", float)
     max_grad_norm: float = _setting(1.0, "the gradient's norm is clipped to this", float)
     meta_epochs: int = _setting(50, "how often to train sub_epochs epochs and evaluate", int)
     sub_epochs: int = _setting(10, "epochs between evaluations", int)
     seed: int = _setting(0, "of the initial weights, the batches and the held-out share", int)
     precision: str = _setting("fp32", "of the training steps; bf16: faster, less exact; fp16: GPU", choices=PRECISIONS)
-    save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", yes_no)
+    save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", **YES_NO)
     save_every: float = _setting(60.0, "seconds of training between saves, which follow evaluations", float)
-    resume: bool = _setting(True, "continue an interrupted training of the same name; False: start anew", yes_no)
+    resume: bool = _setting(True, "continue an interrupted training of the same name; no: start anew", **YES_NO)
 
-    # scores and verdicts
     score: str = _setting(
-        "std", "image score: std of z^2/2 (the seed) or its mean (the paper)", choices=("std", "mean")
+        "std",
+        "image score: std of z^2/2 (the seed) or its mean (the paper)",
+        choices=("std", "mean"),
+        group="scores and verdicts",
     )
     calibration_share: float = _setting(
         0.1, "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts", float
     )
     fpr: float = _setting(0.05, "share of good images that the threshold may call defective", float)
 
-    # output
-    map_every: int = _setting(4, "draw every n-th defective image", int)
+    map_every: int = _setting(4, "draw every n-th defective image", int, group="output")
     map_columns: int = _setting(8, "images per picture", int)
     output_path: Path | None = _setting(None, "folder for models/, results/ and viz/; unset: csflow/", Path)
-    report: bool = _setting(False, REPORT_HELP, yes_no, nargs="?", const=True)
-    verbose: bool = _setting(True, "print the losses of each evaluation", yes_no)
-    hide_tqdm_bar: bool = _setting(False, "no progress", yes_no)
+    report: bool = _setting(False, REPORT_HELP, **YES_NO)
+    verbose: bool = _setting(True, "print the losses of each evaluation", **YES_NO)
+    hide_tqdm_bar: bool = _setting(False, "no progress", **YES_NO)
 
-    # machine
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:1 or mps")
-    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; -1: the CPU; takes precedence over device")
-    cpu: bool = _setting(False, "use the CPU even where there is a GPU", yes_no, nargs="?", const=True)
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1 or mps", group="machine")
+    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; -1: the CPU; unset: as --device")
+    cpu: bool = _setting(False, "use the CPU even where there is a GPU", **YES_NO)
 
     given: frozenset[str] = frozenset()  # names of the settings on the command line
 
@@ -230,21 +229,21 @@ def _fields() -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(Config) if field.name != "given"]
 
 
-def build_parser(description: str) -> ArgumentParser:
+def build_parser(description: str, example: str = "") -> ArgumentParser:
     """A parser with one option per setting; only options that are given appear in its result."""
-    parser = ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+    parser = ArgumentParser(description=description, example=example, argument_default=argparse.SUPPRESS)
     for field in _fields():
-        default = field.default_factory()
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        options = {name: value for name, value in field.metadata.items() if name != "help"}
-        help = field.metadata["help"] + ("" if default is None else f" (default: {shown})")
-        parser.add_argument(f"--{field.name}", help=help, **options)
+        options = dict(field.metadata)
+        if "group" in options:
+            group = parser.add_argument_group(options.pop("group"))
+        options["help"] += default_text(field.default_factory())
+        group.add_argument(f"--{field.name}", **options)
     return parser
 
 
-def parse(argv: list[str] | None, description: str) -> Config:
+def parse(argv: list[str] | None, description: str = "", example: str = "") -> Config:
     """The settings of this file, overridden by the command line."""
-    return from_options(vars(build_parser(description).parse_args(argv)))
+    return from_options(vars(build_parser(description, example).parse_args(argv)))
 
 
 def from_options(options: dict[str, Any]) -> Config:

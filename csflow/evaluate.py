@@ -210,7 +210,8 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
 @script(memory="a smaller --batch_size")
 def main(argv: list[str] | None = None) -> None:
     """Evaluate config.modelname."""
-    config = parse(argv, "Evaluate a saved model on the test images of its class.")
+    does = "Evaluate a saved model on the test images of its class."
+    config = parse(argv, does, "python csflow/evaluate.py --modelname bottle --report")
     device = pick_device(config.device, config.gpu_ids, config.cpu)
     model, config, about = load_model(config.model_file, config, device)
     config.extractor = about["extractor"]

@@ -41,8 +41,11 @@ class Scorer(nn.Module):
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export config.modelname."""
-    parser = build_parser("Write a saved model, with its extractor, as an ONNX file.")
-    parser.add_argument("--output", type=Path, help="the file (default: results/<modelname>/<modelname>.onnx)")
+    parser = build_parser(
+        "Write a saved model, with its extractor, as an ONNX file.", "python csflow/export.py --modelname bottle"
+    )
+    add = parser.add_argument_group("ONNX").add_argument
+    add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
     options = vars(parser.parse_args(argv))
     output = options.pop("output", None)
     config = from_options(options)

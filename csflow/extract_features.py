@@ -198,7 +198,8 @@ def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
 @script(memory="a smaller --batch_size")
 def main(argv: list[str] | None = None) -> None:
     """Extract the features of config.class_name."""
-    config = parse(argv, "Extract and store the features of all images of a class.")
+    does = "Extract and store the features of all images of a class."
+    config = parse(argv, does, "python csflow/extract_features.py --dataset_path my_data --class_name bottle")
     device = pick_device(config.device, config.gpu_ids, config.cpu)
     ensure_dummy_data(config)
     extract(config, load_dataset(config), device)

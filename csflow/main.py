@@ -19,7 +19,8 @@ from csflow.utils import load_dataset
 @script(memory="a smaller --batch_size, --fc_internal or --img_size, or --precision bf16")
 def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
-    config = parse(argv, "Train CS-Flow on the good images of a class and evaluate it on the test images.")
+    does = "Train CS-Flow on the good images of a class and evaluate it on the test images."
+    config = parse(argv, does, "python csflow/main.py --dataset_path my_data --class_name bottle --modelname bottle")
     device = distributed.join(pick_device(config.device, config.gpu_ids, config.cpu))
     autocast(device, config.precision)  # refuses what this device cannot do
     with distributed.first_alone():

@@ -25,9 +25,13 @@ from csflow.utils import ComputedFeatures, require_same_weights, run_flow
 @script(memory="smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = build_parser("Score a folder of images without labels with a saved model.")
-    parser.add_argument("--images", type=Path, required=True, help="folder of images, or one image")
-    parser.add_argument("--output", type=Path, help="folder for the results")
+    parser = build_parser(
+        "Score a folder of images without labels with a saved model.",
+        "python csflow/score.py --modelname bottle --images my_new_images",
+    )
+    add = parser.add_argument_group("what to score").add_argument
+    add("--images", type=Path, required=True, help="folder of images, or one image")
+    add("--output", type=Path, help="folder for the results; unset: results/<modelname>/<folder's name>")
     options = vars(parser.parse_args(argv))
     images, output = options.pop("images"), options.pop("output", None)
     config = from_options(options)

@@ -317,7 +317,10 @@ def _say_results(opt: Namespace, folder: Path, results: dict[str, Any], made: bo
 @script
 def main(argv: list[str] | None = None) -> None:
     """Evaluate the scores of a setting."""
-    opt = TestOptions().parse(argv)
+    opt = TestOptions(
+        "Evaluate the scores of script_testing.py, with the same options.",
+        "python memae/script_eval_video.py --Dataset mine --report",
+    ).parse(argv)
     ensure_data(opt)
     evaluate(opt)
 

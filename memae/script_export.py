@@ -36,10 +36,12 @@ class Scorer(nn.Module):
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export one model."""
-    options = TestOptions()
-    options.parser.description = "Write a trained model as an ONNX file."
-    options.parser.add_argument("--Size", type=int, default=256, help="width and height of the frames in pixels")
-    options.parser.add_argument("--OnnxFilePath", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+    options = TestOptions(
+        "Write a trained model as an ONNX file.", "python memae/script_export.py --Dataset mine --Size 256"
+    )
+    add = options.parser.add_argument_group("ONNX").add_argument
+    add("--Size", type=int, default=256, help="width and height of the frames in pixels")
+    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
     opt = options.parse(argv)
     if not 16 <= opt.Size <= 4096:
         raise UserError(f"--Size {opt.Size}: expected 16 to 4096")
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     model = make_model(opt)
     load_weights(model, path, opt)
     inputs = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size)
-    output = opt.OnnxFilePath or path.with_suffix(".onnx")
+    output = opt.output or path.with_suffix(".onnx")
     export(output, Scorer(model, opt.ModelName), inputs, "clip", ["score", "error"], {"method": opt.ModelName})
 
 

@@ -394,20 +394,20 @@ def _count(video: Path) -> int:
 
 def build_parser() -> ArgumentParser:
     """The options of this script."""
-    parser = ArgumentParser(description="Prepare videos for MemAE: frames of one size, numbered, and labels.")
-    add = parser.add_argument
-    add("--Input", type=Path, help="folder with Train and Test in UCSD's layout")
-    add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video")
-    add("--Test", type=Path, help="videos to score")
-    add("--Labels", type=Path, help="file of abnormal frame intervals of the test videos, such as data/UCSDped2.m")
-    add(
-        "--Openings",
-        nargs="+",
-        default=[],
-        help="test videos whose frames before the first abnormal one are trained on",
+    parser = ArgumentParser(
+        description="Prepare videos for MemAE: frames of one size, numbered, and labels.",
+        example="python memae/script_img_prep.py --Train my_normal_videos --Test my_videos --Dataset mine",
     )
-    add("--Dataset", default="UCSD_P2_256", help="name of the folder to make in DataRoot")
+    add = parser.add_argument_group("videos").add_argument
+    add("--Input", type=Path, help="folder with Train and Test in UCSD's layout; unset: --Train and --Test say")
+    add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
+    add("--Test", type=Path, help="videos to score; unset: none")
+    add("--Labels", type=Path, help="file of the test videos' abnormal frames, such as data/UCSDped2.m; unset: none")
+    add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")
+
+    add = parser.add_argument_group("prepared data").add_argument
     add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
+    add("--Dataset", default="UCSD_P2_256", help="name of the folder to make in DataRoot")
     add("--Size", type=int, default=256, help="width and height of the frames, a multiple of 16 (of 32 for backbones)")
     add("--ImgChnNum", type=int, choices=(1, 3), default=1, help="1: grey, 3: colour")
     return parser

@@ -46,11 +46,17 @@ def index_part(root: Path, part: str, videos: dict[str, int], frame_num: int, st
 @script
 def main(argv: list[str] | None = None) -> None:
     """Index both parts of a data set."""
-    parser = ArgumentParser(description="Write the index files of all clips of a prepared data set.")
-    parser.add_argument("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
-    parser.add_argument("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
-    parser.add_argument("--FrameNum", type=int, default=16, help="frames of a clip")
-    parser.add_argument("--Stride", type=int, default=1, help="frames between the starts of clips")
+    parser = ArgumentParser(
+        description="Write the index files of all clips of a prepared data set.",
+        example="python memae/script_index_gen.py --Dataset mine --Stride 2",
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
+    add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
+
+    add = parser.add_argument_group("clips").add_argument
+    add("--FrameNum", type=int, default=16, help="frames of a clip")
+    add("--Stride", type=int, default=1, help="frames between the starts of clips")
     opt = parser.parse_args(argv)
     for name in ("FrameNum", "Stride"):
         if getattr(opt, name) < 1:

@@ -159,7 +159,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     state_file = folder / f"{name}_resume.pt"
     steps = -(-len(dataset) // opt.BatchSize)
     stored = None
-    if opt.Resume and state_file.exists():
+    if opt.resume and state_file.exists():
         stored = checkpoint.load(state_file, "memae")
         checkpoint.require_sound(stored, state_file, RESUMABLE, "MemAE")
     settings = plain_settings(opt) | {"BackboneWeights_sha256": _backbone_digest(opt, stored)}
@@ -189,7 +189,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     def stop_training(what: str) -> None:
         raise UserError(
             f"{what} at epoch {epoch}, iteration {iteration}: training stops; what was saved in {folder} stays. Try "
-            "a lower --LR, or --precision fp32; with other settings, --Resume no trains anew"
+            "a lower --LR, or --precision fp32; with other settings, --resume no trains anew"
         )
 
     def save(*names: str) -> None:
@@ -284,10 +284,10 @@ def _say_continued(opt: Namespace, name: str, folder: Path, epoch: int, step: in
     if epoch > opt.EpochNum:
         raise UserError(
             f"{name} is trained for {epoch} epochs already, --EpochNum {opt.EpochNum} is less: {folder} has the "
-            "weights of each epoch, --Resume no trains anew"
+            "weights of each epoch, --resume no trains anew"
         )
     if epoch == opt.EpochNum:
-        say(f"{name} is trained for {epoch} epochs already (more: --EpochNum; anew: --Resume no)")
+        say(f"{name} is trained for {epoch} epochs already (more: --EpochNum; anew: --resume no)")
     else:
         say(f"continuing {name} after {epoch} epochs" + (f" and {step} steps" if step else ""))
 
@@ -300,12 +300,12 @@ def _same_training(
     if unlike:
         raise UserError(
             f"{path} belongs to a training with other settings: {'; '.join(unlike)}. Use these, or another --Suffix, "
-            "or --Resume no to train anew in its place"
+            "or --resume no to train anew in its place"
         )
     if stored["fingerprint"] != about["fingerprint"]:
         raise UserError(
             f"{path} belongs to a training on other frames than {about['folder']} holds now: use another --Suffix, or "
-            "--Resume no to train anew in its place"
+            "--resume no to train anew in its place"
         )
     epoch, step = stored["epoch"], stored["step"]
     if step >= steps or stored["iteration"] != epoch * steps + step or len(stored["history"]) != epoch:

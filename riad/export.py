@@ -38,11 +38,16 @@ class Scorer(nn.Module):
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export one checkpoint."""
-    parser = ArgumentParser(description="Write a trained network as an ONNX file.")
-    add = parser.add_argument
-    add("--checkpoint", type=Path, help="trained network (unset: the one that validation chose, in riad/Checkpoint)")
-    add("--output", type=Path, help="the file (unset: the checkpoint's name with .onnx)")
-    add("--fpr", type=float, help="share of good images that the threshold may call defective (unset: as in training)")
+    parser = ArgumentParser(
+        description="Write a trained network as an ONNX file.",
+        example="python riad/export.py --checkpoint bottle/Checkpoint/model_2_best_val_loss.pth",
+    )
+    add = parser.add_argument_group("files").add_argument
+    add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
+    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+
+    add = parser.add_argument_group("verdicts").add_argument
+    add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
     given = parser.parse_args(argv)
     require_packages()
     file = given.checkpoint or chosen_checkpoint()

@@ -32,13 +32,19 @@ from riad.source.datamanager import to_tensor
 @script(memory="a smaller --batch_score, or --precision bf16")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = ArgumentParser(description="Score a folder of images without labels with a trained network.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        description="Score a folder of images without labels with a trained network.",
+        example="python riad/score.py --images my_new_images "
+        "--checkpoint bottle/Checkpoint/model_2_best_val_loss.pth --output scores",
+    )
+    add = parser.add_argument_group("what to score").add_argument
     add("--images", type=Path, required=True, help="folder of images, or one image")
-    add("--checkpoint", type=Path, help="trained network (unset: the one that validation chose, in riad/Checkpoint)")
-    add("--output", type=Path, help="folder for the results")
-    add("--fpr", type=float, help="share of good images that the threshold may call defective (unset: as in training)")
-    add("--precision", choices=PRECISIONS, help="of the network's passes (unset: as in training, and as the threshold)")
+    add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
+    add("--output", type=Path, help="folder for the results; unset: scores/<folder's name> beside the checkpoint's")
+
+    add = parser.add_argument_group("verdicts and precision").add_argument
+    add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
+    add("--precision", choices=PRECISIONS, help="of the network's passes; unset: as in training, and as the threshold")
     options.add_machine_options(parser)
     given = parser.parse_args(argv)
     device = device_of(given.gpu, given.ngpu, given.cpu)

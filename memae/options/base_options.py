@@ -5,44 +5,42 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.runtime import PRECISIONS, ArgumentParser, UserError, yes_no
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
 from memae.models.backbones import PLANS
 
 HERE = Path(__file__).resolve().parents[1]  # memae/: default paths lie here wherever a script is started
-
-
-def add_yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> None:
-    """Add a boolean option; alone, without a value, it means true."""
-    parser.add_argument(name, type=yes_no, nargs="?", const=True, default=default, help=help)
 
 
 class BaseOptions:
     """The common part; `parse` returns the settings, with BackboneDepth resolved (0: none, for conv3d), and `given`,
     the names of those on the command line."""
 
-    description = ""
-
-    def __init__(self):
-        self.parser = ArgumentParser(description=self.description)
-        add = self.parser.add_argument
-        add_yes_no(self.parser, "--UseCUDA", True, "compute on the GPU; without one, on the CPU, saying so")
-        add("--NumWorker", type=int, default=1, help="threads that assemble batches ahead; 0: none")
-        add("--ModelName", choices=("MemAE", "AE"), default="MemAE", help="with or without memory")
-        add("--ModelSetting", default="Conv3DSpar", help="part of the setting's name (Conv3D for the original's AE)")
-        add("--Backbone", choices=("conv3d", *PLANS), default="conv3d", help="the encoder")
-        add("--BackboneDepth", type=int, default=0, help="unset: 18 for slowonly and resnet3d, 152 for csn")
-        add("--Seed", type=int, default=1, help="of the initial weights and the order of the clips")
-        add_yes_no(self.parser, "--IsDeter", True, "only deterministic algorithms on the GPU")
+    def __init__(self, description: str, example: str):
+        self.parser = ArgumentParser(description=description, example=example)
+        add = self.parser.add_argument_group("data").add_argument
+        add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
         add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
         add("--ImgChnNum", type=int, choices=(1, 3), default=1, help="channels of the frames")
         add("--FrameNum", type=int, default=16, help="frames of a clip, a multiple of 8")
+
+        add = self.parser.add_argument_group("network").add_argument
+        add("--ModelName", choices=("MemAE", "AE"), default="MemAE", help="with or without memory")
+        add("--ModelSetting", default="Conv3DSpar", help="part of the setting's name (Conv3D for the original's AE)")
+        add("--Backbone", choices=("conv3d", *PLANS), default="conv3d", help="the encoder")
+        add("--BackboneDepth", type=int, default=0, help="0: 18 for slowonly and resnet3d, 152 for csn")
         add("--MemDim", type=int, default=2000, help="items of the memory")
-        add("--EntropyLossWeight", type=float, default=0.0002, help="weight of the sparsity loss (alpha)")
         add("--ShrinkThres", type=float, default=0.0025, help="shrinkage threshold (lambda); 0: none")
-        add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
-        add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
+        add("--EntropyLossWeight", type=float, default=0.0002, help="weight of the sparsity loss (alpha)")
+        add("--Seed", type=int, default=1, help="of the initial weights and the order of the clips")
         add("--Suffix", default="Non", help="end of the setting's name")
+        add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
+
+        add = self.parser.add_argument_group("machine").add_argument
+        add("--UseCUDA", **YES_NO, default=True, help="compute on the GPU; without one, on the CPU, saying so")
+        add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+        add("--IsDeter", **YES_NO, default=True, help="only deterministic algorithms on the GPU")
         add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the convolutions")
+        add("--NumWorker", type=int, default=1, help="threads that assemble batches ahead; 0: none")
         add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")
 
     def parse(self, argv: list[str] | None = None) -> Namespace:

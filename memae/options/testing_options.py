@@ -1,26 +1,32 @@
-"""Options of script_testing.py and script_eval_video.py."""
+"""Options of script_testing.py, script_eval_video.py and script_export.py."""
 
 from pathlib import Path
 
 from common.report import REPORT_HELP
-from memae.options.base_options import HERE, BaseOptions, add_yes_no
+from common.runtime import YES_NO
+from memae.options.base_options import HERE, BaseOptions
 
 
 class TestOptions(BaseOptions):
-    """The original's testing options, and Backbone, BackboneDepth, precision, CacheGiB, WorstFrames, report."""
+    """The original's testing options, and Backbone, BackboneDepth, cpu, precision, CacheGiB, WorstFrames, report."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
-    description = "Score the videos in <DataRoot>/<Dataset>/Test with a trained model, or evaluate the scores."
 
-    def __init__(self):
-        super().__init__()
-        add = self.parser.add_argument
-        add("--Mode", choices=("eval",), default="eval", help="always eval")
+    def __init__(
+        self,
+        description: str = "Score the videos in <DataRoot>/<Dataset>/Test with a trained model.",
+        example: str = "python memae/script_testing.py --Dataset mine --BatchSize 8",
+    ):
+        super().__init__(description, example)
+        add = self.parser.add_argument_group("testing").add_argument
+        add("--Mode", choices=("eval",), default="eval", help="accepted, unused")
         add("--BatchSize", type=int, default=1, help="clips per pass")
         add("--ModelFilePath", type=Path, help="checkpoint; unset: <ModelRoot>/<setting>.pt")
+
+        add = self.parser.add_argument_group("output").add_argument
         add("--OutRoot", type=Path, default=HERE / "results", help="folder of the results")
         add("--WorstFrames", type=int, default=6, help="frames per video to draw with their error maps; 0: none")
-        add_yes_no(self.parser, "--report", False, f"script_eval_video.py: {REPORT_HELP}")
+        add("--report", **YES_NO, default=False, help=f"script_eval_video.py: {REPORT_HELP}")
 
     def parse(self, argv=None):
         """As `BaseOptions.parse`."""

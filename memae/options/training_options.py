@@ -4,33 +4,34 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from common.runtime import UserError
-from memae.options.base_options import BaseOptions, add_yes_no
+from common.runtime import YES_NO, UserError
+from memae.options.base_options import BaseOptions
 
 
 class TrainOptions(BaseOptions):
-    """The original's training options, and Backbone, BackboneDepth, BackboneWeights, precision, CacheGiB,
-    sync_bn, Resume."""
-
-    description = "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train."
+    """The original's training options, and Backbone, BackboneDepth, BackboneWeights, cpu, precision,
+    CacheGiB, sync_bn, resume."""
 
     def __init__(self):
-        super().__init__()
-        add = self.parser.add_argument
-        add("--Mode", choices=("train",), default="train", help="always train")
+        super().__init__(
+            "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train.",
+            "python memae/script_training.py --Dataset mine --BatchSize 6 --EpochNum 40",
+        )
+        add = self.parser.add_argument_group("training").add_argument
+        add("--Mode", choices=("train",), default="train", help="accepted, unused")
         add("--BatchSize", type=int, default=14, help="clips per step")
         add("--LR", type=float, default=1e-4, help="Adam's learning rate")
         add("--EpochNum", type=int, default=100, help="passes over the clips")
-        add("--BackboneWeights", type=Path, help="checkpoint of mmaction2 to start the backbone from")
-        add_yes_no(self.parser, "--IsTbLog", True, "TensorBoard logs, where tensorboard is installed")
-        add("--TextLogInterval", type=int, default=1, help="iterations between lines of the text log")
-        add("--SnapInterval", type=int, default=100, help="iterations between snapshots")
-        add("--TBImgLogInterval", type=int, default=200, help="iterations between pictures of x and x_rec")
-        add("--SaveCheckInterval", type=int, default=1, help="epochs between checkpoints")
+        add("--BackboneWeights", type=Path, help="checkpoint of mmaction2 to start the backbone from; unset: at random")
         add("--sync_bn", action="store_true", help="with torchrun on GPUs: batch norms over all processes' clips")
-        add_yes_no(
-            self.parser, "--Resume", True, "continue an interrupted training of the same setting; no: start anew"
-        )
+        add("--resume", "--Resume", **YES_NO, default=True, help="continue an interrupted training; no: start anew")
+
+        add = self.parser.add_argument_group("output").add_argument
+        add("--SaveCheckInterval", type=int, default=1, help="epochs between checkpoints")
+        add("--SnapInterval", type=int, default=100, help="iterations between snapshots")
+        add("--TextLogInterval", type=int, default=1, help="iterations between lines of the text log")
+        add("--IsTbLog", **YES_NO, default=True, help="TensorBoard logs, where tensorboard is installed")
+        add("--TBImgLogInterval", type=int, default=200, help="iterations between pictures of x and x_rec")
 
     def parse(self, argv: list[str] | None = None) -> Namespace:
         """As `BaseOptions.parse`."""

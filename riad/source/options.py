@@ -1,6 +1,5 @@
 """Every option of run.py, with its default, and what makes no sense among them."""
 
-import argparse
 import math
 from argparse import Namespace
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, ArgumentParser, UserError
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
 from riad.neuralnet import unet
 from riad.source import connector
 from riad.source.masks import require_cells
@@ -39,65 +38,72 @@ TRAINING = (
 )  # fmt: skip
 
 
-def _yes_no(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1", "on"):
-        return True
-    if text.lower() in ("false", "no", "0", "off"):
-        return False
-    raise ValueError(text)
-
-
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
+def add_machine_options(parser: ArgumentParser) -> None:
     """What belongs to the machine, not to a training."""
-    parser.add_argument("--gpu", default="0", help="GPU to use; -1: the CPU")
-    parser.add_argument("--ngpu", type=int, default=1, help="how many GPUs; 0: the CPU")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    parser.add_argument("--batch_score", type=int, help="images scored at once (repo: 32, paper: 8)")
+    add = parser.add_argument_group("machine").add_argument
+    add("--gpu", default="0", help="GPU to use; -1: the CPU")
+    add("--ngpu", type=int, default=1, help="0: the CPU; more than 1: accepted, unused (torchrun takes several)")
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--batch_score", type=int, help=_both("batch_score", "images scored at once"))
+
+
+def _both(name: str, help: str) -> str:
+    """The help of an option whose default depends on --algorithm."""
+    shown = []
+    for algorithm, defaults in DEFAULTS.items():
+        value = defaults[name]
+        if value != "-":
+            shown.append(f"{algorithm}: {' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return f"{help} ({'; '.join(shown)})"
 
 
 def build_parser() -> ArgumentParser:
     """The parser of run.py. Options without a default depend on --algorithm."""
-    parser = ArgumentParser(description="Train RIAD on good images, test it, write result.json and pictures.")
-    add = parser.add_argument
-    # data
-    add("--algorithm", choices=("repo", "paper"), default="repo", help="the seed's variant, or the paper's")
+    parser = ArgumentParser(
+        description="Train RIAD on good images, test it, write result.json and pictures.",
+        example="python riad/run.py --algorithm paper --dataset mvtec --data_path my_data/bottle --output bottle",
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--algorithm", choices=tuple(DEFAULTS), default="repo", help="the seed's variant, or the paper's")
     add("--dataset", choices=("mnist", "digits", "mvtec"), help="unset: mnist, or digits where it cannot be had")
-    add("--data_path", type=Path, help=f"MNIST's folder, or mvtec's category folder (mnist: {HERE / 'data'})")
+    add("--data_path", type=Path, help=f"MNIST's folder, or mvtec's category folder; unset, of MNIST: {HERE / 'data'}")
     add("--select_norm", type=int, default=1, help="the digit that is normal")
     add("--train_images", type=int, default=0, help="use the first so many normal images to train; 0: all")
     add("--eval_images", type=int, default=0, help="use the first so many of the labelled validation images; 0: all")
     add("--validation_share", type=float, default=0.2, help="of the good images, where labels choose no epoch")
-    add("--img_size", type=int, help="side in pixels (repo: mnist 28, mvtec 256; paper: mnist 32, mvtec 256)")
-    # masks
+    add("--img_size", type=int, help="side in pixels; unset: mnist 28 (paper: 32), mvtec 256")
+
+    add = parser.add_argument_group("masks").add_argument
     add("--masking_mode", choices=("disjoint_mask",), default="disjoint_mask", help="how cells are hidden")
     add("--disjoint_n", type=int, default=3, help="masks per cell size: each hides one n-th of the cells")
-    add("--list_k", type=int, nargs="+", help="cell sizes in pixels (repo: 4 7; paper: 2 4 8 16)")
-    # network
-    add("--nn", type=int, choices=tuple(connector.NUMBERS), help="2000: U-Net, 1000: without skips (repo: 2000)")
-    add("--ksize", type=int, help="kernel size, odd (repo: 3)")
-    add("--filters", type=int, nargs="+", help="channels of the stages (repo: 64 128 256 512; paper: 64 ... 512 512)")
-    # training
+    add("--list_k", type=int, nargs="+", help=_both("list_k", "cell sizes in pixels"))
+
+    add = parser.add_argument_group("network").add_argument
+    add("--nn", type=int, choices=tuple(connector.NUMBERS), help=_both("nn", "2000: U-Net, 1000: without skips"))
+    add("--ksize", type=int, help=_both("ksize", "kernel size, odd"))
+    add("--filters", type=int, nargs="+", help=_both("filters", "channels of the stages"))
+
+    add = parser.add_argument_group("training").add_argument
     add("--weights", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of the losses L2, MSGMS and SSIM")
-    add("--mode_optim", choices=("sgd", "rms", "rmsprop", "adam"), help="optimizer (repo: sgd; paper: adam)")
-    add("--lr", type=float, help="learning rate (repo: 5e-4; paper: 1e-4)")
-    add(
-        "--mode_lr", type=int, choices=(0, 1, 2, 3),
-        help="0: constant; 1: warm-up; 2: warm-up, cosine restarts, a tenth from epoch 250; 3: constant, a tenth from "
-        "epoch 250 (repo: 0; paper: 3)",
-    )  # fmt: skip
-    add("--weight_decay", type=float, help="weight decay (repo: 0; paper: 1e-5)")
-    add("--batch", type=int, help="images per batch (repo: 16; paper: 4)")
-    add("--epochs", type=int, default=300, help="epochs")
+    add("--mode_optim", choices=("sgd", "rms", "rmsprop", "adam"), help=_both("mode_optim", "optimizer"))
+    add("--lr", type=float, help=_both("lr", "learning rate"))
+    steps = "0: constant; 1: warm-up; 2: warm-up, cosine restarts, a tenth from epoch 250; 3: constant, then that tenth"
+    add("--mode_lr", type=int, choices=(0, 1, 2, 3), help=_both("mode_lr", steps))
+    add("--weight_decay", type=float, help=_both("weight_decay", "weight decay"))
+    add("--batch", type=int, help=_both("batch", "images per batch"))
+    add("--epochs", type=int, default=300, help="passes over the training images")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the network's passes")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     add("--seed", type=int, default=0, help="of weights, batches, masks and the validation share")
-    # scores
-    add("--smooth", type=int, help="side of the mean filter over anomaly maps, pixels, odd (paper: 21)")
-    add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
-    # files
-    add("--output", type=Path, default=HERE, help="folder for Checkpoint, results_tr, results_te and result.json")
     add("--save_every", type=float, default=60.0, help="seconds between saves for resuming")
-    add("--resume", type=_yes_no, default=True, help="continue an interrupted training; False: anew in its place")
+    add("--resume", **YES_NO, default=True, help="continue an interrupted training; no: anew in its place")
+
+    add = parser.add_argument_group("scores and verdicts").add_argument
+    add("--smooth", type=int, help=_both("smooth", "side of the mean filter over anomaly maps, pixels, odd"))
+    add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--output", type=Path, default=HERE, help="folder for Checkpoint, results_tr, results_te and result.json")
     add("--figures_every", type=int, default=1, help="epochs between pictures; 0: none")
     add("--report", action="store_true", help=REPORT_HELP)
     add_machine_options(parser)

@@ -525,12 +525,3 @@ def test_places_that_do_not_fit(place, monkeypatch, capsys):
     assert [row["batch"] for row in rows("other/version_1/metrics.csv")] == ["10", "12"]
     with only_run("ck"):
         refused(capsys, train.main, training("RoadImages", "--training-steps", "24"), "another run", "ck")
-
-
-def test_help_explains_every_option(capsys):
-    with pytest.raises(SystemExit) as ended:
-        train.main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for action in build_parser()._actions:
-        assert action.option_strings[-1] in text and action.help

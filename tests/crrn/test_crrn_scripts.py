@@ -545,13 +545,6 @@ def test_boards_too_small_for_the_network(data, capsys):
     refused(capsys, training.main, args(data, "--cpu", *TRAINED), "9 x 17 pixels are too small", "13")
 
 
-@pytest.mark.parametrize("script", [preprocessing, training, testing, scoring, compare, demo_boards])
-def test_help(script, capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main(["--help"])
-    assert ended.value.code == 0 and "--help" in capsys.readouterr().out
-
-
 MODEL = "result/ConvConjLSTM/model_dictionary.pt"
 
 

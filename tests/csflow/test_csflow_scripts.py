@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -518,12 +517,3 @@ def test_dummy_data(tmp_path):
             assert black == pytest.approx(4 * np.pi * 30**2, rel=0.02)
         else:
             assert black == 4 * 52**2
-
-
-def test_help_explains_every_setting(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main.main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for field in csflow.config._fields():
-        assert re.search(rf"--{field.name}\b", text) and field.metadata["help"]

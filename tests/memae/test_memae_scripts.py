@@ -151,14 +151,14 @@ def test_a_finished_training_is_not_repeated_and_can_go_on(videos, tmp_path, cap
     assert script_training.main([*argv, "--EpochNum", "1"]) == 0
     assert "is trained for 1 epochs already" in capsys.readouterr().out and file.read_bytes() == before
     assert script_training.main([*argv, "--EpochNum", "3"]) == 0
-    refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "3 epochs already", "--Resume no")
+    refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "3 epochs already", "--resume no")
     whole = tmp_path / "whole"
     assert script_training.main(paths(videos, whole, "--EpochNum", "3")) == 0
     assert (whole / f"models/{NAME}.pt").read_bytes() == file.read_bytes()
     refused(
         capsys, script_training.main, [*argv, "--EpochNum", "3", "--LR", "1e-3"], "LR 0.0001, not 0.001", "--Suffix"
     )
-    assert script_training.main([*argv, "--EpochNum", "1", "--LR", "1e-3", "--Resume", "no"]) == 0
+    assert script_training.main([*argv, "--EpochNum", "1", "--LR", "1e-3", "--resume", "no"]) == 0
     assert len((tmp_path / f"models/log_{NAME}/log.csv").read_text().splitlines()) == 3
 
 
@@ -350,7 +350,7 @@ def test_bad_training_data(videos, tmp_path, capsys):
     frame = tmp_path / "stripes/Train/a/003.jpg"
     content = frame.read_bytes()
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(frame)
-    refused(capsys, script_training.main, argv, "other frames", "--Resume no")
+    refused(capsys, script_training.main, argv, "other frames", "--resume no")
     frame.write_bytes(content[: len(content) // 2])
     refused(capsys, script_training.main, argv, "003.jpg")
     frame.unlink()
@@ -465,14 +465,14 @@ def test_a_loss_that_is_not_finite_keeps_what_was_saved(videos, tmp_path, capsys
     torch.save(content, state)
     before = state.read_bytes()
     argv = paths(videos, tmp_path, "--EpochNum", "2")
-    refused(capsys, script_training.main, argv, "epoch 1, iteration 2", "--LR", "--Resume no")
+    refused(capsys, script_training.main, argv, "epoch 1, iteration 2", "--LR", "--resume no")
     assert state.read_bytes() == before
 
 
 def test_weights_that_are_not_finite_are_not_saved(videos, tmp_path, capsys):
     """After a fine loss, the step itself ruins them."""
     argv = paths(videos, tmp_path, "--EpochNum", "1", "--LR", "1e39")
-    refused(capsys, script_training.main, argv, "weights are not finite", "--LR", "--Resume no")
+    refused(capsys, script_training.main, argv, "weights are not finite", "--LR", "--resume no")
     assert not list((tmp_path / "models").rglob("*.pt"))
     assert script_training.main(paths(videos, tmp_path, "--EpochNum", "1")) == 0
 

@@ -406,13 +406,3 @@ def test_bfloat16_stays_close(tmp_path):
         assert run.main([*argv, str(tmp_path / name), "--precision", name]) == 0
     ours, exact = (float(rows(tmp_path / f"{name}/results_tr/history.csv")[0]["loss"]) for name in ("bf16", "fp32"))
     assert ours == pytest.approx(exact, rel=0.02) and ours != exact
-
-
-def test_help_explains_every_option(capsys):
-    for call in (run.main, score.main):
-        with pytest.raises(SystemExit) as ended:
-            call(["--help"])
-        assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for name in (*options.TRAINING, "data_path", "ngpu", "output"):
-        assert f"--{name}" in text

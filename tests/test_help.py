@@ -1,0 +1,65 @@
+"""--help of every script that a user starts: it ends with 0, explains every option, and its example can be typed."""
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import runtime
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "common", "crn", "crrn", "csflow", "memae", "riad")
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.fixture
+def helped(monkeypatch, capsys):
+    """A function from a script's name to what --help printed and the parser that printed it."""
+    parsers = []
+    show = runtime.ArgumentParser.print_help
+
+    def print_help(self, file=None):
+        parsers.append(self)
+        show(self, file)
+
+    def call(name):
+        spec = importlib.util.spec_from_file_location(f"help_{Path(name).stem}", ROOT / name)
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, script)  # where dataclasses look for their module
+        spec.loader.exec_module(script)
+        with pytest.raises(SystemExit) as ended:
+            script.main(["--help"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out, parsers[-1]
+
+    monkeypatch.setattr(runtime.ArgumentParser, "print_help", print_help)
+    monkeypatch.setenv("COLUMNS", "1000")  # no help is wrapped
+    return call
+
+
+def test_scripts_are_found():
+    assert len(SCRIPTS) > 30 and {"csflow/main.py", "crrn/0_preprocessing.py", "common/demo_data.py"} < set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(helped, name):
+    text, parser = helped(name)
+    options = [action for action in parser._actions if action.dest != "help"]
+    grouped = [action for group in parser._action_groups[2:] for action in group._group_actions]
+    assert options == grouped  # each lies in a group with a title of its own
+    flat = " ".join(text.split())
+    for action in options:
+        help = " ".join((action.help or "").replace("%%", "%").split())
+        assert help and help in flat, action.dest
+        told = action.required or action.nargs == 0 or f"{help} (default: " in flat
+        assert told or any(word in help for word in ("unset", "unused", "(default: ", "repo: ", "paper: ")), action.dest
+    python, script, *argv = shlex.split(text.split("example: ")[1])
+    assert (python, script) == ("python", name)
+    parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
