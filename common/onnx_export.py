@@ -1,7 +1,6 @@
 """Networks as ONNX files, which run without PyTorch and without this project."""
 
 import importlib
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.files import UserError, reason, require_writable
+from common.files import UserError, atomic_write, require_writable
 from common.runtime import say
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # of the largest value of an output
+LIMIT = 2 * 2**30 - 2**24  # bytes of parameters: such a file has less than 2 GiB in all
 
 
 def require_packages() -> None:
@@ -50,7 +50,7 @@ def export(
 
     network: one tensor, whose first dimension is free, to a tuple of tensors; inputs: at least three examples, two of
     which are traced; about: goes into the file's metadata. The old file survives every failure. UserError where a
-    package is missing, the file cannot be written, or outputs differ by more than TOLERANCE.
+    package is missing, the network is too large, the file cannot be written, or outputs differ by more than TOLERANCE.
     """
     require_packages()
     import onnxruntime
@@ -67,24 +67,26 @@ def export(
             output_names=list(output_names), dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
     program.model.metadata_props.update(about)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=path.parent) as folder:
-        file = Path(folder, "model.onnx")
-        try:
-            program.save(str(file), external_data=False)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {reason(error)}") from error
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        found = session.run(None, {input_name: inputs.numpy()})
-        wanted = [output.numpy() for output in network(inputs)]
-        difference = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) for a, b in zip(found, wanted))
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"ONNX Runtime's outputs are off by {difference:.1e} of the largest value: nothing is written"
-            )
-        file.replace(path)
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    if size > LIMIT:
+        raise UserError(f"the network's parameters take {size / 2**30:.1f} GiB, an ONNX file holds less than 2")
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run(None, {input_name: inputs.numpy()})
+    difference = largest_difference(found, [output.numpy() for output in network(inputs)])
+    if not difference <= TOLERANCE:
+        raise UserError(f"ONNX Runtime's outputs are off by {difference:.1e} of the largest value: nothing is written")
+    with atomic_write(path) as file:
+        file.write(content)
     given = ", ".join(f"{name} {_shape(output)}" for name, output in zip(output_names, found))
     say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): {input_name} {_shape(inputs)} -> {given}")
     say(f"ONNX Runtime agrees with PyTorch to {difference:.0e} of the largest value")
+
+
+def largest_difference(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """The largest difference between outputs, each as a share of the largest value wanted of it; nan where any is."""
+    shares = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-12) for a, b in zip(found, wanted, strict=True)]
+    return float(np.max(shares))
 
 
 def _shape(values: Tensor | np.ndarray) -> str:

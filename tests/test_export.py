@@ -23,7 +23,7 @@ from csflow.model import get_cs_flow_model, load_extractor, save_model
 from csflow.utils import ComputedFeatures, run_flow
 from memae.options import TestOptions
 from memae.script_testing import reconstruct
-from memae.utils import clip_errors, load_weights
+from memae.utils import clip_errors, error_maps, load_weights
 from memae.utils import make_model as make_memae
 from riad.score import load_agent
 from riad.source import options, procedure
@@ -124,7 +124,7 @@ def test_csflow(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["--model", "dagan"]])
+@pytest.mark.parametrize("words", [[], ["--model", "dagan", "--norm", "image"]])
 def test_crn(tmp_path, words):
     argv, (model, opt) = crn_of(tmp_path, *words)
     path = picture(tmp_path, 64)
@@ -165,12 +165,14 @@ def test_memae(tmp_path, words):
     found, _ = runtime(memae.script_export.main, argv, tmp_path, clip=clip)
     model = make_memae(opt)
     load_weights(model, tmp_path / "m.pt", opt)
-    scores = clip_errors(*reconstruct(model.eval(), frames, opt, torch.device("cpu")), opt.ModelName)
-    assert found["score"] == pytest.approx(scores.numpy(), rel=1e-4) and found["error"].shape == (1, 16, 32, 32)
+    rebuilt = reconstruct(model.eval(), frames, opt, torch.device("cpu"))
+    assert found["score"] == pytest.approx(clip_errors(*rebuilt, opt.ModelName).numpy(), rel=1e-4)
+    errors = error_maps(*rebuilt, opt.ModelName).numpy()
+    assert errors.shape == (1, 16, 32, 32) and found["error"] == pytest.approx(errors, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_outputs_that_differ_are_not_written(tmp_path, capsys, monkeypatch):
+def test_outputs_that_differ_or_are_too_large_are_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
 
     class Random(torch.nn.Module):
@@ -178,9 +180,17 @@ def test_outputs_that_differ_are_not_written(tmp_path, capsys, monkeypatch):
             return (images + (0 if torch.compiler.is_exporting() else 1),)
 
     (tmp_path / "m.onnx").write_text("before")
-    with pytest.raises(onnx_export.UserError, match="nothing is written"):
-        onnx_export.export(tmp_path / "m.onnx", Random(), onnx_export.examples(1, 8, 8), "image", ["out"], {})
+    for limit, words in ((onnx_export.LIMIT, "nothing is written"), (-1, "less than 2")):
+        monkeypatch.setattr(onnx_export, "LIMIT", limit)
+        with pytest.raises(onnx_export.UserError, match=words):
+            onnx_export.export(tmp_path / "m.onnx", Random(), onnx_export.examples(1, 8, 8), "image", ["out"], {})
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "before"
+
+
+def test_largest_difference():
+    wanted = [np.array([1.0, -2.0]), np.array([10.0])]
+    assert onnx_export.largest_difference([np.array([1.0, -1.9]), np.array([9.0])], wanted) == pytest.approx(0.1)
+    assert np.isnan(onnx_export.largest_difference([wanted[0], np.array([np.nan])], wanted))
 
 
 @pytest.mark.parametrize("main", MAINS)
