@@ -34,7 +34,7 @@ import riad.source.options
 from benchmarks.demo import ROOT, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import read_json, reason, require_writable, write_json
+from common.files import only_run, read_json, reason, require_writable, write_json
 from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic
 from common.metrics import image_auroc
 from common.report import Section, write_report
@@ -429,8 +429,12 @@ def main(argv: list[str] | None = None) -> None:
     categories = categories_of(options.data)
     for category in categories:
         check(options, category)
-    require_writable(options.output)
+    with only_run(options.output):
+        compare(options, categories)
 
+
+def compare(options: Namespace, categories: list[Category]) -> None:
+    """Run what is not done yet, and write compare.json, the report and the table."""
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     places: dict[tuple[str, str, int], Path] = {}
     todo = [(s, c, m) for s in options.seeds for c in categories for m in options.only]
@@ -449,7 +453,8 @@ def main(argv: list[str] | None = None) -> None:
     for category in categories:
         keys = {method: (category.root.name, method, options.seeds[0]) for method in options.only}
         drawn = pictures(category, {method: (found[key], places[key]) for method, key in keys.items()}, options)
-        text = f"{len(category.train)} good images to train on, {len(category.test)} to test."
+        held = held_out(category, options)
+        text = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
         sections.append(Section(category.root.name, [text], pictures=drawn))
     write_report(options.output / "report.html", f"Methods compared on {options.data.resolve().name}", sections)
     for line in table(HEADER, [row(entry) for entry in entries]):

@@ -40,7 +40,7 @@ class Found:
 
 @dataclass
 class Method:
-    """seconds: what the commands take on two quiet cores of an AMD EPYC."""
+    """seconds: about what the commands take on two quiet cores, by their CPU time."""
 
     title: str
     data: str

@@ -91,8 +91,8 @@ def write_image_report(
 ) -> None:
     """Write the report of a method that scores test images.
 
-    about: paragraphs on data, training and choice of the model; numbers: (metric, value); normal: some good images
-    (H, W, 3) uint8 that were trained on; labels: (N,), 0 is good; scores: (N,); column(i): image i (H, W, 3) uint8, its
+    about: paragraphs on data, training and choice of the model; numbers: (metric, value); normal: some of the good
+    images (H, W, 3) uint8; labels: (N,), 0 is good; scores: (N,); column(i): image i (H, W, 3) uint8, its
     anomaly map (h, w), its name, and its mask (h', w') or None.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,7 +106,7 @@ def write_image_report(
         ]
         sections = [
             Section("Results", about, ("metric", "value"), numbers),
-            Section("Normal data", pictures=[(folder / "normal.jpg", "Some of the good images to train on.")]),
+            Section("Normal data", pictures=[(folder / "normal.jpg", "Some of the good images given for training.")]),
             Section("Scores", pictures=curves),
             case_section(folder, cases(labels, scores), labels, scores, column),
         ]

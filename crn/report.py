@@ -45,11 +45,13 @@ def write(
 
     counts, threshold, rebuilt = results["images"], results.get("threshold"), REBUILT[opt.model]
     trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
+    held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     about = [
         data_sentence(results["data"]),
-        f"{len(dataset.train)} good images to train on, {counts['good']} good and {counts['defective']} defective ones "
-        f"to test, {opt.imsize} x {opt.imsize} pixels. {results['batches_trained']} batches. The score and the map are "
-        f"the mean of {rebuilt}; the validation score beside it is the training's own.",
+        f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
+        f"{counts['defective']} defective ones to test, {opt.imsize} x {opt.imsize} pixels. "
+        f"{results['batches_trained']} batches. The score and the map are the mean of "
+        f"{rebuilt}; the validation score beside it is the training's own.",
         f"The model is {opt.model_input.name}: last.ckpt is the last one of a training, best.ckpt the best of its "
         "validations, chosen on the test images. The pixel F1 is the highest on the test images themselves; the "
         "threshold comes from good images held out from the training.",

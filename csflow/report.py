@@ -24,11 +24,13 @@ def write(
 ) -> None:
     """Write it; results: those of results.json; labels, scores, column: see `common.report.write_image_report`."""
     counts, threshold = results["images"], results["threshold"]
+    held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     about = [
         data_sentence(results["data"]),
-        f"{len(dataset.train)} good images to train on, {counts['good']} good and {counts['defective']} defective ones "
-        f"to test. Features: {results['extractor']}, {config.img_size[0]} x {config.img_size[1]} pixels. "
-        f"{results['epochs_trained']} epochs; score: {config.score} of z²/2.",
+        f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
+        f"{counts['defective']} defective ones to test. Features: {results['extractor']}, "
+        f"{config.img_size[0]} x {config.img_size[1]} pixels. {results['epochs_trained']} epochs; "
+        f"score: {config.score} of z²/2.",
         "The model is the last epoch's. Best F1s and the best AUROC in training are the highest on the test images "
         "themselves; the threshold comes from good images held out from the training.",
     ]

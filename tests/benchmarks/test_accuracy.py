@@ -41,6 +41,7 @@ def called(tmp_path, monkeypatch):
 
     monkeypatch.setattr(accuracy, "run", run)
     monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE])
+    monkeypatch.setattr(accuracy, "CATEGORIES", {"mvtec": 2})
     for name in ("bottle", "screw"):
         (tmp_path / "mvtec" / name / "train/good").mkdir(parents=True)
     return commands
@@ -65,6 +66,16 @@ def test_runs_table_and_failures(tmp_path, called, capsys):
     assert accuracy.main([*argv, "--cpu"]) == 1
     assert [command[0] for command in called] == ["train", "test"]  # what failed, and nothing else
     assert (tmp_path / "out/accuracy.md").read_text() == table
+
+
+def test_published_means_stand_beside_all_their_categories(monkeypatch):
+    found = {(name, 0): {"AUROC": 0.5, "AUPRO": None} for name in ("bottle", "screw")}
+    for count, shown in ((2, {"mean of 2"}), (15, set())):
+        monkeypatch.setattr(accuracy, "CATEGORIES", {"mvtec": count})
+        lines = accuracy.entries(ONE, found)
+        assert {line["category"] for line in lines if line["published"] is not None} == shown
+        (line, _) = accuracy.entries(ONE, {("bottle", 0): found["bottle", 0]})
+        assert line["published"] is None and line["values"] == [0.5]
 
 
 def test_list_and_wrong_input(tmp_path, called, capsys):

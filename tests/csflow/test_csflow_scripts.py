@@ -103,6 +103,7 @@ def test_main_writes_everything(bricks, trained, capsys):
     assert evaluate.main(options(bricks, trained, "--cpu", "--report")) == 0
     report = Report(trained / "results/m/report.html")
     assert len(report.captions) == 6 and "AUPRO" in report.texts and "synthetic" in " ".join(report.texts)
+    assert "held out for the threshold" in " ".join(report.texts)
     found = rows(trained / "results/m/scores.csv")
     assert len(found) == 9 and any((trained / "viz/maps/m").glob("*.jpg"))
 
