@@ -87,6 +87,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     _wait_for_all(agent)  # to look before the first one writes
     if not continuing:
         checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
+    if place["epoch"] == place["batch"] == 0:  # also where a kill came right after the first state
         save_network(folder / "base.pth", agent, 0, about)
     if settings.figures_every:
         draw_masks(settings, data, agent)

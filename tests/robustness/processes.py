@@ -55,7 +55,7 @@ class Script:
     def running(self) -> bool:
         return self.process.is_alive()
 
-    def end(self, number: int | None = None, timeout: float = 300) -> int:
+    def end(self, number: int | None = None, timeout: float = 600) -> int:
         """The exit status (negative: of which signal it died), after sending the signal `number`, if any."""
         if number is not None and self.running():
             os.kill(self.process.pid, number)
