@@ -3,6 +3,7 @@
 After each of them the same command ends as if nothing had happened.
 """
 
+import os
 import pickle
 import random
 import shutil
@@ -135,11 +136,14 @@ def test_twenty_kills_at_random_moments_and_some_in_the_midst_of_saving(method, 
 
 def test_a_second_run_is_refused_and_ctrl_c_tells_how_to_continue(training):
     first = training.start()
-    training.wait_for_saves(first, 1)
+    training.wait_for_saves(first, 2)  # RIAD's first state precedes the training
+    os.kill(first.process.pid, signal.SIGSTOP)  # or it has ended before the second one has begun
     second = training.start()
     assert second.end() == 2 and "another run is writing to" in second.errors, second.errors
     assert second.errors.count("\n") == 1
-    assert first.end(signal.SIGINT) == 130, first.errors
+    for number in (signal.SIGINT, signal.SIGCONT):
+        os.kill(first.process.pid, number)
+    assert first.end() == 130, first.errors
     assert "Traceback" not in first.errors and "stopping after this step" in first.errors
     argv = continuing_command(first.output)
     last = Script(training.method.module, argv, training.run)
