@@ -11,8 +11,6 @@ images' own size. What is not: time. The table says what each method was given.
 """
 
 import csv
-import hashlib
-import json
 import math
 import shlex
 import shutil
@@ -31,7 +29,7 @@ from PIL import Image
 import crn.options
 import csflow.config
 import riad.source.options
-from benchmarks.demo import ROOT, run, table
+from benchmarks.scripts import ROOT, key_of, mean_and_spread, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, read_json, reason, require_writable, write_json
@@ -248,8 +246,7 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
     The folder's name tells all options and images apart.
     """
     about = [plan(method, category, options, seed, Path("run")), category.fingerprint, str(category.root)]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
-    place = options.output / category.root.name / f"{method}_seed{seed}_{key}"
+    place = options.output / category.root.name / f"{method}_seed{seed}_{key_of(about)}"
     if not (place / "run.json").exists():
         require_writable(place)
         commands = plan(method, category, options, seed, place)
@@ -340,20 +337,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else statistics.fmean(values)
 
 
-def cell(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation over the seeds, or the one value; nothing where there is none."""
-    if None in values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 HEADER = ["category", "method", "image AUROC", "pixel AUROC", "AUPRO", "epochs", "batches", "minutes"]
 
 
 def row(entry: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    metrics = [cell(entry[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+    metrics = [mean_and_spread(entry[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
     given = ["" if entry[key] is None else f"{entry[key]:.0f}" for key in ("epochs", "batches")]
     return [entry["category"], entry["method"], *metrics, *given, f"{entry['seconds'] / 60:.1f}"]
 

@@ -2,32 +2,29 @@
 
 Runs each method's own scripts as a user would, into --output, and ends with a table, <output>/report.html, which holds
 the methods' own reports (--report), and overview.jpg. What is finished is not computed again, so that an interrupted
-demo goes on with the same command. The data are generated or small stand-ins: the demo shows that and how the methods
-work, not how well they do on real data.
+demo goes on with the same command; after a change of the code it is, in a folder of its own. The data are generated or
+small stand-ins: the demo shows that and how the methods work, not how well they do on real data.
 """
 
-import hashlib
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from matplotlib.figure import Figure
 
+from benchmarks.scripts import ROOT, Command, key_of, run, table
+from common.checkpoint import versions
 from common.figures import save_figure
-from common.files import only_run, read_json, require_writable, write_json
+from common.files import digest, only_run, read_json, require_writable, write_json
 from common.report import Section, pictures_of, write_report
-from common.runtime import ArgumentParser, UserError, say, script, stop_on_request
+from common.runtime import ArgumentParser, say, script
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADER = ("method", "data", "metric", "value", "time")
-Command = list[Any]  # a script of this repository, and its options
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Method:
 
 def csflow(folder: Path) -> list[Command]:
     """EfficientNet-Lite0's features of bricks; the nearest neighbour among them is the baseline."""
-    textures = folder.parent / "textures"
+    textures = folder / "textures"
     data = ["--dataset_path", textures, "--class_name", "brick", "--extractor", "lite0", "--img_size", 256]
     data += ["--feature_path", folder / "features"]
     training = ["--fc_internal", 128, "--batch_size", 8, "--lr_init", 1e-3, "--meta_epochs", 5, "--sub_epochs", 12]
@@ -115,7 +112,7 @@ def memae_found(folder: Path) -> Found:
 
 def crn(folder: Path) -> list[Command]:
     """The same bricks, at 64 x 64 pixels."""
-    textures = folder.parent / "textures"
+    textures = folder / "textures"
     shared = ["--dataset", "MVTec", "--dataset-path", textures / "brick", "--imsize", 64, "--batch-size", 8]
     shared += ["--log-file", folder / "log.log", "--image-output-path", folder / "pictures"]
     training = ["--num-competitive-units", 2, "--ngf", 16, "--training-steps", 600, "--lr", 1e-3]
@@ -163,30 +160,24 @@ METHODS = {
 }
 
 
-def run(program: str, *options: Any) -> None:
-    """Run a script of this repository. UserError where it fails, KeyboardInterrupt where it was stopped, with its exit
-    status 0 where it came to its end all the same."""
-    command = [sys.executable, str(ROOT / program), *map(str, options)]
-    with stop_on_request() as stop:  # Ctrl-C reaches the script too, which is given the time to save
-        status = subprocess.run(command, check=False).returncode
-    if status == 130 or stop():
-        raise KeyboardInterrupt(status)
-    if status:
-        raise UserError(f"{program} ended with status {status} (see above)")
-
-
 def folder_of(name: str, output: Path) -> Path:
-    """The method's folder in `output`: another one for other commands, so that their results are never mixed."""
+    """The method's folder in `output`: another one for other commands, code (the method's, common's and the commands'
+    own) or packages, so that their results are never mixed."""
     commands = METHODS[name].commands(Path("folder"))
-    return output / f"{name}_{hashlib.sha256(str(commands).encode()).hexdigest()[:8]}"
+    files = {ROOT / program for program, *_ in commands}.union(
+        *(ROOT.glob(f"{part}/**/*.py") for part in (name, "common"))
+    )
+    code = {str(path.relative_to(ROOT)): digest(path) for path in sorted(files)}
+    return output / f"{name}_{key_of([commands, code, versions()])}"
 
 
-def run_method(name: str, output: Path) -> float:
+def run_method(name: str, folder: Path) -> float:
     """Run those of a method's commands that are not finished yet; returns the seconds of all."""
-    folder = folder_of(name, output)
-    record = folder / "demo.json"
+    record, commands = folder / "demo.json", METHODS[name].commands(folder)
     state = read_json(record) if record.exists() else {"finished": 0, "seconds": 0.0}
-    for command in METHODS[name].commands(folder)[state["finished"] :]:
+    if state["finished"]:
+        say(f"{state['finished']} of {len(commands)} steps are done: taken over from {folder}, made by the same code")
+    for command in commands[state["finished"] :]:
         say(f"$ python {shlex.join(map(str, command))}")
         started = time.monotonic()
         try:
@@ -223,18 +214,18 @@ def main(argv: list[str] | None = None) -> None:
     taken = expected = 0.0  # seconds so far, and what they should have been
     with only_run(output):
         for number, name in enumerate(names):
-            method = METHODS[name]
+            method, folder = METHODS[name], folder_of(name, output)
             left = sum(METHODS[other].seconds for other in names[number:]) * (taken / expected if expected else 1)
             pace = "at the pace so far" if expected else "on two quiet cores"
             say(f"--- {number + 1} of {len(names)}: {method.title} on {method.data}")
             say(f"about {duration(left)} left in all, {pace}")
             try:
-                seconds = run_method(name, output)
+                seconds = run_method(name, folder)
             except KeyboardInterrupt:
                 say("stopped; the same command goes on from here")
                 raise
             taken, expected = taken + seconds, expected + method.seconds
-            founds.append(method.found(folder_of(name, output)))
+            founds.append(method.found(folder))
             for who, metric, value in founds[-1].numbers:
                 rows.append([who, method.data, metric, value, duration(seconds) if who == method.title else ""])
         for line in table(HEADER, rows):
@@ -267,13 +258,6 @@ def draw_overview(path: Path, methods: Sequence[Method], founds: Sequence[Found]
                   transform=axes.transAxes)  # fmt: skip
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.04, top=0.95, wspace=0.03, hspace=0.12)
     save_figure(figure, path)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of text in columns."""
-    texts = [[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in texts]
 
 
 if __name__ == "__main__":

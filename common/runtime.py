@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ __all__ = [
     "goes_on",
     "pick_device",
     "progress",
+    "run_script",
     "say",
     "script",
     "seed_all",
@@ -289,6 +291,17 @@ def stop_on_request() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_script(path: Path, *options: object) -> None:
+    """Run a script of this repository in a process of its own. UserError where it fails, KeyboardInterrupt where it was
+    stopped, with its exit status: 0 where it came to its end all the same."""
+    with stop_on_request() as stop:  # Ctrl-C reaches the script too, which is given the time to save
+        status = subprocess.run([sys.executable, str(path), *map(str, options)], check=False).returncode
+    if status == 130 or stop():
+        raise KeyboardInterrupt(status)
+    if status:
+        raise UserError(f"{path.name} ended with status {status} (see above)")
 
 
 @contextmanager

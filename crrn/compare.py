@@ -8,7 +8,6 @@ beside the z-score alone. Interrupted, the same command goes on; options that ar
 
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import checkpoint
 from common.files import read_json, require_writable, write_json
-from common.runtime import ArgumentParser, UserError, say, script, stop_on_request
+from common.runtime import ArgumentParser, UserError, run_script, say, script
 from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import CELLS
@@ -73,11 +72,11 @@ def main(argv: list[str] | None = None) -> None:
                     shared += [] if value is None else [f"--{option}", value]
                 shared += ["--gpu_ids", *options.gpu_ids, *(["--cpu"] if options.cpu else [])]
                 say(f"seed {seed}, {protocol}, {model}")
-                run("1_train.py", *shared, *training)
+                run_script(HERE / "1_train.py", *shared, *training)
                 name = model + ("_measured" if protocol == "measured" else "")
                 if not _is_tested(result / name):
                     # The anomalies come from a generator of their own: two models see the same ones.
-                    run("2_test_model.py", *shared)
+                    run_script(HERE / "2_test_model.py", *shared)
                 summary.setdefault(name, {})[f"seed{seed}"] = read_json(result / name / "results.json")
                 write_json(folder / "compare/compare.json", summarise(summary) | {"training_options": training})
     for line in table(summarise(summary)):
@@ -109,16 +108,6 @@ def _is_tested(folder: Path) -> bool:
     except (KeyError, TypeError, AttributeError):  # damaged
         return False
     return True
-
-
-def run(name: str, *arguments: str) -> None:
-    """Run a script of this folder; UserError where it fails, KeyboardInterrupt where it was stopped."""
-    with stop_on_request() as stop:  # Ctrl-C reaches the script too, which is given the time to save
-        status = subprocess.run([sys.executable, str(HERE / name), *arguments], check=False).returncode
-    if status == 130 or stop():
-        raise KeyboardInterrupt
-    if status:
-        raise UserError(f"{name} ended with status {status} (see above)")
 
 
 def summarise(summary: dict[str, dict]) -> dict[str, dict]:

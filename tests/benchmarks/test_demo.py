@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import demo
+from common.files import UserError
 from common.report import Section, write_report
-from common.runtime import UserError
 from tests.helpers import Report, refused
 
 
@@ -27,7 +27,7 @@ def method(title, epochs):
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """The commands that were run, of two methods."""
+    """The commands that were run, of two methods whose code is in tmp_path/repo."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "p.png")
     calls = []
 
@@ -38,6 +38,10 @@ def ran(tmp_path, monkeypatch):
             pictures = [(tmp_path / "p.png", "Best found: p"), (tmp_path / "p.png", "Worst missed: p")]
             write_report(folder / "report.html", f"Page of {folder.name}", [Section("About", pictures=pictures)])
 
+    for name in ("train", "test", "one/model.py", "other/model.py", "common/files.py"):
+        (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repo" / name).write_text("1")
+    monkeypatch.setattr(demo, "ROOT", tmp_path / "repo")
     monkeypatch.setattr(demo, "run", run)
     monkeypatch.setattr(demo, "METHODS", {"one": method("One", 1), "other": method("Other", 2)})
     return calls
@@ -75,7 +79,10 @@ def test_what_is_finished_is_not_run_again(tmp_path, ran, monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "run", whole)
     ran.clear()
+    capsys.readouterr()
     assert demo.main(argv) == 0 and ran == [("test", "other")]
+    told = [line for line in capsys.readouterr().out.splitlines() if "taken over" in line]
+    assert len(told) == 2 and "2 of 2 steps" in told[0] and "1 of 2 steps" in told[1]
     ran.clear()
     assert demo.main(argv) == 0 and ran == []
     # Other options are other results, in a folder of their own.
@@ -84,16 +91,17 @@ def test_what_is_finished_is_not_run_again(tmp_path, ran, monkeypatch, capsys):
     assert len(list((tmp_path / "out").glob("one_*"))) == 2
 
 
-def test_a_script_that_fails_or_is_stopped(monkeypatch):
-    class Ended:
-        returncode = 2
-
-    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: Ended)
-    with pytest.raises(UserError, match="status 2"):
-        demo.run("csflow/main.py")
-    Ended.returncode = 130
-    with pytest.raises(KeyboardInterrupt):
-        demo.run("csflow/main.py")
+@pytest.mark.parametrize(
+    "file, again", [("one/model.py", {"one"}), ("common/files.py", {"one", "other"}), ("test", {"one", "other"})]
+)
+def test_changed_code_is_run_again(file, again, tmp_path, ran, capsys):
+    argv = ["--output", str(tmp_path / "out")]
+    assert demo.main(argv) == 0
+    (tmp_path / "repo" / file).write_text("2")
+    ran.clear()
+    capsys.readouterr()
+    assert demo.main(argv) == 0 and {name for _, name in ran} == again
+    assert capsys.readouterr().out.count("taken over") == 2 - len(again)
 
 
 def test_a_command_that_ended_though_a_stop_was_asked_for_is_not_run_again(tmp_path, ran, monkeypatch):

@@ -20,6 +20,7 @@ from common.runtime import (
     UserError,
     pick_device,
     progress,
+    run_script,
     script,
     seed_all,
     stop_on_request,
@@ -313,6 +314,18 @@ def test_second_ctrl_c_interrupts_at_once(monkeypatch):
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_scripts_that_end_well_fail_or_are_stopped(tmp_path, capfd):
+    path = tmp_path / "script.py"
+    path.write_text("import sys; print(sys.argv[2]); sys.exit(int(sys.argv[1]))")
+    run_script(path, 0, tmp_path)
+    assert capfd.readouterr().out == f"{tmp_path}\n"
+    with pytest.raises(UserError, match=r"script\.py ended with status 2"):
+        run_script(path, 2, "")
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_script(path, 130, "")
+    assert stopped.value.args == (130,)
 
 
 def test_nul_characters_are_no_options():
