@@ -272,6 +272,22 @@ def require_fitting_masks(samples: Sequence[Sample]) -> None:
         raise UserError(f"masks must have the size of their images, mend or remove: {'; '.join(problems)}")
 
 
+def mvtec_dataset(root: Path) -> tuple[list[Sample], list[Sample], list[str], bool]:
+    """Both parts of a category, checked: samples to train on and to test, class names by label, and whether they are
+    generated stand-ins, which is said.
+
+    Raises UserError as `mvtec_samples` does, and where an image cannot be read or a mask has another size.
+    """
+    train, _ = mvtec_samples(root, "train")
+    test, class_names = mvtec_samples(root, "test")
+    require_readable([path for sample in train + test for path in (sample.path, sample.mask) if path])
+    require_fitting_masks(test)
+    made = synthetic(root)
+    if made:
+        say(f"the images in {root} are generated stand-ins, not real data")
+    return train, test, class_names, made
+
+
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
     """16 hexadecimal digits that tell whether features stored earlier still belong to these images in this order.
 

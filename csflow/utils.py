@@ -13,16 +13,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from common import distributed
-from common.images import (
-    Sample,
-    fingerprint,
-    mvtec_samples,
-    read_image,
-    require_fitting_masks,
-    require_readable,
-    synthetic,
-)
-from common.runtime import UserError, say
+from common.images import Sample, fingerprint, mvtec_dataset, read_image
+from common.runtime import UserError
 from csflow.config import Config
 from csflow.model import FeatureExtractor
 
@@ -53,15 +45,8 @@ class Dataset:
 def load_dataset(config: Config) -> Dataset:
     """List the images of config.class_name and check that each can be read. UserError names what is wrong."""
     root = config.dataset_path / config.class_name
-    train, _ = mvtec_samples(root, "train")
-    test, class_names = mvtec_samples(root, "test")
-    paths = [sample.path for sample in train + test]
-    require_readable([*paths, *(sample.mask for sample in test if sample.mask)])
-    require_fitting_masks(test)
-    made = synthetic(root)
-    if made:
-        say(f"the images in {root} are generated stand-ins, not real data")
-    return Dataset(root, train, test, class_names, made, fingerprint(paths, root))
+    train, test, class_names, made = mvtec_dataset(root)
+    return Dataset(root, train, test, class_names, made, fingerprint([s.path for s in train + test], root))
 
 
 def load_images(paths: Sequence[Path], config: Config) -> Tensor:

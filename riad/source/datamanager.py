@@ -20,15 +20,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from common.files import UserError, reason
-from common.images import (
-    Sample,
-    fingerprint,
-    mvtec_samples,
-    read_image,
-    require_fitting_masks,
-    require_readable,
-    synthetic,
-)
+from common.images import Sample, fingerprint, mvtec_dataset, read_image
 from common.runtime import progress, say
 from riad.source.options import HERE, SIDES
 
@@ -242,14 +234,8 @@ def _mvtec(settings: Namespace) -> DataSet:
     if settings.data_path is None:
         raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
     root = settings.data_path
-    train, _ = mvtec_samples(root, "train")
-    test, class_names = mvtec_samples(root, "test")
+    train, test, class_names, made = mvtec_dataset(root)
     paths = [sample.path for sample in train + test]
-    require_readable([*paths, *(sample.mask for sample in test if sample.mask)])
-    require_fitting_masks(test)
-    made = synthetic(root)
-    if made:
-        say(f"the images in {root} are generated stand-ins, not real data")
     train = train[: settings.train_images or None]
     rows, held = split(np.arange(len(train)), settings)
     files = InFiles([sample.path for sample in train], settings.img_size)

@@ -26,13 +26,6 @@ def good(tmp_path_factory):
     return State(place)
 
 
-@pytest.fixture
-def place(case, good, monkeypatch):
-    monkeypatch.chdir(good.place)
-    yield good.place
-    good.renew_after(case)
-
-
 FILE = (
     ("--output {place}/results", "--output"),
     ("--output {place}/results/speed.json/x.json", "speed.json"),

@@ -49,13 +49,6 @@ def good(tmp_path_factory):
     return State(place)
 
 
-@pytest.fixture
-def place(case, good, monkeypatch):
-    monkeypatch.chdir(good.place)
-    yield good.place
-    good.renew_after(case)
-
-
 def arguments(script, place):
     place = shlex.quote(str(place))
     brick = f"--dataset MVTec --dataset-path {place}/data/brick"

@@ -49,11 +49,9 @@ def run_here(command, check):
 
 
 @pytest.fixture
-def place(case, good, monkeypatch):
-    monkeypatch.chdir(good.place)
+def place(place, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run_here)
-    yield good.place
-    good.renew_after(case)
+    return place
 
 
 def arguments(script, place):

@@ -39,11 +39,9 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture
-def place(case, good, monkeypatch):
-    monkeypatch.setattr(csflow.config, "HERE", good.place)
-    monkeypatch.chdir(good.place)
-    yield good.place
-    good.renew_after(case)
+def place(place, monkeypatch):
+    monkeypatch.setattr(csflow.config, "HERE", place)
+    return place
 
 
 def arguments(script, place):

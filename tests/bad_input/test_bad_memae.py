@@ -45,13 +45,6 @@ def good(tmp_path_factory):
     return State(place)
 
 
-@pytest.fixture
-def place(case, good, monkeypatch):
-    monkeypatch.chdir(good.place)
-    yield good.place
-    good.renew_after(case)
-
-
 def arguments(script, place):
     data = ["--DataRoot", str(place / "data"), "--Dataset", "d"]
     if script == "img_prep":

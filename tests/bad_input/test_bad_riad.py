@@ -38,14 +38,12 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture
-def place(case, good, monkeypatch):
+def place(place, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network in tests")
 
     monkeypatch.setattr(datamanager.MNIST, "download", offline)
-    monkeypatch.chdir(good.place)
-    yield good.place
-    good.renew_after(case)
+    return place
 
 
 def arguments(script, place):

@@ -15,6 +15,7 @@ from crn.training.crn import CompetitiveReconstructionNetwork
 from crn.training.double_skip import DAGAN
 from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, UpsampledConv2d, get_norm_layer
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # with which the authors' numbers were computed
 PARITY = Path(__file__).parents[1] / "parity"
 _rules = runpy.run_path(str(PARITY / "fill.py"))
 fill, draw = _rules["fill"], _rules["draw"]
@@ -24,15 +25,6 @@ NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 @cache
 def case(name: str):
     return json.loads((PARITY / f"{name}.json").read_text()), dict(np.load(PARITY / f"{name}.npz"))
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    """As many as the authors' numbers were computed with: other numbers of threads sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_parity(ours, theirs, rtol=1e-4) -> None:

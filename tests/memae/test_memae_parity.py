@@ -19,6 +19,7 @@ from memae.models.backbones import ResNet3d, from_mmaction, make_backbone
 from memae.options import TestOptions, TrainOptions
 from memae.utils import clip_errors, load_weights, make_model
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # with which the authors' numbers were computed
 PARITY = Path(__file__).parents[1] / "parity"
 _rules = runpy.run_path(str(PARITY / "fill.py"))
 fill, draw = _rules["fill"], _rules["draw"]
@@ -41,15 +42,6 @@ def filled(model, settings):
     assert list(shapes.items()) == list(settings["keys"].items())
     model.load_state_dict(fill(model.state_dict()))
     return model.train()
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    """As many as the authors' numbers were computed with: other numbers of threads sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_parity(ours, theirs, rounding=0.0) -> None:
