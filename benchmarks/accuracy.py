@@ -3,13 +3,12 @@
     python benchmarks/accuracy.py --data mtd=FOLDER mvtec=FOLDER --only csflow riad --seeds 0 1 2
 
 runs the EXPERIMENTS below for whose data a folder is given, through the methods' own scripts, and writes after each run
-<output>/accuracy.{md,json}: mean and standard deviation over the seeds. What is done is not done again; an interrupted
-run goes on. The sizes are the papers' or the READMEs': most want a GPU.
+<output>/accuracy.{md,json}: mean and standard deviation over the seeds, of all runs that lie in <output>. What is done
+is not done again, whatever has changed in the code since; an interrupted run goes on. The sizes are the papers' or the
+READMEs': most want a GPU.
 """
 
 import csv
-import hashlib
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from benchmarks.demo import ROOT, run
+from benchmarks.scripts import ROOT, key_of, mean_and_spread, run
 from common.checkpoint import versions
 from common.files import UserError, atomic_write, only_run, read_json, reason, require_writable, write_json
 from common.runtime import ArgumentParser, say, script
@@ -50,6 +49,7 @@ class Experiment:
     numbers: Mapping[str, Key]
     published: Mapping[str, tuple[float, str]] = field(default_factory=dict)  # value and source, of all categories
     prepare: tuple[Command, ...] = ()  # once for each category
+    seeds: tuple[int, ...] = (0, 1, 2)  # unless others are asked for
 
 
 # --- CS-Flow and the nearest neighbour on its features
@@ -118,6 +118,7 @@ CSFLOW = [
                 "image AUROC (mean distance)": ("image_auroc_mean",), "image AUROC (largest)": ("image_auroc_max",),
                 **PIXELS,
             },
+            seeds=(0,),  # nothing is drawn
         )
         for data, extractor, side in (
             ("mtd", "lite0", 256), ("mtd", "effnetB5", 768), ("mvtec", "effnetB5", 768), ("visa", "effnetB5", 768),
@@ -195,31 +196,45 @@ FRAMES = {
 }  # fmt: skip
 
 
-def video(name: str, data: str, model: str, prepare: str, options: str, published: dict) -> Experiment:
+def video(
+    name: str,
+    data: str,
+    model: str,
+    prepare: str,
+    shared_options: str,
+    training: str,
+    published: dict,
+    seeds: tuple[int, ...] = (1, 2, 3),
+) -> Experiment:
     """Training, testing and evaluation of MemAE or AE; what is prepared is shared."""
     setting = {"MemAE": "Conv3DSpar", "AE": "Conv3D"}[model]
     dataset = f"{data}_{prepare.split('--Size ')[1].split()[0]}"
     shared = f"--DataRoot {{shared}}/videos --Dataset {dataset}"
-    of_all = (
-        f"{shared} --ModelName {model} --ModelSetting {setting} --Seed {{seed}} --ModelRoot {{place}}/models {{cpu}}"
-    )
-    commands = [f"memae/script_training.py {of_all} {options}"]
-    commands += [f"memae/{name}.py {of_all} --OutRoot {{place}}" for name in ("script_testing", "script_eval_video")]
+    of_all = f"{shared} --ModelName {model} --ModelSetting {setting} --Seed {{seed}} --ModelRoot {{place}}/models"
+    of_all += f" {{cpu}} {shared_options}"
+    commands = [f"memae/script_training.py {of_all} {training}"]
+    commands.append(f"memae/script_testing.py {of_all} --BatchSize 8 --OutRoot {{place}}")
+    commands.append(f"memae/script_eval_video.py {of_all} --OutRoot {{place}}")
     return Experiment(
         name, data, tuple(tuple(command.split()) for command in commands), "{place}/res_*/results.json", FRAMES,
-        published, (tuple(f"memae/script_img_prep.py {shared} {prepare}".split()),),
+        published, (tuple(f"memae/script_img_prep.py {shared} {prepare}".split()),), seeds,
     )  # fmt: skip
 
 
-OPENING = "--Test {data} --Labels {root}/memae/data/UCSDped2.m --Openings Test002 Test007 Test012 --Size 128"
+OPENING = "--Test {data} --Labels {root}/memae/data/UCSDped2.m --Openings Test002 Test007 Test012"
 MEMAE = [
     *(
-        video(f"memae ({model}), normal openings, 128 px", "ped2_opening", model, OPENING, options, {})
-        for model in ("MemAE", "AE")
-        for options in ["--precision bf16 --BatchSize 6 --EpochNum 40"]
+        video(
+            f"memae ({model}), normal openings, {size} px, {epochs} epochs", "ped2_opening", model,
+            f"{OPENING} --Size {size}", "--precision bf16", f"--BatchSize 6 --EpochNum {epochs}", {}, seeds,
+        )
+        for model, size, epochs, seeds in (
+            ("MemAE", 128, 40, (1, 2, 3)), ("AE", 128, 40, (1, 2, 3)), ("AE", 128, 10, (1,)), ("AE", 128, 60, (1,)),
+            ("MemAE", 128, 60, (1,)), ("MemAE", 64, 60, (1,)),
+        )
     ),
     *(
-        video(f"memae ({model}), as the paper, on {data}", data, model, prepare, "--BatchSize 10", published)
+        video(f"memae ({model}), as the paper, on {data}", data, model, prepare, "", "--BatchSize 10", published)
         for data, prepare, auc in (
             ("ped2", "--Input {data} --Size 256", 0.941),
             (
@@ -261,7 +276,6 @@ CRRN = [
 
 EXPERIMENTS = [*CSFLOW, *RIAD, *CRN, *MEMAE, *CRRN]
 CATEGORIES = {"mvtec": 15}  # that published means are over; 1 of other data sets
-CPU = {"memae": ["--UseCUDA", "no"]}  # of the others: --cpu
 
 
 # --- data sets: what --data NAME=FOLDER has to be, and how it becomes categories {name: folder}
@@ -383,7 +397,6 @@ def run_once(
 ) -> dict[str, float | None]:
     """The numbers of one run on the category `name`, from its record where it is done already."""
     method = experiment.name.split(",")[0].split(" ")[0]
-    cpu = (CPU.get(method, ["--cpu"])) if options.cpu else []
 
     def filled(words: Command, place: Path) -> list[str]:
         values = {
@@ -394,7 +407,7 @@ def run_once(
         result = []
         for word in map(str, words):
             if word == "{cpu}":
-                result += cpu
+                result += ["--cpu"] * options.cpu
                 continue
             for token, value in values.items():
                 word = word.replace(token, str(value))
@@ -402,8 +415,7 @@ def run_once(
         return result
 
     about = [filled(words, Path("place")) for words in (*experiment.prepare, *experiment.commands)]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
-    place = options.output / "runs" / f"{method}_{experiment.data}_{name}_seed{seed}_{key}"
+    place = options.output / "runs" / f"{method}_{experiment.data}_{name}_seed{seed}_{key_of(about)}"
     record = place / "run.json"
     if not record.exists():
         require_writable(place)
@@ -420,13 +432,36 @@ def run_once(
         results = read_json(files[0])
         numbers = {label: number(results, key) for label, key in experiment.numbers.items()}
         more = {"seconds": time.monotonic() - started, "versions": versions(), "commands": commands}
+        more |= {"data": options.folders.get(experiment.data), "settings": settings_of(experiment)}
         write_json(record, {"experiment": experiment.name, "category": name, "seed": seed, "numbers": numbers, **more})
     return read_json(record)["numbers"]
 
 
+def settings_of(experiment: Experiment) -> str:
+    """What tells whether an earlier run of this name was the same experiment."""
+    return key_of([experiment.prepare, experiment.commands, experiment.numbers])
+
+
+def earlier(options: Namespace) -> dict[str, dict[tuple[str, int], dict[str, float | None]]]:
+    """The numbers of all runs in options.output, by experiment, then by (category, seed). UserError where they are of
+    another folder than is given now: one table tells of one."""
+    found: dict[str, dict] = {one.name: {} for one in EXPERIMENTS}
+    by_name = {one.name: one for one in EXPERIMENTS}
+    for path in sorted((options.output / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
+        run = read_json(path)
+        one = by_name.get(run["experiment"])
+        if one is None or run.get("settings") != settings_of(one):
+            continue  # of another version of this program
+        given = options.folders.get(one.data)
+        if given and run["data"] != str(given):
+            raise UserError(f"{options.output} has results of {run['data']}: choose another --output for {given}")
+        found[one.name][run["category"], run["seed"]] = run["numbers"]
+    return found
+
+
 def once(words: list[str], folder: Path) -> None:
     """Run a command unless `folder` tells that it has been run to its end."""
-    marker = folder / f".done_{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]}.json"
+    marker = folder / f".done_{key_of(words)}.json"
     if not marker.exists():
         run(*words)
         write_json(marker, words)
@@ -469,20 +504,14 @@ def entries(experiment: Experiment, found: Mapping[tuple[str, int], Mapping[str,
     return lines
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, or the one value."""
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
-
-
 def write(output: Path, lines: list[dict]) -> list[str]:
     """Write accuracy.json and accuracy.md; returns the lines of the latter."""
     text = ["| experiment | data | number | ours | seeds | published | source |", "|---" * 7 + "|"]
     for line in lines:
         data = line["data"] if line["category"] == line["data"] else f"{line['data']}: {line['category']}"
-        seeds, published = ", ".join(map(str, line["seeds"])), "" if line["published"] is None else line["published"]
-        cells = [line["experiment"], data, line["number"], spread(line["values"]), seeds, published, line["source"]]
+        ours, seeds = mean_and_spread(line["values"]), ", ".join(map(str, line["seeds"]))
+        published = "" if line["published"] is None else line["published"]
+        cells = [line["experiment"], data, line["number"], ours, seeds, published, line["source"]]
         text.append(f"| {' | '.join(map(str, cells))} |")
     write_json(output / "accuracy.json", {"versions": versions(), "results": lines})
     with atomic_write(output / "accuracy.md", "w") as file:
@@ -514,7 +543,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument_group("experiments").add_argument
     add("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets, see --list; unset: none")
     add("--only", nargs="+", default=[""], help="experiments whose name contains one of these; unset: all")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each experiment with each")
+    add("--seeds", type=int, nargs="+", help="one run of each experiment with each; unset: the READMEs', see --list")
     add("--list", action="store_true", help="name experiments and data sets, run nothing")
 
     add = parser.add_argument_group("machine and files").add_argument
@@ -522,7 +551,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=ROOT / "benchmarks/results/accuracy", help="folder of it all")
     options = parser.parse_args(argv)
     options.output = options.output.resolve()
-    folders = folders_of(options.data)
+    folders = options.folders = folders_of(options.data)
     chosen = [one for one in EXPERIMENTS if any(part in one.name for part in options.only)]
     if not chosen:
         raise UserError(f"--only {' '.join(options.only)}: no experiment is called so, --list names them")
@@ -531,7 +560,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"--data {name}={folders.get(name, 'FOLDER')}: {about}" if convert else f"{name}: {about}")
         for one in chosen:
             given = "" if one.data == "boards" or one.data in folders else ", which is not given"
-            say(f"{one.name}: on {one.data}{given}")
+            say(f"{one.name}: on {one.data}{given}, seeds {' '.join(map(str, options.seeds or one.seeds))}")
         return 0
     able = [one for one in chosen if one.data == "boards" or one.data in folders]
     if not able:
@@ -541,17 +570,23 @@ def main(argv: list[str] | None = None) -> int:
         if one not in able:
             say(f"left out, no --data {one.data}=FOLDER: {one.name}")
     with only_run(options.output):
-        return run_all(able, folders, options)
+        return run_all(able, options)
 
 
-def run_all(able: list[Experiment], folders: Mapping[str, Path], options: Namespace) -> int:
+def run_all(able: list[Experiment], options: Namespace) -> int:
     """Run what is not done yet and write the table; returns the exit status."""
     units: dict[str, dict[str, Path | None]] = {"boards": {"boards": None}}
+    found = earlier(options)
     for name in dict.fromkeys(one.data for one in able if one.data != "boards"):
-        units[name] = DATA[name][1](folders[name], options.output / "data" / name)
-    found: dict[str, dict[tuple[str, int], dict[str, float | None]]] = {one.name: {} for one in able}
+        units[name] = DATA[name][1](options.folders[name], options.output / "data" / name)
     failures, text = [], []
-    todo = [(seed, one, name) for seed in dict.fromkeys(options.seeds) for one in able for name in units[one.data]]
+    seeds = {one.name: options.seeds or one.seeds for one in able}
+    todo = [
+        (seed, one, name)
+        for seed in dict.fromkeys(seed for one in able for seed in seeds[one.name])
+        for one in able if seed in seeds[one.name]
+        for name in units[one.data]
+    ]  # fmt: skip
     for count, (seed, one, name) in enumerate(todo, start=1):
         say(f"--- {count} of {len(todo)}: {one.name}, {name}, seed {seed}")
         try:
@@ -560,7 +595,8 @@ def run_all(able: list[Experiment], folders: Mapping[str, Path], options: Namesp
             failures.append(f"{one.name}, {name}, seed {seed}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
             continue
-        text = write(options.output, [line for e in able for line in entries(e, found[e.name])])
+        lines = [entries(e, dict(sorted(found[e.name].items()))) for e in EXPERIMENTS]
+        text = write(options.output, [line for of_one in lines for line in of_one])
     for line in text:
         say(line)
     say(f"table: {options.output / 'accuracy.md'}")

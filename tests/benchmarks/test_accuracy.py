@@ -3,6 +3,7 @@
 import importlib
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,30 @@ def test_runs_table_and_failures(tmp_path, called, capsys):
     assert (tmp_path / "out/accuracy.md").read_text() == table
 
 
+def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypatch, capsys):
+    other = replace(ONE, name="crn, other", seeds=(4,))
+    monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, other])
+    argv = ["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out")]
+
+    def rows():
+        content = json.loads((tmp_path / "out/accuracy.json").read_text())["results"]
+        return {(row["experiment"], row["category"]): row["seeds"] for row in content if row["number"] == "AUROC"}
+
+    assert accuracy.main([*argv, "--only", "other"]) == 0  # its own seeds
+    assert rows() == {("crn, other", name): [4] for name in ("bottle", "screw", "mean of 2")}
+    called.clear()
+    assert accuracy.main([*argv, "--only", "one", "--seeds", "5", "0"]) == 0
+    assert rows()["riad, one", "screw"] == [0, 5] and rows()["crn, other", "screw"] == [4] and len(rows()) == 6
+    assert {command[-1] for command in called if command[0] == "train"} == {"0", "5"}
+
+    # What another version of an experiment has found is not its own, and other data have no place in this table.
+    monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, replace(other, commands=(("train", "--more"), ONE.commands[1]))])
+    assert accuracy.main([*argv, "--only", "one", "--seeds", "0"]) == 0 and len(rows()) == 3
+    (tmp_path / "elsewhere/bottle/train/good").mkdir(parents=True)
+    argv[1] = f"mvtec={tmp_path / 'elsewhere'}"
+    refused(capsys, accuracy.main, argv, "choose another --output", tmp_path / "mvtec", keeps=tmp_path / "out")
+
+
 def test_published_means_stand_beside_all_their_categories(monkeypatch):
     found = {(name, 0): {"AUROC": 0.5, "AUPRO": None} for name in ("bottle", "screw")}
     for count, shown in ((2, {"mean of 2"}), (15, set())):
@@ -104,7 +129,7 @@ def test_the_scripts_know_the_options(experiment, tmp_path, capsys, monkeypatch)
     """Every command is given to its script's own main with an option more that it does not know: it names that one."""
     commands = []
     monkeypatch.setattr(accuracy, "run", lambda *words: commands.append(words))
-    options = Namespace(output=tmp_path, cpu=True)
+    options = Namespace(output=tmp_path, cpu=True, folders={})
     with pytest.raises(UserError):  # there are no results
         accuracy.run_once(experiment, "unit", tmp_path / "data/unit", 3, options)
     assert len(commands) == len(experiment.prepare) + len(experiment.commands)
