@@ -40,6 +40,7 @@ def examples(channels: int, *sides: int) -> Tensor:
 @torch.no_grad()
 def export(
     path: Path,
+    source: Path,
     network: nn.Module,
     inputs: Tensor,
     input_name: str,
@@ -48,16 +49,19 @@ def export(
 ) -> None:
     """Write `network`, in eval mode on the CPU, to `path`, once ONNX Runtime gives the same outputs for `inputs`.
 
-    network: one tensor, whose first dimension is free, to a tuple of tensors; inputs: at least three examples, two of
-    which are traced; about: goes into the file's metadata. The old file survives every failure. UserError where a
-    package is missing, the network is too large, the file cannot be written, or outputs differ by more than TOLERANCE.
+    source: the checkpoint, which stays; network: one tensor, whose first dimension is free, to a tuple of tensors;
+    inputs: at least three examples, two of which are traced; about: goes into the file's metadata. The old file
+    survives every failure. UserError where a package is missing, the network is too large, the file cannot be written,
+    or outputs differ by more than TOLERANCE.
     """
-    require_packages()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, such as --output {path / 'model.onnx'}")
+    if path.exists() and path.samefile(source):
+        raise UserError(f"{path} is the checkpoint itself: give another file as --output")
+    require_writable(path.parent)
+    require_packages()  # after all that can be wrong without them
     import onnxruntime
 
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file, such as {path / 'model.onnx'}")
-    require_writable(path.parent)
     say(f"exporting to {path}, which takes a minute")
     network.eval()
     with warnings.catch_warnings():

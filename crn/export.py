@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export, require_packages
+from common.onnx_export import examples, export
 from common.runtime import ArgumentParser, script
 from crn.inference import thresholds_of
 from crn.options import require
@@ -37,7 +37,7 @@ class Scorer(nn.Module):
         return scored["inference"], scored["validation"], scored["difference"].mean(dim=1)
 
 
-@script
+@script(memory="a smaller --imsize")
 def main(argv: list[str] | None = None) -> None:
     """Export one checkpoint."""
     parser = ArgumentParser(
@@ -54,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     opt = parser.parse_args(argv)
     require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
     require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
-    require_packages()
     settings = read_model_kind(opt)
     model, about = load_model(settings)
     threshold = thresholds_of(about, opt.fpr, "inference")
@@ -62,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
     inputs = examples(3, settings.imsize, settings.imsize)
     output = opt.output or opt.model_input.with_suffix(".onnx")
-    export(output, Scorer(model, settings.dataset), inputs, "image", ["score", "validation_score", "map"], metadata)
+    network, names = Scorer(model, settings.dataset), ["score", "validation_score", "map"]
+    export(output, opt.model_input, network, inputs, "image", names, metadata)
 
 
 if __name__ == "__main__":

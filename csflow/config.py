@@ -8,7 +8,7 @@ fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,13 +229,15 @@ def _fields() -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(Config) if field.name != "given"]
 
 
-def build_parser(description: str, example: str = "") -> ArgumentParser:
-    """A parser with one option per setting; only options that are given appear in its result."""
+def build_parser(description: str, example: str = "", only: Collection[str] | None = None) -> ArgumentParser:
+    """A parser with one option per setting, or per setting of `only`; those that are given appear in its result."""
     parser = ArgumentParser(description=description, example=example, argument_default=argparse.SUPPRESS)
     for field in _fields():
         options = dict(field.metadata)
         if "group" in options:
             group = parser.add_argument_group(options.pop("group"))
+        if only is not None and field.name not in only:
+            continue
         options["help"] += default_text(field.default_factory())
         group.add_argument(f"--{field.name}", **options)
     return parser

@@ -2,7 +2,8 @@
 
 Extractor and flow in one: image (batch, 3, height, width), RGB in 0..1 at the model's img_size (the normalisation is
 inside), to score (batch,) and map (batch, height, width), score.py's for images of that size. The threshold of the
-verdicts, if there is one, is in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+verdicts, if there is one, is in the file's metadata. Takes those options of main.py that say which model it is and how
+it scores. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export, require_packages
+from common.onnx_export import examples, export
 from common.runtime import script
-from csflow.config import Config, build_parser, from_options
+from csflow.config import MODEL_SETTINGS, Config, build_parser, from_options
 from csflow.evaluate import thresholds_of
 from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
 from csflow.utils import ComputedFeatures, anomaly_maps, image_scores, require_same_weights
+
+OPTIONS = {"modelname", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr"}
 
 
 class Scorer(nn.Module):
@@ -42,14 +45,15 @@ class Scorer(nn.Module):
 def main(argv: list[str] | None = None) -> None:
     """Export config.modelname."""
     parser = build_parser(
-        "Write a saved model, with its extractor, as an ONNX file.", "python csflow/export.py --modelname bottle"
+        "Write a saved model, with its extractor, as an ONNX file.",
+        "python csflow/export.py --modelname bottle",
+        OPTIONS,
     )
     add = parser.add_argument_group("ONNX").add_argument
     add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
     options = vars(parser.parse_args(argv))
     output = options.pop("output", None)
     config = from_options(options)
-    require_packages()
     device = torch.device("cpu")
     model, config, about = load_model(config.model_file, config, device)
     config.extractor = about["extractor"]
@@ -60,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
     network = Scorer(extractor, model, config)
     output = output or config.result_dir / f"{config.modelname}.onnx"
-    export(output, network, examples(3, *config.img_size), "image", ["score", "map"], metadata)
+    export(output, config.model_file, network, examples(3, *config.img_size), "image", ["score", "map"], metadata)
 
 
 if __name__ == "__main__":

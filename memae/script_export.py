@@ -1,7 +1,7 @@
 """Write a trained network as an ONNX file: python script_export.py [--ModelFilePath FILE] [--Size 256]
 
 clip (batch, ImgChnNum, FrameNum, Size, Size), grey levels or RGB in 0..1 (the normalisation is inside), to score
-(batch,), script_testing.py's, and error (batch, FrameNum, Size, Size), the map of each frame. Takes the options of
+(batch,), script_testing.py's, and error (batch, FrameNum, Size, Size), the map of each frame. Takes those options of
 script_testing.py that say which model it is. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
@@ -12,10 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export, require_packages
+from common.onnx_export import examples, export
 from common.runtime import UserError, script
 from memae.options import TestOptions
 from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
+
+OPTIONS = {
+    "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth", "MemDim",
+    "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "ModelRoot", "ModelFilePath",
+}  # fmt: skip
 
 
 class Scorer(nn.Module):
@@ -33,11 +38,11 @@ class Scorer(nn.Module):
         return errors.flatten(1).mean(dim=1), errors
 
 
-@script
+@script(memory="a smaller --Size")
 def main(argv: list[str] | None = None) -> None:
     """Export one model."""
     options = TestOptions(
-        "Write a trained model as an ONNX file.", "python memae/script_export.py --Dataset mine --Size 256"
+        "Write a trained model as an ONNX file.", "python memae/script_export.py --Dataset mine --Size 256", OPTIONS
     )
     add = options.parser.add_argument_group("ONNX").add_argument
     add("--Size", type=int, default=256, help="width and height of the frames in pixels")
@@ -46,13 +51,13 @@ def main(argv: list[str] | None = None) -> None:
     if not 16 <= opt.Size <= 4096:
         raise UserError(f"--Size {opt.Size}: expected 16 to 4096")
     require_fitting((opt.Size, opt.Size), opt)
-    require_packages()
     path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
     model = make_model(opt)
     load_weights(model, path, opt)
     inputs = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size)
     output = opt.output or path.with_suffix(".onnx")
-    export(output, Scorer(model, opt.ModelName), inputs, "clip", ["score", "error"], {"method": opt.ModelName})
+    network, about = Scorer(model, opt.ModelName), {"method": opt.ModelName}
+    export(output, path, network, inputs, "clip", ["score", "error"], about)
 
 
 if __name__ == "__main__":

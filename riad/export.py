@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export, require_packages
+from common.onnx_export import examples, export
 from common.runtime import ArgumentParser, say, script
 from common.scoring import thresholds
 from riad.score import chosen_checkpoint, load_agent
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument_group("verdicts").add_argument
     add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
     given = parser.parse_args(argv)
-    require_packages()
     file = given.checkpoint or chosen_checkpoint()
     settings = Namespace(fpr=given.fpr, precision="fp32", batch_score=None)
     agent, stored = load_agent(file, settings, torch.device("cpu"))
@@ -59,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     if calibration := stored.get("calibration"):
         metadata["threshold"] = str(thresholds(calibration, calibration, agent.settings.fpr)["image"])
     inputs = examples(stored["channels"], *agent.size)
-    export(given.output or file.with_suffix(".onnx"), Scorer(agent), inputs, "image", ["score", "map"], metadata)
+    output = given.output or file.with_suffix(".onnx")
+    export(output, file, Scorer(agent), inputs, "image", ["score", "map"], metadata)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from riad.source.agent import Agent
 from riad.source.datamanager import to_tensor
 from tests.helpers import refused
 
-MAINS = [csflow.export.main, crn.export.main, riad.export.main, memae.script_export.main]
 THRESHOLD = [0.25, 0.5]
 
 
@@ -80,8 +79,8 @@ def riad_of(place, *words, channels=3, side=32):
 
 
 def memae_of(place, *words):
-    argv = ["--ModelFilePath", str(place / "m.pt"), "--MemDim", "8", "--UseCUDA", "no", *words]
-    opt = TestOptions().parse(argv)
+    argv = ["--ModelFilePath", str(place / "m.pt"), "--MemDim", "8", *words]
+    opt = TestOptions().parse([*argv, "--UseCUDA", "no"])
     torch.save(wake(make_memae(opt)).state_dict(), place / "m.pt")
     return [*argv, "--Size", "32"], opt
 
@@ -179,12 +178,14 @@ def test_outputs_that_differ_or_are_too_large_are_not_written(tmp_path, monkeypa
         def forward(self, images):
             return (images + (0 if torch.compiler.is_exporting() else 1),)
 
-    (tmp_path / "m.onnx").write_text("before")
+    file, inputs = tmp_path / "m.onnx", onnx_export.examples(1, 8, 8)
+    file.write_text("before")
+    file.with_name("m.pt").write_text("the checkpoint")
     for limit, words in ((onnx_export.LIMIT, "nothing is written"), (-1, "less than 2")):
         monkeypatch.setattr(onnx_export, "LIMIT", limit)
         with pytest.raises(onnx_export.UserError, match=words):
-            onnx_export.export(tmp_path / "m.onnx", Random(), onnx_export.examples(1, 8, 8), "image", ["out"], {})
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "before"
+            onnx_export.export(file, file.with_name("m.pt"), Random(), inputs, "image", ["out"], {})
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.pt"} and file.read_text() == "before"
 
 
 def test_largest_difference():
@@ -193,27 +194,13 @@ def test_largest_difference():
     assert np.isnan(onnx_export.largest_difference([wanted[0], np.array([np.nan])], wanted))
 
 
-@pytest.mark.parametrize("main", MAINS)
-@pytest.mark.parametrize("package", onnx_export.PACKAGES)
-def test_missing_packages_are_named(main, package, monkeypatch, capsys):
-    for name in onnx_export.PACKAGES:
-        monkeypatch.setitem(sys.modules, name, None if name == package else sys)
-    argv = ["--model-input", "none.ckpt"] if main is crn.export.main else []
-    refused(capsys, main, argv, f"needs the package {package}", "pip install")
-
-
-def test_wrong_input(tmp_path, monkeypatch, capsys):
-    for name in onnx_export.PACKAGES:
-        monkeypatch.setitem(sys.modules, name, sys)  # nothing here comes so far as to use them
-    refused(capsys, csflow.export.main, ["--modelname", "no_such_model"], "there is no checkpoint")
-    refused(capsys, crn.export.main, ["--model-input", tmp_path / "none"], "there is no checkpoint")
-    refused(capsys, crn.export.main, ["--model-input", tmp_path, "--imsize", "0"], "--imsize 0")
-    refused(capsys, riad.export.main, ["--checkpoint", tmp_path], "is a folder")
-    refused(capsys, memae.script_export.main, ["--ModelFilePath", tmp_path / "none"], "there is no checkpoint")
-    refused(capsys, memae.script_export.main, ["--Size", "40"], "multiples of 16")
+@pytest.mark.parametrize("missing", onnx_export.PACKAGES)
+def test_missing_packages_are_named(missing, tmp_path, monkeypatch, capsys):
     argv, _ = riad_of(tmp_path, "--filters", "2", "2", "2", "2", channels=1)
-    refused(capsys, riad.export.main, [*argv, "--output", tmp_path], "is a folder: give a file")
-    refused(capsys, riad.export.main, [*argv, "--fpr", "2"], "--fpr")
+    for name in onnx_export.PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
+    words = f"needs the package {missing}: pip install onnx onnxscript onnxruntime"
+    refused(capsys, riad.export.main, argv, words, keeps=tmp_path)
 
 
 def test_examples():

@@ -3,7 +3,9 @@
 import math
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
 from memae.models.backbones import PLANS
@@ -15,15 +17,16 @@ class BaseOptions:
     """The common part; `parse` returns the settings, with BackboneDepth resolved (0: none, for conv3d), and `given`,
     the names of those on the command line."""
 
-    def __init__(self, description: str, example: str):
-        self.parser = ArgumentParser(description=description, example=example)
-        add = self.parser.add_argument_group("data").add_argument
+    def __init__(self, description: str, example: str, only: Collection[str] | None = None):
+        """only: the options that the script has, where it has not all; the other settings keep their defaults."""
+        self.parser, self.only = ArgumentParser(description=description, example=example), only
+        add = self._group("data")
         add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
-        add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
+        add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot, and part of the setting's name")
         add("--ImgChnNum", type=int, choices=(1, 3), default=1, help="channels of the frames")
         add("--FrameNum", type=int, default=16, help="frames of a clip, a multiple of 8")
 
-        add = self.parser.add_argument_group("network").add_argument
+        add = self._group("network")
         add("--ModelName", choices=("MemAE", "AE"), default="MemAE", help="with or without memory")
         add("--ModelSetting", default="Conv3DSpar", help="part of the setting's name (Conv3D for the original's AE)")
         add("--Backbone", choices=("conv3d", *PLANS), default="conv3d", help="the encoder")
@@ -35,13 +38,25 @@ class BaseOptions:
         add("--Suffix", default="Non", help="end of the setting's name")
         add("--ModelRoot", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
 
-        add = self.parser.add_argument_group("machine").add_argument
+        add = self._group("machine")
         add("--UseCUDA", **YES_NO, default=True, help="compute on the GPU; without one, on the CPU, saying so")
         add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
         add("--IsDeter", **YES_NO, default=True, help="only deterministic algorithms on the GPU")
         add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the convolutions")
         add("--NumWorker", type=int, default=1, help="threads that assemble batches ahead; 0: none")
         add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")
+
+    def _group(self, title: str) -> Callable:
+        """What adds options to a new group of --help."""
+        group = self.parser.add_argument_group(title)
+
+        def add(name: str, *more: str, **options: Any) -> None:
+            if self.only is None or name[2:] in self.only:
+                group.add_argument(name, *more, **options)
+            else:
+                self.parser.set_defaults(**{name[2:]: options.get("default")})
+
+        return add
 
     def parse(self, argv: list[str] | None = None) -> Namespace:
         """Settings from the command line (`sys.argv` unless given). UserError for what makes no sense."""

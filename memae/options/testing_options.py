@@ -1,5 +1,6 @@
 """Options of script_testing.py, script_eval_video.py and script_export.py."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from common.report import REPORT_HELP
@@ -16,14 +17,15 @@ class TestOptions(BaseOptions):
         self,
         description: str = "Score the videos in <DataRoot>/<Dataset>/Test with a trained model.",
         example: str = "python memae/script_testing.py --Dataset mine --BatchSize 8",
+        only: Collection[str] | None = None,
     ):
-        super().__init__(description, example)
-        add = self.parser.add_argument_group("testing").add_argument
+        super().__init__(description, example, only)
+        add = self._group("testing")
         add("--Mode", choices=("eval",), default="eval", help="accepted, unused")
         add("--BatchSize", type=int, default=1, help="clips per pass")
         add("--ModelFilePath", type=Path, help="checkpoint; unset: <ModelRoot>/<setting>.pt")
 
-        add = self.parser.add_argument_group("output").add_argument
+        add = self._group("output")
         add("--OutRoot", type=Path, default=HERE / "results", help="folder of the results")
         add("--WorstFrames", type=int, default=6, help="frames per video to draw with their error maps; 0: none")
         add("--report", **YES_NO, default=False, help=f"script_eval_video.py: {REPORT_HELP}")

@@ -17,7 +17,7 @@ class TrainOptions(BaseOptions):
             "Train MemAE or AE on the videos in <DataRoot>/<Dataset>/Train.",
             "python memae/script_training.py --Dataset mine --BatchSize 6 --EpochNum 40",
         )
-        add = self.parser.add_argument_group("training").add_argument
+        add = self._group("training")
         add("--Mode", choices=("train",), default="train", help="accepted, unused")
         add("--BatchSize", type=int, default=14, help="clips per step")
         add("--LR", type=float, default=1e-4, help="Adam's learning rate")
@@ -26,7 +26,7 @@ class TrainOptions(BaseOptions):
         add("--sync_bn", action="store_true", help="with torchrun on GPUs: batch norms over all processes' clips")
         add("--resume", "--Resume", **YES_NO, default=True, help="continue an interrupted training; no: start anew")
 
-        add = self.parser.add_argument_group("output").add_argument
+        add = self._group("output")
         add("--SaveCheckInterval", type=int, default=1, help="epochs between checkpoints")
         add("--SnapInterval", type=int, default=100, help="iterations between snapshots")
         add("--TextLogInterval", type=int, default=1, help="iterations between lines of the text log")

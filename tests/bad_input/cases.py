@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from common.demo_data import make_textures
-from tests.bad_input.spoil import Spoiler, edited
+from tests.bad_input.spoil import ANY, Spoiler, edited
 from tests.helpers import refused
 
 
@@ -79,6 +79,45 @@ def files(
 def places(script: str, table: Mapping[str, tuple], more: str = "") -> list[Case]:
     """Cases of a spoiled state: name -> what is done to its folder, and the words of the error."""
     return [Case(script, name, words, tuple(shlex.split(more)), spoil) for name, (spoil, *words) in table.items()]
+
+
+def exports(script: str, model: str) -> list[Case]:
+    """Cases of a script that writes an ONNX file, which has no use for a device, where that file cannot be.
+
+    model: the state's checkpoint, which has to stay.
+    """
+
+    def folder(mode: int) -> Spoiler:
+        return lambda place: (place / "new").mkdir() or (place / "new").chmod(mode)
+
+    return [
+        *options(
+            script,
+            "--output",
+            ("--output ''", ". is a folder: give a file"),
+            ("--output {place}/data", "is a folder: give a file"),
+            (f"--output {{place}}/{model}", f"{model} is the checkpoint itself"),
+            (f"--output {{place}}/{model}/m.onnx", model),
+            (f"--output {{place}}/{'n' * 300}", "too long"),
+            (f"--output {{place}}/{'n' * 300}/m.onnx", "too long"),
+            ("--output 'a\0b'", "NUL"),
+            ("--outptu x", "did you mean --output?"),
+            "--device cpu",
+        ),
+        *places(
+            script,
+            {
+                "a link to the checkpoint": (
+                    lambda place: folder(0o700)(place) or (place / "new/m.onnx").symlink_to(place / model),
+                    "m.onnx is the checkpoint itself",
+                ),
+                "a link loop for a folder": (at("new", ANY["link loop"]), "new"),
+                "a folder that cannot be written": (folder(0o500), "cannot write in"),
+                "a folder that cannot be entered": (folder(0), "new"),
+            },
+            more="--output {place}/new/m.onnx",
+        ),
+    ]
 
 
 def at(name: str, spoiler: Spoiler) -> Spoiler:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from crn import score, sweep, train
+from crn import export, score, sweep, train
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, files, make_texture, options, parametrised, places, some, unfinished
+from tests.bad_input.cases import State, exports, files, make_texture, options, parametrised, places, some, unfinished
 from tests.bad_input.spoil import entry, setting
 
 # train.py trains on textures, or on road images, or scores the textures.
@@ -21,6 +21,7 @@ MAINS = {
     "train inference": train.main,
     "score": score.main,
     "sweep": sweep.main,
+    "export": export.main,
 }
 LONG = "n" * 300
 SWEEP = b"""\
@@ -61,6 +62,7 @@ def arguments(script, place):
         "train inference": f"--mode inference {outputs} {brick} --ngf 1 --model-input {place}/{LAST} "
         f"--anomaly-score-file {place}/scores.csv",
         "score": f"--images {place}/data/brick/test/good --model-input {place}/{LAST} --output {place}/scored",
+        "export": f"--model-input {place}/{LAST}",
         "sweep": f"sweep.yml --output {place}/sweeps",
     }[script]
     return shlex.split(line)
@@ -275,6 +277,33 @@ CASES = [
         ),
         "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
     }),
+    *options(
+        "export",
+        "--fpr 0", "--fpr nan", "--imsize 0", ("--imsize 33", "--imsize 33"), "--imsize 5000", "--imsize x",
+        "--dataset Cats", ("--model-input {place}/none.ckpt", "none.ckpt"), ("--model-input {place}/ck", "folder"),
+        ("--model-input {place}/" + IMAGE, "000.png"), ("--modelinput x", "--model-input"), "--batch-size 4",
+    ),
+    *exports("export", LAST),
+    *files(
+        "export", LAST,
+        {
+            **spoil.ANY,
+            **some(
+                spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's old format", "another's parameters",
+            ),
+            **some(spoil.OURS, "newer format", "no kind"),
+            **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
+            **{f"no {name}": spoil.without(name) for name in ("settings", "model", "bookkeeping", "levels")},
+            "calibration is NaN": entry("calibration", [math.nan]), "other units": setting(num_competitive_units=2),
+            "unknown data set": setting(dataset="Cats"),
+        },
+    ),
+    *files("export", LAST, {"authors', without --dataset": lightning(best_gen=0, best_disc=0)}, "--dataset"),
+    *files(
+        "export", LAST,
+        {"authors', another size": lightning(best_gen=0, best_disc=0)},
+        more="--dataset MVTec --imsize 32",
+    ),
     *options(
         "sweep",
         "--trials 0", "--trials 9999999", "--trials x", "--workers 0", "--workers 65", "--workers x", "--seed x",

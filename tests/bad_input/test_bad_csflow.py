@@ -9,14 +9,25 @@ import pytest
 
 import csflow.config
 from common import demo_data
-from csflow import evaluate, extract_features, main, score
+from csflow import evaluate, export, extract_features, main, score
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, make_texture, options, parametrised, places, some, unfinished
+from tests.bad_input.cases import (
+    State,
+    at,
+    exports,
+    files,
+    make_texture,
+    options,
+    parametrised,
+    places,
+    some,
+    unfinished,
+)
 from tests.bad_input.spoil import entry, setting
 
 MAINS = {
     "main": main.main, "extract_features": extract_features.main, "evaluate": evaluate.main, "score": score.main,
-    "demo_data": demo_data.main,
+    "demo_data": demo_data.main, "export": export.main,
 }  # fmt: skip
 TINY = [
     "--img_size", "32", "--n_scales", "1", "--fc_internal", "2", "--kernel_sizes", "1", "--batch_size", "4",
@@ -47,6 +58,8 @@ def place(place, monkeypatch):
 def arguments(script, place):
     if script == "demo_data":
         return ["--output", str(place / "data"), "--size", "64"]
+    if script == "export":
+        return ["--modelname", "m"]
     shared = ["--dataset_path", place / "data", "--feature_path", place / "features", "--modelname", "m"]
     argv = [*map(str, shared), *TINY, "--meta_epochs", "1", "--sub_epochs", "1"]
     if script != "evaluate":  # which has its class from the model
@@ -336,6 +349,36 @@ CASES = [
             ),
             "images that are a link loop": (at("data/brick/test/good", spoil.ANY["link loop"]), "good"),
         },
+    ),
+    *options(
+        "export",
+        "--score median",
+        "--fpr 0",
+        "--fpr nan",
+        ("--modelname none", "none"),
+        "--modelname a/b",
+        ("--fc_internal 16", "fc_internal"),
+        ("--kernel_sizes 3", "kernel_sizes"),
+        ("--n_scales 2 --img_size 64", "n_scales"),
+        "--img_size 33",
+        ("--extractor effnetB5 --extractor_weights {place}/data", "extractor"),
+        ("--output_path {place}/none", "none"),
+        "--batch_size 4",
+        "--cpu",
+    ),
+    *exports("export", MODEL),
+    *files(
+        "export",
+        MODEL,
+        {
+            **spoil.ANY,
+            **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program"),
+            **some(spoil.OURS, "newer format", "no kind"),
+            **some(WRONG_MODEL, "no model", "extractor unknown", "image size in settings", "calibration is NaN"),
+            **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
+            "other weights of the extractor": entry("weights", "0" * 16),
+        },
+        MODEL,
     ),
     *options(
         "demo_data",

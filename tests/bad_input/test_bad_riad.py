@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from riad import run, score
+from riad import export, run, score
 from riad.source import datamanager
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, make_texture, options, parametrised, places, some, unfinished
+from tests.bad_input.cases import (
+    State,
+    at,
+    exports,
+    files,
+    make_texture,
+    options,
+    parametrised,
+    places,
+    some,
+    unfinished,
+)
 from tests.bad_input.spoil import entry, setting
 
-MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main}
+MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main, "export": export.main}
 LONG = "n" * 300
 TINY = [
     "--gpu", "-1", "--filters", "1", "1", "1", "1", "--mode_optim", "adam", "--batch", "8", "--epochs", "1",
@@ -50,6 +61,8 @@ def arguments(script, place):
     if script == "score":
         images = place / "data/brick/test/good"
         return ["--cpu", "--images", str(images), "--checkpoint", str(place / BEST), "--output", str(place / "scored")]
+    if script == "export":
+        return ["--checkpoint", str(place / BEST)]
     if script == "run mvtec":
         return [
             *TINY,
@@ -191,6 +204,21 @@ CASES = [
         "calibration is text": entry("calibration", "high"), "parameters are empty": entry("model", {}),
         "settings is a list": entry("settings", []), "two channels": entry("channels", 2),
         "a tensor for settings": entry("settings", torch.zeros(2)),
+    }),
+    *options(
+        "export",
+        "--fpr 0", "--fpr nan", "--fpr x", ("--checkpoint {place}/none.pth", "none.pth"),
+        ("--checkpoint {place}/out", "folder"), ("--checkpoint {place}/" + IMAGE, "000.png"),
+        (f"--checkpoint {LONG}", "too long"), ("--chekpoint x", "--checkpoint"), "--precision bf16", "--gpu -1",
+    ),
+    *exports("export", BEST),
+    *files("export", BEST, {
+        **spoil.ANY, **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program"),
+        **some(spoil.OURS, "newer format", "no kind"),
+        **{f"no {name}": spoil.without(name) for name in ("settings", "model", "data", "channels")},
+        "image size is none": setting(img_size=None), "unknown network": setting(nn=5),
+        "calibration is NaN": entry("calibration", [math.nan]), "two channels": entry("channels", 2),
+        **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
     }),
     *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
     *places("score", {
