@@ -86,7 +86,8 @@ def read(path: str | Path) -> Any:
     or more than that."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is a folder, not a checkpoint" if path.is_dir() else f"there is no checkpoint {path}")
+        what = "folder" if path.is_dir() else "pipe, socket or device"
+        raise UserError(f"{path} is a {what}, not a checkpoint" if path.exists() else f"there is no checkpoint {path}")
     try:
         return _read(path)
     except pickle.UnpicklingError as error:

@@ -1,11 +1,13 @@
 """Files that are whole or not there: written beside their place under another name, then renamed."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +31,15 @@ class UserError(Exception):
 def reason(error: OSError) -> str:
     """The operating system's words for `error`, without number and path."""
     return (error.strerror or str(error)).lower()
+
+
+def regular(path: str | Path) -> Path:
+    """`path`, to be opened; OSError where it is a pipe, socket or device, which a reader could wait on forever."""
+    path = Path(path)
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", str(path))
+    return path
 
 
 def first_process() -> bool:
@@ -62,6 +73,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():  # nor may a file take the place of /dev/null
+            regular(path)
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
         descriptor, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
         with os.fdopen(descriptor, mode, **text) as file:
@@ -161,7 +174,7 @@ def plain(value: Any) -> Any:
 def read_json(path: str | Path) -> Any:
     """Content of the JSON file `path`; UserError names the file where it is missing or no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except ValueError as error:  # covers broken UTF-8 and broken JSON
@@ -173,7 +186,7 @@ def read_json(path: str | Path) -> Any:
 def digest(path: str | Path) -> str:
     """16 hexadecimal digits of a file's SHA-256. UserError where it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from common.files import UserError, atomic_write, reason
+from common.files import UserError, atomic_write, reason, regular
 from common.runtime import progress, say
 
 # fmt: off
@@ -116,7 +116,8 @@ def image_files(folder: str | Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise UserError(f"there is no file or folder {folder}")
+        special = "{} is a pipe, socket or device: give a file or a folder"
+        raise UserError((special if folder.exists() else "there is no file or folder {}").format(folder))
     images = _images_below(folder)
     if not images:
         raise UserError(f"there are no images in {folder}: expected files such as .png, .jpg or .tif")
@@ -151,7 +152,7 @@ def _images_below(folder: Path) -> list[Path]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Pillow's lazy image; whatever fails within the block is a UserError that names the file."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(regular(path), formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {path}: empty, damaged or not an image") from error
@@ -296,7 +297,7 @@ def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            with path.open("rb") as file:
+            with regular(path).open("rb") as file:
                 head, size = file.read(65536), os.fstat(file.fileno()).st_size
         except OSError as error:
             raise UserError(f"cannot read image {path}: {reason(error)}") from error

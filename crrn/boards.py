@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import read_json, reason
+from common.files import read_json, reason, regular
 from common.images import synthetic
 from common.runtime import ArgumentParser, UserError, progress
 
@@ -217,7 +217,7 @@ def digest_of(folder: Path, count: int) -> str:
     digest = hashlib.sha256()
     for path in [folder / "job.json", *board_files(folder / "spi_measurement")[:count]]:
         try:
-            content = path.read_bytes()
+            content = regular(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason(error)}") from error
         digest.update(f"{path.name} {len(content)}\n".encode())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import versions
-from common.files import atomic_write, naming, only_run, read_json, write_json
+from common.files import atomic_write, naming, only_run, read_json, regular, write_json
 from common.runtime import UserError, pick_device, progress, say, script, stop_on_request
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -183,7 +183,7 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
 
 def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(regular(path), mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {again}") from None
     except OSError:

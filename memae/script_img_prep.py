@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from common.files import UserError, atomic_write, read_json, reason, write_json
+from common.files import UserError, atomic_write, read_json, reason, regular, write_json
 from common.images import EXTENSIONS, MARK, fingerprint, mark_synthetic, read_image
 from common.runtime import ArgumentParser, progress, say, script
 from memae.data.video_datasets import frame_size
@@ -223,7 +223,7 @@ def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, i
     `Test001: 61-180, 200-210` by name, videos left out having none. UserError names what is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the labels {path}: {error}") from error
     lines = [line for line in (re.split("[%#]", line)[0].strip() for line in lines) if line]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.files import UserError, reason
+from common.files import UserError, reason, regular
 from common.images import (
     FORMATS,
     fingerprint,
@@ -199,7 +199,7 @@ def read(item: Item, kind: str) -> Tensor:
 def _first_channel(path: Path) -> Tensor:
     """(H, W) float32."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(regular(path), formats=FORMATS) as image:
             values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     except OSError as error:
         raise UserError(f"cannot read image {path}: {reason(error)}") from error

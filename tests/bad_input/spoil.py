@@ -84,6 +84,8 @@ ANY: dict[str, Spoiler] = {
     "noise": holding(np.random.default_rng(0).bytes(4096)),
     "utf-16": holding("text, not data".encode("utf-16")),
     "folder": made(Path.mkdir),
+    "pipe": made(lambda path: os.mkfifo(path)),  # nobody writes to it: who opens it waits forever
+    "device": link_to(lambda path: "/dev/zero"),  # which never ends
     "link loop": link_to(lambda path: path.name),
     "link into nothing": link_to(lambda path: "nothing-here"),
     "link to its folder": link_to(lambda path: "."),

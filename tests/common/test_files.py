@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from common import checkpoint, images
 from common.files import (
     UNFINISHED,
     UserError,
     append_csv,
     atomic_write,
+    digest,
     only_run,
     read_json,
     require_writable,
@@ -96,6 +99,29 @@ def test_longest_names_and_usual_permissions(tmp_path):
         os.umask(old)
     assert path.read_bytes() == "Größe\n".encode()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_pipes_sockets_and_devices_are_neither_read_nor_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [Path(f"{kind}.png") for kind in ("pipe", "socket", "device")]
+    os.mkfifo(names[0])
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(names[1]))
+        names[2].symlink_to("/dev/zero")
+        readers = [
+            read_json, digest, checkpoint.read, images.read_image, images.image_size, images.image_files,
+            lambda path: images.read_mask(path, (1, 1)), lambda path: images.fingerprint([path], "."),
+            lambda path: images.require_readable(images.image_files(".")),
+        ]  # fmt: skip
+        for name in names:
+            kind = name.lstat().st_mode
+            for read in readers:
+                with pytest.raises(UserError, match=rf"{name}.*a pipe, socket or device"):
+                    read(name)
+            with pytest.raises(UserError, match=rf"cannot write {name}: a pipe.*untouched"), atomic_write(name):
+                pass
+            assert name.lstat().st_mode == kind
+    assert {path.name for path in tmp_path.iterdir()} == {str(name) for name in names}
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
