@@ -6,6 +6,7 @@ Without torchrun, all of this does nothing.
 """
 
 import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,8 +39,15 @@ def join(device: torch.device) -> torch.device:
         raise UserError(f"torchrun works on CUDA GPUs and CPUs, not on {device.type}: add the option for the CPU")
     # Long, since the others wait while the first process makes data or extracts features.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    # The group's threads end with the last object that holds it. Where that is a model caught in a cycle, they would
+    # outlive the interpreter, which kills the process when one of them then frees a tensor.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def rank() -> int:

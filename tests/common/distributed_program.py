@@ -14,71 +14,72 @@ from common import distributed
 from common.files import write_json
 from common.runtime import UserError, progress, say
 
-device = distributed.join(torch.device("cpu"))
-folder = Path(sys.argv[1])
-rank, size = distributed.rank(), distributed.size()
-with distributed.first_alone():
-    (folder / f"met_by_{rank}").mkdir()
-    found = sorted(path.name for path in folder.glob("met_by_*"))
 
-torch.manual_seed(rank)  # the first process's parameters count
-network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-spare = nn.Linear(1, 1)  # takes no part
-model = nn.ModuleList([network, spare])
-model.forward = lambda x: network(x)
-wrapped = distributed.parallel(model, unused=True)
-data = torch.linspace(-1, 1, 15).view(5, 3)  # 5 does not divide by the processes
+def main() -> None:
+    device = distributed.join(torch.device("cpu"))
+    folder = Path(sys.argv[1])
+    rank, size = distributed.rank(), distributed.size()
+    with distributed.first_alone():
+        (folder / f"met_by_{rank}").mkdir()
+        found = sorted(path.name for path in folder.glob("met_by_*"))
 
+    torch.manual_seed(rank)  # the first process's parameters count
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    spare = nn.Linear(1, 1)  # takes no part
+    model = nn.ModuleList([network, spare])
+    model.forward = lambda x: network(x)
+    wrapped = distributed.parallel(model, unused=True)
+    data = torch.linspace(-1, 1, 15).view(5, 3)  # 5 does not divide by the processes
 
-def loss_of(call) -> torch.Tensor:
-    x, weight = distributed.share(data)
-    return weight * call(x).square().mean()
+    def loss_of(call) -> torch.Tensor:
+        x, weight = distributed.share(data)
+        return weight * call(x).square().mean()
 
+    loss = loss_of(wrapped)
+    loss.backward()
+    by_wrapper = [parameter.grad.clone() for parameter in network.parameters()]
+    model.zero_grad()
+    loss_of(network).backward()
+    distributed.average_gradients(model.parameters())
+    by_hand = [parameter.grad.clone() for parameter in network.parameters()]
 
-loss = loss_of(wrapped)
-loss.backward()
-by_wrapper = [parameter.grad.clone() for parameter in network.parameters()]
-model.zero_grad()
-loss_of(network).backward()
-distributed.average_gradients(model.parameters())
-by_hand = [parameter.grad.clone() for parameter in network.parameters()]
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    whole = alone(data).square().mean()
+    whole.backward()
+    wanted = [parameter.grad for parameter in alone.parameters()]
 
-torch.manual_seed(0)
-alone = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-whole = alone(data).square().mean()
-whole.backward()
-wanted = [parameter.grad for parameter in alone.parameters()]
+    def furthest(gradients) -> float:
+        return max((one - other).abs().max().item() for one, other in zip(gradients, wanted))
 
-
-def furthest(gradients) -> float:
-    return max((one - other).abs().max().item() for one, other in zip(gradients, wanted))
-
-
-try:
-    distributed.parallel(nn.BatchNorm2d(1), sync_bn=True)
-    refusal = ""
-except UserError as error:
-    refusal = str(error)
-say("said once")
-list(progress(range(2), "not shown by the others", every=0))
-write_json(folder / "shared.json", rank)  # the first process's alone is kept
-(folder / f"result_{rank}.json").write_text(
-    json.dumps(
-        {
-            "size": size,
-            "found": found,
-            "loss": [distributed.mean_of(loss.item(), device), whole.item()],
-            "by_wrapper": furthest(by_wrapper),
-            "by_hand": furthest(by_hand),
-            "few": distributed.share([7])[1],
-            "anywhere": [distributed.anywhere(rank == 1, device), distributed.anywhere(False, device)],
-            "gathered": [
-                distributed.gathered(np.array(distributed.part(range(n)), dtype=np.int64).reshape(-1, 1))
-                .ravel()
-                .tolist()
-                for n in (5, 1)
-            ],
-            "refusal": refusal,
-        }
+    try:
+        distributed.parallel(nn.BatchNorm2d(1), sync_bn=True)
+        refusal = ""
+    except UserError as error:
+        refusal = str(error)
+    say("said once")
+    list(progress(range(2), "not shown by the others", every=0))
+    write_json(folder / "shared.json", rank)  # the first process's alone is kept
+    (folder / f"result_{rank}.json").write_text(
+        json.dumps(
+            {
+                "size": size,
+                "found": found,
+                "loss": [distributed.mean_of(loss.item(), device), whole.item()],
+                "by_wrapper": furthest(by_wrapper),
+                "by_hand": furthest(by_hand),
+                "few": distributed.share([7])[1],
+                "anywhere": [distributed.anywhere(rank == 1, device), distributed.anywhere(False, device)],
+                "gathered": [
+                    distributed.gathered(np.array(distributed.part(range(n)), dtype=np.int64).reshape(-1, 1))
+                    .ravel()
+                    .tolist()
+                    for n in (5, 1)
+                ],
+                "refusal": refusal,
+            }
+        )
     )
-)
+
+
+main()  # a function, as in every script: what it leaves behind would hold the process group at exit
