@@ -89,6 +89,10 @@ def script(
             if str(error).startswith("Symlink loop"):  # what Path.resolve says before Python 3.13
                 print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
                 return 2
+            if "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and of what
+                words = "what was saved is kept, the same command goes on from there"
+                print(f"error: another process of this run has ended: {words}", file=sys.stderr, flush=True)
+                return 2
             if not _out_of_memory(error):
                 raise
             where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"

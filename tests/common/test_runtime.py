@@ -96,6 +96,12 @@ def raising(error: BaseException | None):
             2,
             "error: not enough memory: try smaller images, batches or networks\n",
         ),
+        (
+            RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]"),
+            2,
+            "error: another process of this run has ended: what was saved is kept, the same command goes on from "
+            "there\n",
+        ),
     ],
 )
 def test_exit_status_and_one_line(capsys, error, status, message):

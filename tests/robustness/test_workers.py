@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import in_own_process
+from common import checkpoint
 from common.files import UserError
 from crn.training.dataset import Images, Item
 from memae.data.video_datasets import load_batches
-from riad.source import procedure
 from tests.robustness.methods import METHODS
 from tests.robustness.processes import ROOT
 
@@ -45,29 +45,34 @@ def test_a_process_that_dies_is_reported():
 
 
 @pytest.mark.slow
-def test_a_killed_process_of_several_ends_the_training_and_it_can_be_continued(tmp_path):
-    """torchrun with two processes, the second of which is killed; one process then goes on alone."""
-    method = next(method for method in METHODS if method.name == "riad")
+@pytest.mark.parametrize(("name", "rank", "script"), [("riad", 1, "riad/run.py"), ("crrn", 0, "crrn/1_train.py")])
+def test_a_killed_process_of_several_ends_the_training_and_it_can_be_continued(name, rank, script, tmp_path):
+    """torchrun with two processes, one of which is killed; one process then goes on alone."""
+    method = next(method for method in METHODS if method.name == name)
     method.make_data(tmp_path)
-    argv, state = [str(ROOT / "riad/run.py"), *method.argv(tmp_path, 200)], tmp_path / "run" / method.state
+    argv, state = [str(ROOT / script), *method.argv(tmp_path, 200)], tmp_path / "run" / method.state
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *argv]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (state.exists() and epoch_of(state) > 0):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    second = next(child for child in children if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes())
-    os.kill(int(second), signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
-    assert "Signal 9 (SIGKILL)" in process.stderr.read()
+    one = f"\0LOCAL_RANK={rank}\0".encode()
+    victim = next(child for child in children if one in Path(f"/proc/{child}/environ").read_bytes())
+    os.kill(int(victim), signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in errors
+    assert "error: another process of this run has ended: what was saved is kept" in errors
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
     epoch = epoch_of(state)
     alone = subprocess.run(
-        [sys.executable, argv[0], *method.argv(tmp_path, epoch + 1)], cwd=tmp_path, capture_output=True, text=True,
-        timeout=120,
+        [sys.executable, argv[0], *method.argv(tmp_path, epoch + 2)], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300,
     )  # fmt: skip
     assert alone.returncode == 0 and "continuing" in alone.stdout, alone.stderr
+    assert epoch_of(state) > epoch
 
 
 def epoch_of(state: Path) -> int:
-    return procedure.load(state)["epoch"]
+    return checkpoint.read(state)["epoch"]
