@@ -41,8 +41,9 @@ def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) ->
     image, promised = threshold_for_fpr(scores, fpr)
     pixel, _ = threshold_for_fpr(highest, fpr)
     if promised > fpr:
+        images = "1 good image" if len(scores) == 1 else f"{len(scores)} good images"
         say(
-            f"{len(scores)} good images cannot vouch for a false-positive rate of {fpr:g}, only for {promised:.2g}: "
+            f"{images} cannot vouch for a false-positive rate of {fpr:g}, only for {promised:.2g}: "
             "the threshold is their highest score"
         )
     return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}

@@ -381,7 +381,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     write_json(settings.output / "result.json", result)
     for name, entry in result["models"].items():
         more = f", pixel AUROC {entry['pixel_auroc']:.4f}, AUPRO {entry['aupro']:.4f}" if "aupro" in entry else ""
-        say(f"{name}, epoch {entry['epoch']} ({entry['chosen_by']}): test AUROC {entry['auroc']:.4f}{more}")
+        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): test AUROC {entry['auroc']:.4f}{more}")
     met = result["threshold"]
     say(
         f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from {met['images']} "
