@@ -1,18 +1,23 @@
-"""How time and memory of a training step grow with what users enlarge: python benchmarks/growth.py
+"""How time and memory of training grow with what users enlarge: python benchmarks/growth.py
 
-Each quantity at three sizes, everything else as in speed.py: the median of 5 steps and the process's peak memory.
-Writes a table and <output>.json.
+Each quantity at three sizes, everything else as in speed.py: the median of 5 steps and the process's peak memory. Then
+each method's own script on a growing number of small training images, frames or boards, with the smallest networks: the
+CPU time of one epoch, start included, and the peak memory. Writes tables and <output>.json.
 """
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.load import CASES, start
 from benchmarks.speed import METHODS, alone
 from common.checkpoint import versions
 from common.files import UserError, require_writable, write_json
 from common.runtime import ArgumentParser, pick_device, say, script
+from crrn.demo_boards import make_boards
 
 GROWTH = [
     ("csflow", "image", (256, 512, 768)),
@@ -26,6 +31,41 @@ GROWTH = [
     ("crn", "units", (2, 6, 12)),
     ("riad", "image", (28, 56, 112)),
 ]
+DATA = (300, 1000, 3000)  # images, frames or boards to train on
+TRAINING_FOLDERS = {
+    "csflow": "data/brick/train/good",
+    "crn": "data/good_ones",
+    "riad": "data/brick/train/good",
+    "memae": "data/noise/Train/video",
+}
+
+
+def train_on(method: str, count: int, place: Path) -> dict[str, object]:
+    """Train on about `count` images for an epoch, in the empty folder `place`: CPU seconds and peak memory.
+
+    UserError where the script fails.
+    """
+    if method == "crrn":
+        make_boards(place / "data", boards=count)
+    else:
+        CASES[method].make(place, 1)
+        folder = place / TRAINING_FOLDERS[method]
+        sources = sorted(folder.iterdir())
+        for number in range(len(sources), count):
+            source = sources[number % len(sources)]
+            os.link(source, folder / f"{number + 1:05d}{source.suffix}")
+        for mark in (place / "data").rglob("SYNTHETIC"):
+            mark.unlink()  # it vouches for the files that were drawn
+    process = start(place, CASES[method].trainer, CASES[method].training)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise UserError((place / "said").read_text(errors="replace").splitlines()[-1].removeprefix("error: "))
+    return {
+        "method": method,
+        "items": count,
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "memory_gib": used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20),  # in bytes, in KiB
+    }
 
 
 @script
@@ -55,6 +95,17 @@ def main(argv: list[str] | None = None) -> None:
         times = ", ".join(f"{result['median_s']:.2f}" for result in results)
         memory = ", ".join(f"{result['memory_gib']:.1f}" for result in results)
         say(f"| {method} | {quantity} | {', '.join(map(str, sizes))} | {times} s | {memory} GiB |")
+        write_json(options.output, {"versions": versions(), "cases": rows})
+    say("| method | trained on | CPU time of an epoch | peak memory |\n|---|---|---|---|")
+    for method in options.only:
+        results = []
+        for count in DATA:
+            with tempfile.TemporaryDirectory() as place:
+                results.append(train_on(method, count, Path(place)))
+        rows += results
+        times = ", ".join(f"{result['cpu_s']:.0f}" for result in results)
+        memory = ", ".join(f"{result['memory_gib']:.2f}" for result in results)
+        say(f"| {method} | {', '.join(map(str, DATA))} | {times} s | {memory} GiB |")
         write_json(options.output, {"versions": versions(), "cases": rows})
     say(f"results: {options.output}")
 
