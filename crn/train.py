@@ -30,6 +30,7 @@ from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, parse, plain
 from crn.training.dataset import Dataset, Images, load_dataset, viewable
 from crn.training.networks import create_optimizer, create_scheduler
+from crn.training.random_state import random_state
 from crn.training.utils import (
     Board,
     Model,
@@ -188,7 +189,7 @@ class Training:
         more = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "random": checkpoint.random_state(),
+            "random": random_state(),
         }
         checkpoint.save(self.folder / "last.ckpt", "crn", **{**self.content(), **more, **self.state})
 

@@ -20,6 +20,7 @@ from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, requir
 from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
 from crn.training.networks import load_optimizer
+from crn.training.random_state import set_random_state
 from crn.training.skipnetworks import NORMS
 
 Model = CompetitiveReconstructionNetwork | DAGAN
@@ -252,7 +253,7 @@ def load_training(
         load_optimizer(optimizer, state, opt, path)
     try:
         scaler.load_state_dict(content["scaler"])
-        checkpoint.set_random_state(content["random"])
+        set_random_state(content["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: its random generators or its scaler cannot be used") from error
     return content
