@@ -172,6 +172,10 @@ class State:
     def renew_after(self, case: Case) -> None:
         """Make the state good again; bad options alone leave it so."""
         if case.spoil:
+            for parent, folders, _ in os.walk(self.place):
+                for folder in (Path(parent, name) for name in folders):
+                    if not folder.is_symlink():
+                        folder.chmod(0o700)  # or only root could remove it
             shutil.rmtree(self.place)
             shutil.copytree(self.kept, self.place, copy_function=os.link, symlinks=True)
 
