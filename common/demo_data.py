@@ -27,6 +27,7 @@ TRAIN_COLUMNS = slice(0, 320)  # of the source image; the crops for testing come
 TEST_COLUMNS = slice(320, 512)
 DEFECTS = ("blur", "foreign", "hole", "scratch", "stain")
 SIZES = (64, 192)  # smaller crops may show no structure at all, larger ones do not fit into the test columns
+MOST = 100_000  # images of one part
 VISIBLE = 4  # change in grey levels, averaged over a few pixels, from which on people notice it
 
 
@@ -39,12 +40,14 @@ def make_textures(
     test/<defect>, for each of five kinds, with exact masks. All are 8-bit grey PNG files, byte for byte the same for
     the same arguments. Training images are crops of the source's columns 0..319, test images of 320..511: they share
     no pixel. Half of the crops are mirrored left to right, and brightness varies by 6 %. A texture generated earlier
-    is left as it is. Raises UserError for sizes and seeds out of range, and where real files are in the way.
+    is left as it is. Raises UserError for sizes, seeds and numbers out of range, and where real files are in the way.
     """
     if not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"size {size}: the images can be {SIZES[0]} to {SIZES[1]} pixels wide")
     if seed < 0:
         raise UserError(f"seed {seed}: use 0 or more")
+    if not (1 <= min(n_train, n_good) and 0 <= n_defect and max(n_train, n_good, n_defect) <= MOST):
+        raise UserError(f"{n_train}, {n_good} and {n_defect} images: each part can have 1 to {MOST}, defects 0")
     options = f"--seed {seed} --size {size}"
     command = f"python common/demo_data.py {options} ({n_train} training, {n_good} good, {n_defect} of each defect)"
     for number, (texture, foreign_name) in enumerate(TEXTURES.items()):
@@ -158,8 +161,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=Path, required=True, help="folder to make brick, grass and gravel in")
     add("--seed", type=int, default=0, help="of the random crops and defects")
     add("--size", type=int, default=128, help=f"side of the images in pixels, {SIZES[0]} to {SIZES[1]}")
+    add("--train", type=int, default=40, metavar="N", help="images to train on, of each texture")
+    add("--good", type=int, default=15, metavar="N", help="good images to test on")
+    add("--defective", type=int, default=8, metavar="N", help=f"images of each of the {len(DEFECTS)} defects")
     options = parser.parse_args(argv)
-    make_textures(options.output, options.seed, options.size)
+    make_textures(options.output, options.seed, options.size, options.train, options.good, options.defective)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,26 @@
-"""Stand-ins for the three data sets, drawn where --demo finds none: their layout is real, their images are not."""
+"""Stand-ins for the three data sets, drawn where --demo finds none: their layout is real, their images are not.
+
+    python crn/demo_data.py --dataset RoadImages --output FOLDER --good 800 --bad 160
+
+draws more of them.
+"""
 
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
 from common.demo_data import TEXTURES, make_textures
+from common.files import UserError
 from common.images import new_synthetic_folder
-from common.runtime import say
+from common.runtime import ArgumentParser, say, script
 
 GOOD, BAD = 60, 24  # images
 SIZE = 96  # px
@@ -25,13 +34,18 @@ def ensure_data(kind: str, folder: Path) -> None:
     if kind == "MVTec":
         _make_textures(folder)
     else:
-        draw = _draw_road if kind == "RoadImages" else _draw_panorama
-        with new_synthetic_folder(folder, f"python crn/train.py --demo --dataset {kind}") as made:
-            rng = np.random.default_rng(0)
-            for number in range(GOOD):
-                draw(made / "good_ones", f"{number:03d}.png", False, rng)
-            for number in range(BAD):
-                draw(made / "bad_ones", f"{number:03d}.png", True, rng)
+        draw_streets(kind, folder, GOOD, BAD, f"python crn/train.py --demo --dataset {kind}")
+
+
+def draw_streets(kind: str, folder: Path, good: int, bad: int, command: str) -> None:
+    """Draw so many images of RoadImages or Panorama in the new folder, marked as made by `command`."""
+    draw = _draw_road if kind == "RoadImages" else _draw_panorama
+    with new_synthetic_folder(folder, command) as made:
+        rng = np.random.default_rng(0)
+        for number in range(good):
+            draw(made / "good_ones", f"{number:03d}.png", False, rng)
+        for number in range(bad):
+            draw(made / "bad_ones", f"{number:03d}.png", True, rng)
 
 
 def _make_textures(folder: Path) -> None:
@@ -110,3 +124,28 @@ def _draw_panorama(folder: Path, name: str, bad: bool, rng: np.random.Generator)
             image[row, centre - half : centre + half] = 0.85
     wide = np.asarray(Image.fromarray(np.rint(image.clip(0, 1) * 255).astype(np.uint8)).resize((2 * SIZE, SIZE)))
     _save(wide / 255, folder / name)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Draw one data set."""
+    parser = ArgumentParser(
+        description="Draw stand-ins for road images or panoramas, with cracks and potholes.",
+        example="python crn/demo_data.py --dataset RoadImages --output my_roads --good 30 --bad 10",
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=["RoadImages", "Panorama"], default="RoadImages", help="whose layout")
+    add("--output", type=Path, required=True, help="folder to make")
+    add("--good", type=int, default=GOOD, metavar="N", help="good images, to train and to test on")
+    add("--bad", type=int, default=BAD, metavar="N", help="damaged ones")
+    options = parser.parse_args(argv)
+    for name in ("good", "bad"):
+        if not 1 <= getattr(options, name) <= 100_000:
+            raise UserError(f"--{name} {getattr(options, name)}: expected 1 to 100000")
+    command = f"python crn/demo_data.py --dataset {options.dataset} --good {options.good} --bad {options.bad}"
+    draw_streets(options.dataset, options.output, options.good, options.bad, command)
+    say(f"made {options.output}: {options.good} good and {options.bad} damaged images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

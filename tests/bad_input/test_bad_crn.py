@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crn import export, score, sweep, train
+from crn import demo_data, export, score, sweep, train
 from tests.bad_input import spoil
 from tests.bad_input.cases import State, exports, files, make_texture, options, parametrised, places, some, unfinished
 from tests.bad_input.spoil import entry, setting
@@ -22,6 +22,7 @@ MAINS = {
     "score": score.main,
     "sweep": sweep.main,
     "export": export.main,
+    "demo_data": demo_data.main,
 }
 LONG = "n" * 300
 SWEEP = b"""\
@@ -64,6 +65,7 @@ def arguments(script, place):
         "score": f"--images {place}/data/brick/test/good --model-input {place}/{LAST} --output {place}/scored",
         "export": f"--model-input {place}/{LAST}",
         "sweep": f"sweep.yml --output {place}/sweeps",
+        "demo_data": f"--dataset Panorama --output {place}/drawn --good 1 --bad 1",
     }[script]
     return shlex.split(line)
 
@@ -316,6 +318,13 @@ CASES = [
             spoil.ANY, "missing", "folder", "link loop", "link into nothing", "link to its folder", "unreadable",
             "noise", "utf-16",
         ),
+    ),
+    *options(
+        "demo_data",
+        "--good 0", "--good -1", "--good x", "--good 1e3", "--good 100001", "--bad 0", "--bad x", "--bad",
+        "--dataset MVTec", "--datset Panorama", ("more", "more"), "--output", ("--output 'a\0b'", "NUL"),
+        ("--output {place}/road", "road"), ("--output {place}/sweep.yml", "sweep.yml"),
+        (f"--output {{place}}/{LONG}", "too long"), "--good 9" + "9" * 5000,
     ),
 ]  # fmt: skip
 

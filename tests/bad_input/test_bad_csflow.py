@@ -397,6 +397,9 @@ CASES = [
         ("more", "more"),
         "--output",
         ("--size 9" + "9" * 400, "size 999"),
+        ("--train 0", "0, 15 and 8 images"),
+        ("--good 100001", "100001"),
+        "--defective 1.5",
     ),
     *files("demo_data", "data/brick/SYNTHETIC", some(spoil.ANY, "empty", "noise", "unreadable", "truncated")),
     *places(

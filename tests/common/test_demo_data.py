@@ -145,8 +145,10 @@ def test_values_out_of_range(tmp_path, wrong):
 def test_script(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(demo_data, "make_textures", lambda *arguments: calls.append(arguments))
-    assert demo_data.main(["--output", str(tmp_path), "--seed", "3", "--size", "96"]) == 0
-    assert calls == [(tmp_path, 3, 96)]
+    assert (
+        demo_data.main(["--output", str(tmp_path), "--seed", "3", "--size", "96", "--train", "9", "--good", "7"]) == 0
+    )
+    assert calls == [(tmp_path, 3, 96, 9, 7, 8)]
     assert demo_data.main([]) == 2
     assert "--output" in capsys.readouterr().err
 
