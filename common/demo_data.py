@@ -46,7 +46,7 @@ def make_textures(
         raise UserError(f"size {size}: the images can be {SIZES[0]} to {SIZES[1]} pixels wide")
     if seed < 0:
         raise UserError(f"seed {seed}: use 0 or more")
-    if not (1 <= min(n_train, n_good) and 0 <= n_defect and max(n_train, n_good, n_defect) <= MOST):
+    if not (min(n_train, n_good) >= 1 and n_defect >= 0 and max(n_train, n_good, n_defect) <= MOST):
         raise UserError(f"{n_train}, {n_good} and {n_defect} images: each part can have 1 to {MOST}, defects 0")
     options = f"--seed {seed} --size {size}"
     command = f"python common/demo_data.py {options} ({n_train} training, {n_good} good, {n_defect} of each defect)"
