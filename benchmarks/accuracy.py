@@ -186,7 +186,51 @@ def competition(model: str, data: str) -> Experiment:
     )  # fmt: skip
 
 
-CRN = [competition(model, data) for data in ("mtd", "mvtec", "visa", "btad") for model in ("crn", "dagan")]
+def short(name: str, data: str, options: str) -> Experiment:
+    """A short training of small networks: crn/README.md's results."""
+    place = {
+        "mtd": "MVTec --dataset-path {data}",
+        "bricks": "MVTec --dataset-path {shared}/textures/brick",
+        "roads": "RoadImages --dataset-path {shared}/roads",
+    }[data]
+    prepare = {
+        "mtd": (),
+        "bricks": ("common/demo_data.py --output {shared}/textures --train 400 --good 60 --defective 12",),
+        "roads": ("crn/demo_data.py --dataset RoadImages --output {shared}/roads --good 800 --bad 160",),
+    }[data]
+    shared = f"--dataset {place} --log-file {{place}}/log --image-output-path {{place}}/pictures {{cpu}}"
+    shared += f" --batch-size 16 --imsize {options}"
+    train = f"crn/train.py --mode train {shared} --seed {{seed}} --ngf 16 --image-output-interval 1000000"
+    train += " --validation-interval 5 --checkpoint-path {place} --log-dir {place}/logs"
+    test = f"crn/train.py --mode inference {shared} --model-input {{place}}/last.ckpt"
+    test += " --anomaly-score-file {place}/scores.csv"
+    numbers = COMPETED if data == "roads" else {**COMPETED, **PIXELS}
+    return Experiment(
+        name, data, (tuple(train.split()), tuple(test.split())), "{place}/scores.json", numbers,
+        prepare=tuple(tuple(words.split()) for words in prepare),
+    )  # fmt: skip
+
+
+PAIR = "--num-competitive-units 2 --training-steps 1200"
+WEAK = "--reconstruction-weight 2 --feedback-weight 0.25 --discrimination-weight 0.1"
+MIDDLE = "--reconstruction-weight 2 --feedback-weight 0.5 --discrimination-weight 0.5 --norm image"
+CRN = [
+    *(competition(model, data) for data in ("mtd", "mvtec", "visa", "btad") for model in ("crn", "dagan")),
+    short("crn, published weights, 128 px", "mtd", f"128 {PAIR} --lr 1e-3"),
+    short("crn, weights 2, 0.5, 0.5, 128 px", "mtd", f"128 {PAIR} --lr 1e-3 {MIDDLE}"),
+    short("crn, weights 2, 0.25, 0.1, 64 px", "mtd", f"64 {PAIR} --lr 2e-4 {WEAK}"),
+    short("crn (dagan), 128 px", "mtd", "128 --model dagan --training-steps 300 --lr 1e-3 --precision bf16"),
+    *(
+        short(f"crn, {about}, 64 px, {data}", data, f"64 {options}")
+        for data in ("bricks", "roads")
+        for about, options in (
+            ("published weights", f"{PAIR} --lr 5e-4"),
+            ("weights 2, 0.5, 0.5", f"{PAIR} --lr 5e-4 {MIDDLE}"),
+            ("weights 2, 0.25, 0.1", f"{PAIR} --lr 2e-4 {WEAK}"),
+            ("dagan", "--model dagan --training-steps 600 --lr 2e-4"),
+        )
+    ),
+]  # fmt: skip
 
 # --- MemAE
 
@@ -389,6 +433,8 @@ DATA = {
     "ped2_opening": ("UCSD Ped2's Test: Test001 to Test012", whole("ped2_opening", "Test001", "Test012")),
     "avenue": ("Avenue: training_videos, testing_videos, testing_label_mask (needs PyAV)", avenue),
     "boards": ("generated boards, no folder needed", None),
+    "bricks": ("generated defects on bricks, no folder needed", None),
+    "roads": ("generated roads, no folder needed", None),
 }
 
 
@@ -559,10 +605,10 @@ def main(argv: list[str] | None = None) -> int:
         for name, (about, convert) in DATA.items():
             say(f"--data {name}={folders.get(name, 'FOLDER')}: {about}" if convert else f"{name}: {about}")
         for one in chosen:
-            given = "" if one.data == "boards" or one.data in folders else ", which is not given"
+            given = "" if DATA[one.data][1] is None or one.data in folders else ", which is not given"
             say(f"{one.name}: on {one.data}{given}, seeds {' '.join(map(str, options.seeds or one.seeds))}")
         return 0
-    able = [one for one in chosen if one.data == "boards" or one.data in folders]
+    able = [one for one in chosen if DATA[one.data][1] is None or one.data in folders]
     if not able:
         missing = ", ".join(dict.fromkeys(one.data for one in chosen))
         raise UserError(f"no data for these experiments: give --data NAME=FOLDER for one of {missing}")
@@ -575,10 +621,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_all(able: list[Experiment], options: Namespace) -> int:
     """Run what is not done yet and write the table; returns the exit status."""
-    units: dict[str, dict[str, Path | None]] = {"boards": {"boards": None}}
+    units: dict[str, dict[str, Path | None]] = {}
     found = earlier(options)
-    for name in dict.fromkeys(one.data for one in able if one.data != "boards"):
-        units[name] = DATA[name][1](options.folders[name], options.output / "data" / name)
+    for name in dict.fromkeys(one.data for one in able):
+        convert = DATA[name][1]
+        units[name] = convert(options.folders[name], options.output / "data" / name) if convert else {name: None}
     failures, text = [], []
     seeds = {one.name: options.seeds or one.seeds for one in able}
     todo = [
