@@ -132,11 +132,14 @@ CSFLOW = [
 INPAINTED = {"image AUROC": ("auroc",), "image AUROC, last epoch": ("models", "model_0_finepoch.pth", "auroc")}
 
 
-def inpainting(name: str, data: str, options: str, published: dict) -> Experiment:
+def inpainting(
+    name: str, data: str, options: str, published: dict, seeds: tuple[int, ...] = (0, 1, 2), path: str = "{data}"
+) -> Experiment:
     """A training of RIAD; the pictures are left out."""
-    words = f"riad/run.py --data_path {{data}} --seed {{seed}} --output {{place}} --figures_every 0 {{cpu}} {options}"
+    words = f"riad/run.py --data_path {path} --seed {{seed}} --output {{place}} --figures_every 0 {{cpu}} {options}"
     numbers = INPAINTED if data == "mnist" else {**INPAINTED, **PIXELS}
-    return Experiment(name, data, (tuple(words.split()),), "{place}/result.json", numbers, published)
+    prepare = (("common/demo_data.py", "--output", "{shared}/textures"),) if data == "textures" else ()
+    return Experiment(name, data, (tuple(words.split()),), "{place}/result.json", numbers, published, prepare, seeds)
 
 
 PAPER_RIAD = "--algorithm paper --dataset mvtec --img_size 256"
@@ -144,6 +147,22 @@ RIAD = [
     inpainting(
         "riad, 8 epochs", "mnist",
         "--dataset mnist --mode_optim adam --lr 1e-3 --epochs 8 --eval_images 1000 --precision bf16", {},
+    ),
+    *(
+        inpainting(
+            f"riad, digit {digit}, 2 epochs", "mnist",
+            f"--dataset mnist --mode_optim adam --lr 1e-3 --epochs 2 --eval_images 1000 --precision bf16 "
+            f"--select_norm {digit}", {}, (0,),
+        )
+        for digit in (0, 2, 3, 4, 5, 6, 7, 8, 9)
+    ),
+    *(
+        inpainting(
+            f"riad, 64 px, small, 60 epochs, {texture}", "textures",
+            "--algorithm paper --dataset mvtec --img_size 64 --filters 16 32 64 128 128 --lr 1e-3 --precision bf16 "
+            "--epochs 60", {}, path=f"{{shared}}/textures/{texture}",
+        )
+        for texture in ("brick", "grass", "gravel")
     ),
     inpainting(
         "riad, as the seed, 300 epochs", "mnist", "--dataset mnist --mode_optim adam --lr 1e-3",
@@ -433,6 +452,7 @@ DATA = {
     "ped2_opening": ("UCSD Ped2's Test: Test001 to Test012", whole("ped2_opening", "Test001", "Test012")),
     "avenue": ("Avenue: training_videos, testing_videos, testing_label_mask (needs PyAV)", avenue),
     "boards": ("generated boards, no folder needed", None),
+    "textures": ("generated defects on textures, no folder needed", None),
     "bricks": ("generated defects on bricks, no folder needed", None),
     "roads": ("generated roads, no folder needed", None),
 }
