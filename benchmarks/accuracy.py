@@ -158,8 +158,8 @@ RIAD = [
     ),
     *(
         inpainting(
-            f"riad, 64 px, small, 60 epochs, {texture}", "textures",
-            "--algorithm paper --dataset mvtec --img_size 64 --filters 16 32 64 128 128 --lr 1e-3 --precision bf16 "
+            f"riad, 128 px, small, 60 epochs, {texture}", "textures",
+            "--algorithm paper --dataset mvtec --img_size 128 --filters 16 32 64 128 128 --lr 1e-3 --precision bf16 "
             "--epochs 60", {}, path=f"{{shared}}/textures/{texture}",
         )
         for texture in ("brick", "grass", "gravel")
