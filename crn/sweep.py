@@ -10,9 +10,9 @@ import csv
 import io
 import itertools
 import shlex
+import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from common.runtime import ArgumentParser, UserError, say, script
 from crn.options import HERE, parse
 
 METHODS = ("bayes", "grid", "random")
+# Exit statuses of trials that Ctrl-C or SIGTERM ended.
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument_group("sweep").add_argument
     add("file", type=Path, help="sweep file")
     add("--trials", type=int, default=50, help="finished trials in all, whoever ran them (a grid ends by itself)")
-    add("--seed", type=int, default=0, help="of the choice of parameters")
+    add("--seed", type=int, help="of the choice of parameters, with one worker; unset: by chance")
 
     add = parser.add_argument_group("machines and files").add_argument
     add("--workers", type=int, default=1, help="trials at a time in this call")
@@ -118,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, highest in (("trials", 10**6), ("workers", 64)):
         if not 1 <= getattr(opt, name) <= highest:
             raise UserError(f"--{name} {getattr(opt, name)}: expected 1 to {highest}")
+    if opt.seed is not None and not 0 <= opt.seed < 2**31:
+        raise UserError(f"--seed {opt.seed}: expected 0 to 2^31 - 1")
     sweep = read_sweep(opt.file)
     require_options(sweep, opt.file, more)
     try:
@@ -129,23 +133,28 @@ def main(argv: list[str] | None = None) -> int:
     require_writable(opt.output / name)
     storage = opt.storage or f"sqlite:///{(opt.output / name).resolve()}.db"
     choices = {key: values for key, values in sweep["parameters"].items() if len(values) > 1}
-    total = opt.trials
-    if sweep["method"] == "grid":
-        total = len(list(itertools.product(*choices.values())))
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.GridSampler(choices, seed=opt.seed)
-    elif sweep["method"] == "bayes":
-        # Trials that still run count as bad ones, so that workers do not try the same.
-        sampler = optuna.samplers.TPESampler(constant_liar=True)
-    else:
-        sampler = optuna.samplers.RandomSampler()
     try:
-        study = optuna.create_study(
-            storage=storage, sampler=sampler, study_name=name, direction=sweep["goal"], load_if_exists=True
-        )
+        study = optuna.create_study(storage=storage, study_name=name, direction=sweep["goal"], load_if_exists=True)
+        known = study.get_trials(deepcopy=False)
     except Exception as error:  # of optuna, or of whichever database stands behind it
         raise UserError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
+    if study.direction.name.lower() != sweep["goal"] or any(
+        list(distribution.choices) != choices.get(key)
+        for trial in known
+        for key, distribution in trial.distributions.items()
+    ):
+        raise UserError(f"{opt.file} is not the sweep that {name} in {storage} began with: give it another --name")
 
-    stopping = threading.Event()
+    total = opt.trials
+    seed = None if opt.seed is None else opt.seed + len(known)  # what is continued does not begin anew
+    if sweep["method"] == "grid":
+        total = len(list(itertools.product(*choices.values())))
+        study.sampler = optuna.samplers.GridSampler(choices, seed=seed)
+    elif sweep["method"] == "bayes":
+        # Trials that still run count as bad ones, so that workers do not try the same.
+        study.sampler = optuna.samplers.TPESampler(constant_liar=True, seed=seed)
+    else:
+        study.sampler = optuna.samplers.RandomSampler(seed=seed)
     running: set[subprocess.Popen] = set()
 
     def run(trial: "optuna.Trial") -> float:
@@ -156,34 +165,40 @@ def main(argv: list[str] | None = None) -> int:
         say(f"trial {trial.number}: {shlex.join(f'{key}={value}' for key, value in chosen.items())}")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.add(process)
-        output = process.communicate()[0]
+        try:
+            output = process.communicate()[0]
+        except KeyboardInterrupt:
+            sys.exit(130)
         running.discard(process)
         with atomic_write(folder / "output.txt", "w") as file:
             file.write(output)
+        if process.returncode in STOPPED:
+            sys.exit(130)  # no failure to Optuna, for which the trial still runs: a grid comes back to it
         if process.returncode:
             last = (output.strip().splitlines() or ["no output"])[-1]
-            if not stopping.is_set():
-                say(f"trial {trial.number} failed (status {process.returncode}): {last}")
+            say(f"trial {trial.number} failed (status {process.returncode}): {last}")
             raise UserError(last)
         value = last_value(folder, sweep["metric"])
         say(f"trial {trial.number}: {sweep['metric']} {value:.4f}")
         return value
 
+    def finished() -> int:
+        return sum(one.state.is_finished() for one in study.get_trials(deepcopy=False))
+
     def enough(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
-        if sum(one.state.is_finished() for one in study.get_trials(deepcopy=False)) >= total or stopping.is_set():
+        if finished() >= total:
             study.stop()
 
-    done = sum(one.state.is_finished() for one in study.get_trials(deepcopy=False))
+    done = finished()
     say(f"sweep {name}: {done} of {total} trials finished so far, {opt.workers} at a time, {storage}")
     try:
         if done < total:
             study.optimize(run, n_trials=total - done, n_jobs=opt.workers, catch=UserError, callbacks=[enough])
-    except KeyboardInterrupt:
-        stopping.set()
+    except (KeyboardInterrupt, SystemExit) as stop:
         for process in list(running):
             process.terminate()
         say("stopped. To continue: " + shlex.join(["python", sys.argv[0], *words]))
-        raise
+        raise KeyboardInterrupt from stop
     completed = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if not completed:
         raise UserError(f"all trials failed; what they said is in {opt.output / name}")

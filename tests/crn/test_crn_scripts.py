@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -467,6 +468,71 @@ def test_sweep_with_two_workers(place, capsys):
     Path("s.yml").write_text("method: bayes")
     refused(capsys, sweep.main, ["s.yml"], "s.yml", "parameters")
     refused(capsys, sweep.main, ["none.yml"], "none.yml")
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """The learning rates that sweeps' trials were given, and a list of the statuses with which the next ones are to
+    end, in place of trainings; None: Ctrl-C comes while the trial runs."""
+    rates, statuses = [], []
+
+    class Trial:
+        def __init__(self, command, **_):
+            options = parse(command[2:])
+            rates.append(options.lr)
+            self.returncode, self.folder = statuses.pop(0), options.log_dir
+
+        def communicate(self):
+            if self.returncode is None:
+                raise KeyboardInterrupt
+            (self.folder / "version_0").mkdir(parents=True)
+            (self.folder / "version_0/metrics.csv").write_text(f"metrics/score\n{rates[-1]}\n")
+            return "words\n", None
+
+        def terminate(self):
+            pass
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=Trial, PIPE=None, STDOUT=None))
+    return rates, statuses
+
+
+def write_sweep(method, rates):
+    Path("s.yml").write_text(
+        f"method: {method}\nmetric: {{name: metrics/score, goal: maximize}}\n"
+        f"parameters: {{lr: {{values: {rates}}}, dataset: {{value: MVTec}}, dataset-path: {{value: d}}}}\n"
+    )
+
+
+@pytest.mark.parametrize("status", [130, None])
+def test_a_grid_comes_back_to_the_trial_that_was_stopped(place, trials, capsys, status):
+    pytest.importorskip("optuna")
+    rates, statuses = trials
+    write_sweep("grid", [0.1, 0.01, 0.001])
+    argv = ["s.yml", "--output", "sw"]
+    statuses += [0, status]
+    assert sweep.main(argv) == 130
+    assert "To continue: " in capsys.readouterr().out
+    statuses += [1, 0]  # what fails by itself is not tried again
+    assert sweep.main(argv) == 0
+    told = capsys.readouterr().out
+    assert "1 of 3 trials finished" in told and "best of 2 trials" in told
+    assert sorted({*rates}) == [0.001, 0.01, 0.1] and rates.count(rates[1]) == 2 and not statuses
+    write_sweep("grid", [0.1, 0.2])
+    refused(capsys, sweep.main, argv, "s.yml", "--name")
+
+
+def test_the_seed_of_a_sweep(place, trials):
+    pytest.importorskip("optuna")
+    rates, statuses = trials
+    write_sweep("random", [10.0**-power for power in range(9)])
+    chosen = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        statuses += [0] * 6
+        for count in ("3", "6"):  # what is continued does not repeat its beginning
+            argv = ["s.yml", "--output", "sw", "--name", name, "--trials", count, "--seed", seed]
+            assert sweep.main(argv) == 0
+        chosen.append(rates[-6:])
+    assert chosen[0] == chosen[1] != chosen[2] and chosen[0][:3] != chosen[0][3:]
 
 
 def test_two_processes_train_like_one(place, capsys):
