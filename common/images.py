@@ -149,7 +149,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened_image(path: str | Path) -> Iterator[Image.Image]:
     """Pillow's lazy image; whatever fails within the block is a UserError that names the file."""
     try:
         with Image.open(regular(path), formats=FORMATS) as image:
@@ -198,13 +198,13 @@ def read_image(path: str | Path) -> Image.Image:
     Transparency is dropped. Raises UserError for whatever cannot be read: missing or damaged files, images beyond
     Pillow's limit on pixels, floating-point pixels and integers beyond 16 bits.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return _rgb(_upright(image))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels of what `read_image` returns, without decoding it. Raises UserError as that does."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         width, height = image.size
         # Pillow's size of a TIFF is the upright one from the start.
         sideways = image.format != "TIFF" and _orientation(image) >= 5
@@ -217,7 +217,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     Thus 0/1, 0/255 and JPEG's noise around either are all understood; of colours, the strongest channel counts.
     size: (height, width) of the image it belongs to. Raises UserError where sizes differ or the file is unreadable.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         _upright(image)
         if image.mode.startswith("I"):  # not scaled to 8 bits, where 0 and 1 would both be 0
             values = np.asarray(image)
@@ -243,7 +243,7 @@ def check_images(paths: Sequence[Path], hide_progress: bool = False) -> list[tup
 
 def _problem(path: Path) -> str | None:
     try:
-        with _opened(path) as image:
+        with opened_image(path) as image:
             _orientation(image)
             if image.format == "PNG":
                 image.verify()

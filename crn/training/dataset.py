@@ -14,16 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from common.files import UserError, reason, regular
+from common.files import UserError
 from common.images import (
-    FORMATS,
     fingerprint,
     image_files,
     image_size,
     mvtec_samples,
+    opened_image,
     read_image,
     require_readable,
     synthetic,
@@ -198,13 +197,8 @@ def read(item: Item, kind: str) -> Tensor:
 
 def _first_channel(path: Path) -> Tensor:
     """(H, W) float32."""
-    try:
-        with Image.open(regular(path), formats=FORMATS) as image:
-            values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {reason(error)}") from error
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
-        raise UserError(f"cannot read image {path}: {' '.join(str(error).split())}") from error
+    with opened_image(path) as image:
+        values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     values = values[..., 0] if values.ndim == 3 else values
     channel = torch.from_numpy(values.astype(np.float32))
     if not channel.isfinite().all():
