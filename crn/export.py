@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
     settings = read_model_kind(opt)
     model, about = load_model(settings)
-    threshold = thresholds_of(about, opt.fpr, "inference")
+    threshold = thresholds_of(about, settings, opt.fpr, "inference")
     metadata = {"method": settings.model, "dataset": settings.dataset}
     metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
     inputs = examples(3, settings.imsize, settings.imsize)

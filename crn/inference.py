@@ -63,12 +63,17 @@ def score_all(model: Model, images: Images, batch_size: int, device: torch.devic
     return dict(zip((*SCORES, "map"), distributed.gathered(found).T))
 
 
-def thresholds_of(about: Mapping[str, Any], fpr: float, score: str) -> dict[str, Any] | None:
-    """`common.scoring.thresholds` from the held-out good images of the checkpoint; None, and a line, without such."""
+def thresholds_of(about: Mapping[str, Any], opt: Namespace, fpr: float, score: str) -> dict[str, Any] | None:
+    """`common.scoring.thresholds` from the held-out good images of the checkpoint; None, and a line, without such, or
+    where images are prepared in another way than those were: the scores do not compare."""
     calibration = about.get("calibration")
     if calibration is None:
         say("no threshold, no verdicts: no good images were held out, or the training was not finished")
         return None
+    for name in ("dataset", "imsize", "antialias"):
+        if getattr(opt, name) != (trained := about["settings"][name]):
+            say(f"no threshold, no verdicts: the good images held out for them were scored with --{name} {trained}")
+            return None
     return thresholds(calibration[score], calibration["map"], fpr)
 
 
@@ -92,7 +97,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
         raise UserError(f"--anomaly-score-file {opt.anomaly_score_file} is a folder: give a file")
     model, about = load_model(opt)
     model.to(device, memory_format=torch.channels_last)
-    threshold = thresholds_of(about, opt.fpr, "inference")
+    threshold = thresholds_of(about, opt, opt.fpr, "inference")
     rows: list[list[Any]] = []
     pixels = PixelMetrics() if any(item.mask for item in dataset.test) else None
     try:

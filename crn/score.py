@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     items = unlabelled(opt.images, kind)
     model, about = load_model(settings)
     model.to(device, memory_format=torch.channels_last)
-    threshold = thresholds_of(about, opt.fpr, opt.score)
+    threshold = thresholds_of(about, settings, opt.fpr, opt.score)
     images = Images(items, kind, settings.imsize, settings.antialias, limit_gib=0)
 
     def score(numbers: Sequence[int]) -> list[Scored | UserError]:
