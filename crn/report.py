@@ -14,7 +14,8 @@ from crn.training.utils import Model, to_bytes
 
 METRICS = ("image_auroc", "image_auroc_validation", "pixel_auroc", "aupro", "pixel_f1")
 RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
-REBUILT = {"crn": "|x - D(G(x))|", "dagan": "|x - G(x)|"}
+SCORE = {"crn": "mean |x - D(G(x))|", "dagan": "mse(x, G(x))"}
+MAP = {"crn": "|x - D(G(x))|", "dagan": "|x - G(x)|"}
 
 
 @torch.no_grad()
@@ -43,15 +44,15 @@ def write(
             read_mask(mask, image_size(dataset.test[i].path)) if mask else None,
         )
 
-    counts, threshold, rebuilt = results["images"], results.get("threshold"), REBUILT[opt.model]
+    counts, threshold, batches = results["images"], results.get("threshold"), results["batches_trained"]
     trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
     held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     about = [
         data_sentence(results["data"]),
         f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
         f"{counts['defective']} defective ones to test, {opt.imsize} x {opt.imsize} pixels. "
-        f"{results['batches_trained']} batches. The score and the map are the mean of "
-        f"{rebuilt}; the validation score beside it is the training's own.",
+        f"{'An unknown number of' if batches is None else batches} batches. The score is {SCORE[opt.model]}, the map "
+        f"the mean of {MAP[opt.model]} over the channels; the validation score beside it is the training's own.",
         f"The model is {opt.model_input.name}: last.ckpt is the last one of a training, best.ckpt the best of its "
         "validations, chosen on the test images. The pixel F1 is the highest on the test images themselves; the "
         "threshold comes from good images held out from the training.",
@@ -62,7 +63,7 @@ def write(
         opt.anomaly_score_file.with_name("report.html"),
         f"{opt.model.upper()} on {dataset.root.resolve().name}", about, numbers,
         [_picture(trained.one(i), dataset.kind) for i in range(len(trained))], labels, np.array(scores), column,
-        threshold["image"] if threshold else None, f"mean {rebuilt}",
+        threshold["image"] if threshold else None, SCORE[opt.model],
     )  # fmt: skip
 
 
