@@ -79,7 +79,6 @@ def build_parser() -> ArgumentParser:
     add("--momentum", type=float, default=0.9, help="of rmsprop and sgd")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the training's networks; fp16 needs a GPU")
     add("--calibration-share", type=float, default=0.1, help="share of the training images held out for the threshold")
-    add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
     add("--validation-interval", type=int, default=1, help="epochs between validations")
 
     add = parser.add_argument_group("networks").add_argument
@@ -108,12 +107,13 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--checkpoint-path", type=_path, help="folder of last.ckpt and best.ckpt; unset: the log's version_N")
     add("--save", **YES_NO, default=True, help="write checkpoints")
-    add("--save-every", type=float, default=300, help="seconds between them; they follow validations")
+    add("--save-every", type=float, default=300, help="seconds between them; they are of an epoch's end")
     add("--resume", **YES_NO, default=True, help="continue the training in --checkpoint-path; no: anew in its place")
     add("--log-dir", type=_path, default=HERE / "logged_metrics", help="folder of version_N/metrics.csv")
     add("--image-output-path", type=_path, default=HERE / "output_images", help="folder for pictures")
     add("--image-output-interval", type=int, default=10, help="batches between training pictures")
     add("--anomaly-score-file", type=_path, default=HERE / "anomaly_scores.csv", help="inference: table of the scores")
+    add("--fpr", type=float, default=0.05, help="inference: share of good images that may be called defective")
     add("--report", **YES_NO, default=False, help=f"inference: {REPORT_HELP}")
     add("--wandb", **YES_NO, default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what goes to the log file")
@@ -171,6 +171,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     require(opt, "save_every", opt.save_every >= 0, "at least 0")
     require(opt, "calibration_share", 0 <= opt.calibration_share < 1, "from 0 to below 1")
     require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
+    file = opt.anomaly_score_file
+    require(opt, "anomaly_score_file", file.suffix != ".json", "another ending: beside it, the results become .json")
     for name in (name for name in vars(opt) if name.endswith("_weight")):
         require(opt, name, 0 <= getattr(opt, name) < math.inf, "a finite number from 0 up")
     if opt.auto_set_name:

@@ -53,9 +53,10 @@ def split_calibration(count: int, opt: Namespace) -> tuple[list[int], list[int]]
     held = 0 if opt.calibration_share == 0 else max(round(opt.calibration_share * count), 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(opt.seed)).tolist()
     if count - held < opt.batch_size:
+        remedy = f"--batch-size {count - held} or less" if count > held else "more images, or --calibration-share 0"
         raise UserError(
             f"{count} training images, {held} of them held out for the threshold (--calibration-share), are fewer than "
-            f"a batch: use --batch-size {max(count - held, 1)} or less"
+            f"a batch: use {remedy}"
         )
     return sorted(order[held:]), sorted(order[:held])
 
@@ -91,14 +92,14 @@ class Training:
     def __init__(self, opt: Namespace, dataset: Dataset, device: torch.device):
         self.opt, self.dataset, self.device = opt, dataset, device
         rows, held = split_calibration(len(dataset.train), opt)
+        seed_all(opt.seed)
+        self.model = load_model(opt)[0] if opt.model_input else make_model(opt)  # the former may bring the images' size
         images = partial(Images, kind=dataset.kind, imsize=opt.imsize, antialias=opt.antialias, threads=opt.num_workers)
         self.train_images = images([dataset.train[row] for row in rows])
         self.held_images = images([dataset.train[row] for row in held])
         self.test_images = images(dataset.test)
         self.labels = [item.label for item in dataset.test]
 
-        seed_all(opt.seed)
-        self.model = load_model(opt)[0] if opt.model_input else make_model(opt)
         if opt.sync_bn:
             if device.type != "cuda":
                 raise UserError("--sync-bn needs GPUs: on a CPU, batch norms are of each process's share")
@@ -186,6 +187,7 @@ class Training:
         if not self.opt.save:
             return
         self.require_finite()
+        self.model.choose_best()  # a training that is stopped need not have come to a validation yet
         more = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -390,6 +392,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if opt.save and opt.checkpoint_path:
             command = ["python", sys.argv[0], *words, "--checkpoint-path", str(opt.checkpoint_path)]
+            command += [] if opt.resume else ["--resume", "yes"]  # of two, the last one counts
             say(f"stopped; what is saved is in {opt.checkpoint_path}. To continue: {shlex.join(command)}")
         else:
             say("stopped; nothing is saved (--save no)")

@@ -26,9 +26,9 @@ from crn.training.skipnetworks import NORMS
 Model = CompetitiveReconstructionNetwork | DAGAN
 
 # What a model is made of, and with what else a training can be continued.
-ARCHITECTURE = ("model", "num_competitive_units", "ngf", "improved", "use_dropout", "norm")
+ARCHITECTURE = ("model", "num_competitive_units", "max_network_depth", "ngf", "improved", "use_dropout", "norm")
 BINDING = (
-    *ARCHITECTURE, "dataset", "imsize", "antialias", "max_network_depth", "batch_size", "seed", "optimizer", "lr",
+    *ARCHITECTURE, "dataset", "imsize", "antialias", "batch_size", "seed", "optimizer", "lr",
     "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share", "validation_interval",
     "reconstruction_weight", "feedback_weight", "discrimination_weight", "adversarial_loss_weight",
     "contextual_loss_weight", "discriminator_reconstruction_loss_weight",
@@ -80,7 +80,7 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
         if name in opt.given and getattr(opt, name) != settings[name]:
             raise UserError(f"{path} has {name.replace('_', '-')} {settings[name]}, not {getattr(opt, name)}")
         setattr(opt, name, settings[name])
-    for name in ("imsize", "antialias", "max_network_depth"):
+    for name in ("imsize", "antialias"):
         if name not in opt.given:
             setattr(opt, name, settings[name])
         elif getattr(opt, name) != settings[name]:

@@ -226,6 +226,7 @@ CASES = [
         ("--model-input {place}/none.ckpt", "none.ckpt"), ("--model-input {place}/data", "folder"),
         ("--anomaly-score-file {place}/data", "--anomaly-score-file"),
         ("--anomaly-score-file {place}/sweep.yml/x.csv", "sweep.yml"), ("--imsize 33", "--imsize 33"), "--fpr 1",
+        ("--max-network-depth 5", "max-network-depth 8, not 5"), ("--anomaly-score-file x.json", "another ending"),
         ("--dataset-path {place}/none", "none"),
     ),
     *files("train inference", LAST, {
@@ -309,7 +310,7 @@ CASES = [
     *options(
         "sweep",
         "--trials 0", "--trials 9999999", "--trials x", "--workers 0", "--workers 65", "--workers x", "--seed x",
-        "--trails 3", ("more.yml", "more.yml"), "--name", "--storage", "--output",
+        "--seed -1", "--trails 3", ("more.yml", "more.yml"), "--name", "--storage", "--output",
         ("--name 'a\0b'", "NUL"), "--trials " + "9" * 5000,
     ),
     *files(

@@ -3,6 +3,7 @@
 import copy
 import json
 import runpy
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from crn.training.crn import CompetitiveReconstructionNetwork
 from crn.training.double_skip import DAGAN
+from crn.training.networks import create_scheduler
 from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, UpsampledConv2d, get_norm_layer
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # with which the authors' numbers were computed
@@ -168,3 +170,59 @@ def test_dagan():
         assert_parity(model.scores(x)["validation"], arrays["score"])
         assert_parity(model.generator(x).flatten()[::11], arrays["reconstruction"])
         assert_parity(model.discriminator(x)[0].flatten()[::11], arrays["discrimination"])
+
+
+def test_dagans_step_equals_the_published_passes():
+    """One network's loss does not reach the other one; D's running statistics see G(x) twice, then x."""
+    torch.manual_seed(0)
+    ours = DAGAN(5, ngf=4, adversarial_loss_weight=0.7, contextual_loss_weight=3.0).train()
+    theirs = copy.deepcopy(ours)
+    optimizers = [[torch.optim.SGD(network.parameters(), 1e-2) for network in m.networks] for m in (ours, theirs)]
+    generator, discriminator = theirs.networks
+    x = draw(0, 2, 3, 32, 32)
+    ours.training_step(x, optimizers[0], (0, 1), NO_SCALER)
+
+    rec = generator(x)
+    (0.7 * F.mse_loss(rec, discriminator(rec)[0].detach()) + 3.0 * F.mse_loss(x, rec)).backward()
+    optimizers[1][0].step()
+    rec = rec.detach()
+    optimizers[1][1].zero_grad()
+    of_rec, of_x = discriminator(rec)[0], discriminator(x)[0]
+    (F.mse_loss(of_x, x) - 0.7 * F.mse_loss(of_rec, rec)).backward()
+    optimizers[1][1].step()
+    for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_initial_weights():
+    """Kaiming normal by fan_out for convolutions, zero biases, N(1, 0.02) for batch norms."""
+    torch.manual_seed(0)
+    for unet in (UnetGenerator, UnetGeneratorImproved):
+        network = CompetitiveReconstructionNetwork(1, 5, unet.improved, ngf=16).networks[0]
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert abs(module.weight.mean() - 1) < 0.02 and 0.005 < module.weight.std() < 0.05, name
+                assert not module.bias.any(), name
+            elif isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+                # PyTorch's fan_out: the weight's first dimension times the kernel's size, of transposed ones, too
+                fan_out = len(module.weight) * module.weight[0, 0].numel()
+                assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
+                assert module.bias is None or not module.bias.any(), name
+
+
+def test_learning_rates_are_those_of_pytorchs_schedulers():
+    schedulers = torch.optim.lr_scheduler
+    opt = Namespace(lr=0.2, lr_factor=0.3, lr_steps=[2, 3, 7])
+    for name, create in (
+        ("step", lambda optimizer: schedulers.MultiStepLR(optimizer, opt.lr_steps, opt.lr_factor)),
+        ("exponential", lambda optimizer: schedulers.ExponentialLR(optimizer, opt.lr_factor)),
+        ("cosine", lambda optimizer: schedulers.CosineAnnealingLR(optimizer, 9)),
+        ("", lambda optimizer: schedulers.ConstantLR(optimizer, factor=1)),
+    ):
+        opt.lr_scheduler = name
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], opt.lr)
+        theirs, ours = create(optimizer), create_scheduler(opt, 9)
+        for epoch in range(9):
+            assert ours(epoch) == pytest.approx(theirs.get_last_lr()[0]), (name, epoch)
+            optimizer.step()
+            theirs.step()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from common.demo_data import DEFECTS
-from common.files import only_run
+from common.files import UserError, only_run
 from common.images import synthetic
 from common.metrics import image_auroc
 from crn import demo_data, score, sweep, train
@@ -182,6 +182,24 @@ def test_the_discriminators_loss_does_not_reach_the_generator():
             assert any(p.grad.abs().max() > 0 for p in fresh.competitive_units[0].parameters()) == moves
 
 
+def test_initial_weights_bring_the_size_of_their_images(place):
+    argv = training("RoadImages", "--num-competitive-units", "1", "--training-steps", "1")
+    assert train.main([*argv, "--imsize", "64", "--max-network-depth", "6"]) == 0
+    assert train.main([*argv, "--model-input", "ck/last.ckpt", "--checkpoint-path", "other"]) == 0
+    content = load("other/last.ckpt")
+    assert (content["settings"]["imsize"], content["settings"]["max_network_depth"], content["levels"]) == (64, 6, 6)
+    assert Image.open("oi/version_1_epoch_0000_end.png").size == (2 * 64, 3 * 64)
+
+
+def test_too_few_images_to_hold_some_out():
+    opt = parse([*training(), "--batch-size", "1"])
+    assert train.split_calibration(2, opt) in (([0], [1]), ([1], [0]))
+    with pytest.raises(UserError, match="--calibration-share 0"):
+        train.split_calibration(1, opt)
+    with pytest.raises(UserError, match="--batch-size 2 or less"):
+        train.split_calibration(3, parse([*training(), "--batch-size", "4"]))
+
+
 def test_one_unit_plays_both_roles(place):
     assert train.main(training("RoadImages", "--num-competitive-units", "1", "--training-steps", "6")) == 0
     table = rows("lm/version_0/metrics.csv")
@@ -198,7 +216,10 @@ def test_lightning_checkpoints_of_the_authors(place, kind, capsys):
     content |= {"best_gen": np.argmin([2, 1, 3]), "best_disc": np.int64(2), "optimizer_states": []}
     torch.save(content, "theirs.ckpt")
     argv = inference("RoadImages", *sizes, "--model-input", "theirs.ckpt")
-    assert train.main(argv) == 0
+    assert train.main([*argv, "--report", "yes" if kind == "dagan" else "no"]) == 0
+    if kind == "dagan":
+        told = " ".join(Report(Path("report.html")).texts)
+        assert "An unknown number of batches. The score is mse(x, G(x)), the map the mean of |x - G(x)|" in told
     assert "no verdicts" in capsys.readouterr().out
     with torch.no_grad():
         if kind == "crn":
@@ -249,15 +270,25 @@ def test_score_folder(place, capsys):
         assert Image.open(f"out/overlays/{name}.jpg").size == (128, 128)
     Path("mine/broken é?.png").unlink()
     assert score.main([*argv, "--score", "validation", "--imsize", "64"]) == 0
-    assert "though" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "though" in told and "no verdicts" in told and "--imsize 32" in told  # scores of other sizes do not compare
+    assert {row["verdict"] for row in rows("out/scores.csv")} == {""}
     refused(capsys, score.main, [*argv, "--images", "mine/a b"], "other images", "--output")
     refused(capsys, score.main, [*argv, "--output", "mine/out"], "--output")
     refused(capsys, score.main, [*argv, "--images", "nowhere"], "nowhere")
     refused(capsys, score.main, [*argv, "--imsize", "33"], "--imsize 33")
 
 
-def test_score_pairs_of_road_images(place):
+def test_a_model_of_road_images_on_other_images(place, capsys):
+    """As in the seed, whose inference is on panoramas; and on pairs without labels."""
     assert train.main(training()) == 0
+    capsys.readouterr()
+    assert train.main(inference("Panorama")) == 0
+    told = capsys.readouterr().out
+    assert "trained on RoadImages, not on Panorama" in told and "no verdicts" in told
+    assert {row["verdict"] for row in rows("a.csv")} == {""} and "threshold" not in json.loads(
+        Path("a.json").read_text()
+    )
     argv = ["--images", "datasets/roadimages/bad_ones", "--output", "out", "--model-input", "ck/best.ckpt", "--cpu"]
     assert score.main(argv) == 0
     assert rows("out/scores.csv")[0]["path"] == "intensity_files/000.png"
@@ -567,15 +598,18 @@ def test_interrupting_without_a_checkpoint_path_tells_where_it_is(place, monkeyp
             return lambda: True
 
     monkeypatch.setattr(train, "stop_on_request", Stop)
-    argv = training()
+    argv = training("RoadImages", "--num-competitive-units", "9", "--resume", "no")
     at = argv.index("--checkpoint-path")
     del argv[at : at + 2]
     assert train.main(argv) == 130
     told = capsys.readouterr().out
-    assert "--checkpoint-path lm/version_0" in told
+    assert "--checkpoint-path lm/version_0 --resume yes" in told
+    stored = load("lm/version_0/last.ckpt")["bookkeeping"]
+    trained = {unit for unit, loss in enumerate(stored["reconstruction_losses"]) if np.isfinite(loss)}
+    assert len(trained) == 2 and 0 not in trained and {stored["best_gen"], stored["best_disc"]} <= trained
     monkeypatch.undo()
     os.chdir(place)
-    assert train.main([*argv, "--checkpoint-path", "lm/version_0"]) == 0
+    assert train.main([*argv, "--checkpoint-path", "lm/version_0", "--resume", "yes"]) == 0
     assert "continuing lm/version_0/last.ckpt after 1 of 10 batches" in capsys.readouterr().out
     assert len(rows("lm/version_0/metrics.csv")) >= 1 and not Path("lm/version_1").exists()
 
