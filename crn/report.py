@@ -47,8 +47,9 @@ def write(
     counts, threshold, batches = results["images"], results.get("threshold"), results["batches_trained"]
     trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
     held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
+    elsewhere = results["trained_on"] not in (None, results["data"])
     about = [
-        data_sentence(results["data"]),
+        data_sentence(results["data"]) + (f" The model was trained on {results['trained_on']}." if elsewhere else ""),
         f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
         f"{counts['defective']} defective ones to test, {opt.imsize} x {opt.imsize} pixels. "
         f"{'An unknown number of' if batches is None else batches} batches. The score is {SCORE[opt.model]}, the map "

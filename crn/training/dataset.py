@@ -115,6 +115,8 @@ def _mvtec(root: Path, part: str) -> list[Item]:
 
 
 def _panorama(root: Path, part: str, label: int) -> list[Item]:
+    if (root / part / "intensity_files").is_dir():
+        raise UserError(f"{root} holds pairs of intensity and height images: use --dataset RoadImages")
     return [Item(path.relative_to(root).as_posix(), path, label) for path in _files(root / part)]
 
 

@@ -137,7 +137,8 @@ def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> Model:
         checkpoint.load_parameters(model, state, path)
     except UserError as error:
         raise UserError(
-            f"{error}; --imsize, --max-network-depth, --improved and --norm must be the training's"
+            f"{error}; --imsize, --max-network-depth, --ngf, --improved and --norm must be the training's (train.py "
+            "has these options)"
         ) from None
     if units:
         try:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -294,6 +295,30 @@ def test_a_model_of_road_images_on_other_images(place, capsys):
     assert rows("out/scores.csv")[0]["path"] == "intensity_files/000.png"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--mode train --training-steps 20000 --model crn --dataset MVTec --auto-set-name "
+        "--dataset-path=datasets/mvtec/cable --seed 41020",
+        "--mode train --dataset Panorama --dataset-path datasets/panorama --model crn --seed 41020",
+        "--mode train --dataset RoadImages --dataset-path datasets/roadimages --model crn --seed 41020",
+        "--mode train --dataset RoadImages --dataset-path datasets/roadimages --model crn --demo --num-workers 4 --cpu "
+        "--seed 41020",
+        "--mode train --dataset RoadImages --dataset-path datasets/roadimages --model crn --checkpoint-path "
+        "model_checkpoints",
+        "--mode inference --dataset Panorama --dataset-path datasets/panorama_converted --model crn "
+        '--model-input "model_checkpoints/last.ckpt" --image-output-path inference_images/',
+    ],
+)
+def test_the_seeds_commands_parse(line):
+    """As printed there."""
+    words = shlex.split(line)
+    opt = parse(words)
+    given = [word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    assert opt.given == set(given) and opt.model == "crn"
+    assert (opt.experiment == "crn_MVTec_cable") == ("--auto-set-name" in words)
+
+
 def test_options_that_must_parse(capsys):
     assert parse([*training(), "--lr-scheduler", "--cpu"]).lr_scheduler == ""
     opt = parse([*training(), "--improved=1", "--lr-scheduler=", "--use-dropout", "no", "--auto-set-name"])
@@ -334,6 +359,8 @@ def test_bad_data(place, tmp_path, capsys):
     refused(capsys, train.main, argv, "height_files")
     shutil.rmtree("road/bad_ones")
     refused(capsys, train.main, argv, "bad_ones")
+    argv = [word.replace("datasets/panorama", "datasets/roadimages") for word in training("Panorama")]
+    refused(capsys, train.main, argv, "--dataset RoadImages")
     assert not Path("ck").exists()
 
     shutil.copytree("datasets/mvtec/brick", "brick")
