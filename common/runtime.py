@@ -5,6 +5,7 @@ import difflib
 import functools
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ __all__ = [
     "ArgumentParser",
     "UserError",
     "autocast",
+    "command_to_continue",
     "default_text",
     "goes_on",
     "pick_device",
@@ -306,6 +308,15 @@ def run_script(path: Path, *options: object) -> None:
         raise KeyboardInterrupt(status)
     if status:
         raise UserError(f"{path.name} ended with status {status} (see above)")
+
+
+def command_to_continue(argv: list[str] | None, resume: bool) -> str:
+    """What to type to go on with a script that was called with `argv` and stopped.
+
+    resume: whether that call would itself continue what is saved; else the option that does so is added.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", sys.argv[0], *words, *([] if resume else ["--resume", "yes"])])
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Train CS-Flow and evaluate it: python main.py, with no arguments on the dummy data; --help lists every setting."""
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import distributed
 from common.files import only_run, require_writable
-from common.runtime import autocast, pick_device, say, script
+from common.runtime import autocast, command_to_continue, pick_device, say, script
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import evaluate, load_features
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
             model, about = train(config, dataset, train_set, test_set, extractor, device)
         except KeyboardInterrupt:
             if config.save_model and config.model_file.exists():
-                command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+                command = command_to_continue(argv, config.resume)
                 say(f"stopped; what is saved is in {config.model_file}. To continue: {command}")
             raise
         evaluate(config, dataset, model, test_set, about, device)

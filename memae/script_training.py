@@ -9,7 +9,6 @@ torchrun --nproc_per_node=N script_training.py ...
 import errno
 import math
 import os
-import shlex
 import sys
 import time
 import warnings
@@ -30,7 +29,7 @@ from common.figures import curve_figure
 from common.files import UserError, atomic_write, naming, only_run, require_writable, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, progress, say, script, seed_all, stop_on_request
+from common.runtime import autocast, command_to_continue, progress, say, script, seed_all, stop_on_request
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
 from memae.data.video_datasets import index_root, load_batches
@@ -369,7 +368,7 @@ def main(argv: list[str] | None = None) -> None:
         with only_run(opt.ModelRoot / f"model_{name_of(opt)}"):
             final = train(opt, dataset, device, about)
     except KeyboardInterrupt:
-        command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+        command = command_to_continue(argv, opt.resume)
         say(f"stopped; what was reached is saved in {opt.ModelRoot}. To continue: {command}")
         raise
     say(f"weights: {final}")

@@ -5,7 +5,6 @@ results_tr/ (history, masks, pictures of each epoch), results_te/ (scores and pi
 result.json; with --report, report.html too.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from common import distributed
 from common.files import UserError, only_run, require_writable
 from common.memory import reuse_memory
-from common.runtime import autocast, pick_device, say, script, seed_all
+from common.runtime import autocast, command_to_continue, pick_device, say, script, seed_all
 from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
 
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             history = procedure.training(settings, data, agent)
             procedure.test(settings, data, agent, history)
         except KeyboardInterrupt:
-            command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+            command = command_to_continue(argv, settings.resume)
             say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
             raise
 

@@ -18,6 +18,7 @@ from common import runtime
 from common.runtime import (
     ArgumentParser,
     UserError,
+    command_to_continue,
     pick_device,
     progress,
     run_script,
@@ -28,6 +29,12 @@ from common.runtime import (
 )
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_that_began_anew_is_not_begun_anew_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["riad/run.py", "--output", "a b"])
+    assert command_to_continue(None, resume=True) == "python riad/run.py --output 'a b'"
+    assert command_to_continue(["--resume", "no"], resume=False) == "python riad/run.py --resume no --resume yes"
 
 
 @pytest.fixture
