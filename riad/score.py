@@ -7,7 +7,7 @@ and the binary mask of defective pixels (masks/, PNG; only with a threshold), un
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
     return score_folder(
         given.images,
-        given.output or file.parent.parent / "scores" / given.images.resolve().name,
+        given.output or file.absolute().parent.parent / "scores" / given.images.resolve().name,
         file,
         [path.relative_to(root).as_posix() for path in paths],
         score,
@@ -115,7 +115,7 @@ def load_agent(path: Path, given: Namespace, device: torch.device) -> tuple[Agen
     return agent, stored
 
 
-def _batch(images: Sequence[np.ndarray], agent: Agent, channels: int) -> torch.Tensor:
+def _batch(images: Iterable[np.ndarray], agent: Agent, channels: int) -> torch.Tensor:
     """(B, C, side, side) uint8 from images (H, W, 3) of any sizes."""
     batch = torch.stack([to_tensor(Image.fromarray(image), agent.settings.img_size) for image in images])
     if channels == 1:  # as MNIST's

@@ -40,7 +40,7 @@ def learning_rate(mode: int, lr: float, epoch: float) -> float:
     while since >= period:
         since, period = since - period, 2 * period
     low = lr / 5
-    rate = low + (lr - low) * (1 + torch.cos(torch.tensor(torch.pi * since / period)).item()) / 2
+    rate = low + (lr - low) * (1 + math.cos(math.pi * since / period)) / 2
     return rate if epoch < 250 else rate / 10
 
 
@@ -164,15 +164,15 @@ class Agent:
             return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (x.shape[0], -1))
 
     @torch.no_grad()
-    def validation_loss(self, images: Tensor, batch: int) -> float:
-        """The loss of a batch in eval mode; its masks and cell size are the same in every epoch.
+    def validation_loss(self, images: Tensor, k: int) -> float:
+        """The mean loss of `images` in eval mode, with cells of k x k; their masks are the same in every epoch.
 
         Raises UserError where it is not finite.
         """
         self.network.eval()
         images, weight = distributed.share(images)
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
-        masks = self._masks(keys, self.settings.list_k[batch % len(self.settings.list_k)])
+        masks = self._masks(keys, k)
         outputs = self.inpaint(x, masks)
         if self.settings.algorithm == "repo":
             x = x.repeat_interleave(masks.shape[1], dim=0)

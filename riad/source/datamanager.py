@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 
@@ -121,6 +122,13 @@ def load(settings: Namespace) -> DataSet:
             f"--eval_images {settings.eval_images}: only --algorithm repo on MNIST has labelled validation images; see "
             "--validation_share"
         )
+    if settings.validation_share != 0.2 and settings.algorithm == "repo" and settings.dataset != "mvtec":
+        raise UserError(
+            f"--validation_share {settings.validation_share:g}: with --algorithm repo, MNIST's labelled validation "
+            "half chooses the epoch; see --eval_images"
+        )
+    if settings.dataset == "mvtec" and settings.select_norm != 1:
+        raise UserError(f"--select_norm {settings.select_norm}: mvtec's normal images are those in train/good, drop it")
     if settings.dataset == "digits" and settings.data_path is not None:
         raise UserError(f"--data_path {settings.data_path}: --dataset digits is installed with scikit-learn, drop one")
     if settings.dataset == "mvtec":
@@ -128,6 +136,8 @@ def load(settings: Namespace) -> DataSet:
         return _mvtec(settings)
     settings.img_size = settings.img_size or SIDES[settings.algorithm, "mnist"]
     asked, root = settings.dataset is not None, settings.data_path or HERE / "data"
+    if not asked and (root / "train/good").is_dir() and not (root / "MNIST").exists():
+        raise UserError(f"--data_path {root} looks like a category in MVTec's layout, not MNIST: add --dataset mvtec")
     if settings.dataset != "digits":
         try:
             images, digits, test_images, test_digits = _mnist(root)
@@ -173,7 +183,7 @@ def _download(root: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as temporary:
             MNIST(temporary, download=True)
             Path(temporary, "MNIST").rename(root / "MNIST")
-    except (OSError, RuntimeError) as error:
+    except (OSError, HTTPException, RuntimeError) as error:
         words = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())  # torchvision's lines
         raise UserError(
             f"MNIST is not in {root} and cannot be downloaded ({words}): put its four files into {root / 'MNIST/raw'}, "

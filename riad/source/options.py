@@ -30,11 +30,11 @@ LARGEST = {
     "disjoint_n": 10**6, "batch": 65536, "batch_score": 65536, "epochs": 10**6, "train_images": 10**9,
     "eval_images": 10**9, "figures_every": 10**6, "smooth": 1001, "img_size": 4096, "ksize": 31, "ngpu": 1024,
 }  # fmt: skip
-# What must agree for a training to be continued; a validation batch decides which images get which cell size.
+# What must agree for a training to be continued.
 TRAINING = (
     "algorithm", "dataset", "select_norm", "train_images", "img_size", "masking_mode", "disjoint_n", "list_k", "nn",
-    "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "batch_score",
-    "validation_share", "eval_images", "precision", "seed",
+    "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "validation_share",
+    "eval_images", "precision", "seed",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def build_parser() -> ArgumentParser:
     add("--algorithm", choices=tuple(DEFAULTS), default="repo", help="the seed's variant, or the paper's")
     add("--dataset", choices=("mnist", "digits", "mvtec"), help="unset: mnist, or digits where it cannot be had")
     add("--data_path", type=Path, help=f"MNIST's folder, or mvtec's category folder; unset, of MNIST: {HERE / 'data'}")
-    add("--select_norm", type=int, default=1, help="the digit that is normal")
+    add("--select_norm", type=int, default=1, help="the digit that is normal (not for mvtec)")
     add("--train_images", type=int, default=0, help="use the first so many normal images to train; 0: all")
     add("--eval_images", type=int, default=0, help="use the first so many of the labelled validation images; 0: all")
     add("--validation_share", type=float, default=0.2, help="of the good images, where labels choose no epoch")

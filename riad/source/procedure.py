@@ -34,6 +34,7 @@ CHOSEN_BY = {
 }
 LOSSES = {"loss", "l2", "ssim", "msgms"}
 COLUMNS = ("epoch", "time", "loss", "l2", "ssim", "msgms", "rate")
+SAME_K = 8  # validation images in a row that are validated with one cell size, whatever the batch
 
 
 def criterion(data: DataSet) -> str:
@@ -94,7 +95,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     shown = _first_of_each_class(data.test)
     ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
     started = saved = time.monotonic()
-    board = _board(settings.output / PATH_CKPT, place["epoch"] + 1)
+    board = _board(settings.output / PATH_CKPT, place["epoch"] + 1) if place["epoch"] < settings.epochs else None
 
     def save() -> None:
         nonlocal started, saved
@@ -143,6 +144,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
             if board:
                 for name in entry.keys() - {"epoch", "time"}:
                     board.add_scalar(name, entry[name], epoch + 1)
+                board.flush()  # whatever ends the training
             if _worth_a_line(epoch, settings.epochs):
                 say(f"epoch {epoch + 1:4d}: loss {entry['loss']:.5f}, validation {chosen_by} {value:.5f}")
             if stopping or epoch + 1 == settings.epochs or time.monotonic() - saved >= settings.save_every:
@@ -216,9 +218,11 @@ def _validate(agent: Agent, part: Part, chosen_by: str, settings: Namespace) -> 
         scores = score_all(agent, part.images, settings, "validating")
         return image_auroc(part.labels, scores), scores
     total = 0.0
-    for number, start in enumerate(progress(range(0, len(part.images), settings.batch_score), "validating")):
-        images = part.images.batch(range(start, min(start + settings.batch_score, len(part.images))))
-        total += agent.validation_loss(images, number) * len(images)
+    for number, first in enumerate(progress(range(0, len(part.images), SAME_K), "validating")):
+        rows, k = range(first, min(first + SAME_K, len(part.images))), settings.list_k[number % len(settings.list_k)]
+        for start in range(0, len(rows), settings.batch_score):
+            images = part.images.batch(rows[start : start + settings.batch_score])
+            total += agent.validation_loss(images, k) * len(images)
     return total / len(part.images), None
 
 
@@ -269,7 +273,7 @@ def _draw_images(path: Path, data: DataSet, agent: Agent, rows: list[int], title
 
 
 def draw_masks(settings: Namespace, data: DataSet, agent: Agent) -> None:
-    """Draw the masks of the first training image, what they leave of it, and what is inpainted nowhere yet."""
+    """Draw the masks of the first training image, and what they leave of it."""
     images = data.train.batch([0])
     keys = content_keys(settings.seed, images.to(agent.device))
     x = agent.prepare(images)
@@ -328,7 +332,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     """Score the test images with each saved network; writes results_te and result.json, returns what is in the latter.
 
     The network that the validation images chose is the result; the others stand beside it. Stores the scores of the
-    good validation images, from which thresholds come, in the checkpoints.
+    good validation images, from which thresholds come, in the checkpoints, with the settings that they depend on.
     """
     folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
     found: dict[str, dict[str, Any]] = {}
@@ -348,14 +352,17 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
                 # One for images and pixels, since an image's score is its map's maximum.
                 "threshold": thresholds(calibration, calibration, settings.fpr),
             }
-        save_network(folder / name, agent, content["epoch"], content, calibration=entry["calibration"])
+        # A test with another --smooth or --fpr gives other thresholds: score.py is to use the same.
+        about = {**content, "settings": {**content["settings"], "smooth": settings.smooth, "fpr": settings.fpr}}
+        save_network(folder / name, agent, content["epoch"], about, calibration=entry["calibration"])
         found[name] = entry
         _write_test(settings.output / "results_te", name, data, entry, agent)
     best = found[BEST[chosen_by]]
     result = {
         "name_best": BEST[chosen_by],
         **_measures(data.test, best),
-        **{name: getattr(settings, name) for name in ("select_norm", "masking_mode", "disjoint_n", "nn")},
+        "select_norm": None if settings.dataset == "mvtec" else settings.select_norm,
+        **{name: getattr(settings, name) for name in ("masking_mode", "disjoint_n", "nn")},
         "dim_h": settings.img_size,
         "dim_w": settings.img_size,
         "dim_c": data.channels,

@@ -117,6 +117,7 @@ CASES = [
         "--weights 1 inf 0", "--weights 1 1", "--epochs 0",
         "--batch 1" + "0" * 20, "--batch_score 0", "--mode_lr 4", "--select_norm 10",
         ("--select_norm 7", "--select_norm 7"), "--fpr 1", "--seed -1", "--validation_share 1",
+        ("--validation_share 0.3", "--eval_images"),
         ("--eval_images 1", "--eval_images 1"), "--eval_images -1", "--precision int8", "--learning_rate 1",
         ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"),
         "--resume perhaps", "--ngpu -1", "--save_every nan", "--train_images -1",

@@ -2,13 +2,17 @@
 
 import csv
 import gzip
+import http.client
 import json
+import math
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +163,43 @@ def test_score_folder(bricks, textures, tmp_path, capsys):
     refused(capsys, score.main, ["--images", tmp_path / "none"], "none")
 
 
+def test_tested_again_with_another_filter(bricks, textures, tmp_path):
+    """score.py follows the last test: maps and threshold are of one filter."""
+    output = tmp_path / "out"
+    shutil.copytree(textures, output)
+    argv = [*PAPER, "--data_path", str(bricks), "--output", str(output), "--figures_every", "0", "--batch_score", "3"]
+    assert run.main([*argv, "--smooth", "9", "--fpr", "0.5"]) == 0
+    name = "model_2_best_val_loss"
+    stored = procedure.load(output / f"Checkpoint/{name}.pth")
+    assert (stored["settings"]["smooth"], stored["settings"]["fpr"]) == (9, 0.5)
+    tested, before = (
+        {row["image"]: float(row["score"]) for row in rows(folder / f"results_te/test_{name}.csv")}
+        for folder in (output, textures)
+    )
+    agent, _ = score.load_agent(
+        output / f"Checkpoint/{name}.pth", Namespace(fpr=None, precision=None, batch_score=None), torch.device("cpu")
+    )
+    image = next(iter(tested))
+    batch = datamanager.to_tensor(Image.open(bricks / image).convert("RGB"), 32)[None]
+    assert agent.score(batch)[1].max().item() == pytest.approx(tested[image], rel=1e-4)
+    assert tested[image] != pytest.approx(before[image], rel=1e-3)
+
+
+def test_validation_loss_does_not_depend_on_the_batch():
+    """Neither the memory that is there nor an interruption may change what chooses the epoch."""
+    settings = options.parse([*PAPER, "--list_k", "2", "16"])
+    agent = Agent(settings, 3, 1, torch.device("cpu"))
+    images = datamanager.InMemory(torch.randint(256, (11, 3, 32, 32), dtype=torch.uint8))
+    part, values = datamanager._good(images, [""] * 11, 0), []
+    for settings.batch_score in (1, 3, 8, 64):
+        values.append(procedure._validate(agent, part, "val_loss", settings)[0])
+    assert values == pytest.approx([values[0]] * 4, rel=1e-5)
+    per_k = [
+        agent.validation_loss(images.batch(rows), k) * len(rows) / 11 for rows, k in ((range(8), 2), (range(8, 11), 16))
+    ]
+    assert values[0] == pytest.approx(sum(per_k), rel=1e-5)
+
+
 def test_digits_network_scores_pictures(digits, tmp_path):
     found = load_digits().images[:3]
     for number, image in enumerate(found):
@@ -221,10 +262,11 @@ def test_without_mnist_digits_stand_in(tmp_path, monkeypatch, capsys):
     assert "stand-in" in result_of(tmp_path / "out")["data"]
 
 
-def test_download_is_whole_or_not_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, http.client.BadStatusLine, ConnectionResetError])
+def test_download_is_whole_or_not_there(kind, tmp_path, monkeypatch):
     def download(root, train=True, download=False):
         write_mnist(Path(root))
-        raise RuntimeError("connection lost")
+        raise kind("connection lost")
 
     settings = options.parse(["--data_path", str(tmp_path), "--dataset", "mnist"])
     monkeypatch.setattr(datamanager, "MNIST", download)
@@ -260,6 +302,9 @@ def test_bad_data(bricks, tmp_path, capsys):
     (data / "test/empty").rmdir()
     refused(capsys, run.main, [*argv, data], "1 good image")
     refused(capsys, run.main, [*argv, data / "train/good"], "train")
+    refused(capsys, run.main, [*argv, data, "--select_norm", "3"], "--select_norm 3")
+    forgotten = ["--cpu", "--data_path", bricks, "--output", tmp_path / "out"]  # and MNIST downloaded into it
+    refused(capsys, run.main, forgotten, "--dataset mvtec")
     assert not (tmp_path / "out").exists()
 
 
@@ -331,6 +376,26 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
     """Ctrl-C in the middle of an epoch and in its last batch, each followed by the same command."""
     argv = [*DIGITS, "--epochs", "4", "--output", str(tmp_path / "out"), "--save_every", "0", "--figures_every", "0"]
     train_batch = Agent.train_batch
+    logged = {}  # {scalar's name: epochs}, of what TensorBoard was given before each flush
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert folder == str(tmp_path / "out/Checkpoint")
+            self.new = []
+
+        def add_scalar(self, name, value, epoch):
+            assert math.isfinite(value)
+            self.new.append((name, epoch))
+
+        def flush(self):
+            for name, epoch in self.new:
+                logged.setdefault(name, []).append(epoch)
+            self.new = []
+
+        def close(self):
+            self.flush()
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     for stop_at in ((2, 0), (3, 1)):  # of two batches
 
         def train_and_stop(self, images, rows, epoch, batch, stop_at=stop_at):
@@ -344,6 +409,7 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
         assert (
             ("continuing" in text) == (stop_at[0] == 3) and "To continue: python" in text and "--save_every 0" in text
         )
+    assert logged["loss"] == logged["auroc"] == [1, 2, 3, 4]  # each once
     monkeypatch.undo()
     assert run.main(argv) == 0
     assert_same_training(tmp_path / "out", digits)
