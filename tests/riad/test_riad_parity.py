@@ -293,6 +293,82 @@ def test_paper_batch_is_one_step():
     assert last["loss"] < 0.8 * first["loss"]
 
 
+def papers_loss(x, reconstruction):
+    """Loss and map of the paper's section 3.3, from gradient magnitudes and SSIM alone; images (1, C, H, W)."""
+    grey, made = x.mean(dim=1, keepdim=True), reconstruction.mean(dim=1, keepdim=True)
+    loss = ((x - reconstruction) ** 2).mean() + 1 - losses.ssim_map(x, reconstruction, value_range=2).mean()
+    anomaly_map = 0
+    for s in range(4):
+        if s:
+            grey, made = F.avg_pool2d(grey, 2), F.avg_pool2d(made, 2)
+        g, g_r = losses.gradient_magnitude(grey), losses.gradient_magnitude(made)
+        difference = 1 - (2 * g * g_r + 0.0026) / (g**2 + g_r**2 + 0.0026)
+        loss = loss + difference.mean() / 4
+        anomaly_map = anomaly_map + F.interpolate(difference, x.shape[2:], mode="bilinear") / 4
+    return loss, anomaly_map[0, 0]
+
+
+def test_papers_step_and_score():
+    """The batched step and score against plain loops over images, cell sizes and masks."""
+    words = ["--algorithm", "paper", "--img_size", "32", "--mode_optim", "sgd", "--lr", "0.01", "--smooth", "5"]
+    words += ["--weight_decay", "0", "--mode_lr", "0", "--list_k", "4", "8"]
+    ours, plain = (tiny(*words, channels=3) for _ in range(2))
+    images, rows = images_of(2, 3, 32), torch.tensor([5, 1])
+    result = ours.train_batch(images, rows, epoch=3, batch=0)
+    x = images.float() / 255 * 2 - 1
+    key = epoch_keys(0, 3, rows[:1])
+    reached = {}  # {cell size: loss}, one of which the step has taken
+    plain.network.train()
+    for k in (4, 8):
+        masks = disjoint_masks(key, (32, 32), k, 3)[0]
+        outputs = plain.network(torch.stack([image * mask for image in x for mask in masks])).unflatten(0, (2, 3))
+        whole = [sum((1 - mask) * part for mask, part in zip(masks, parts)) for parts in outputs]
+        reached[k] = sum(papers_loss(image[None], made[None])[0] for image, made in zip(x, whole)) / 2
+    k = min(reached, key=lambda k: abs(reached[k].item() - result["loss"]))
+    assert result["loss"] == pytest.approx(reached[k].item(), rel=1e-4)
+    reached[k].backward()
+    plain.optimizer.step()
+    for one, other in zip(ours.network.parameters(), plain.network.parameters()):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+    _, maps = ours.score(images)
+    for number, image in enumerate(images):
+        total = 0
+        for k in (4, 8):
+            masks = disjoint_masks(content_keys(0, image[None]), (32, 32), k, 3)[0]
+            with torch.no_grad():
+                parts = [ours.network((x[number] * mask)[None])[0] for mask in masks]
+            whole = sum((1 - mask) * part for mask, part in zip(masks, parts))
+            total = total + papers_loss(x[number][None], whole[None])[1] / 2
+        assert maps[number, 9, 20] == pytest.approx(total[7:12, 18:23].mean().item(), rel=1e-3)
+        assert maps[number, 0, 31] == pytest.approx(total[:3, 29:].mean().item(), rel=1e-3)
+
+
+def test_papers_batches_draw_all_cell_sizes(monkeypatch):
+    agent = tiny("--algorithm", "paper", "--img_size", "32", channels=3)
+    drawn = []
+    monkeypatch.setattr(agent, "_masks", lambda keys, k: drawn.append(k) or torch.zeros(1, 1, 1, 32, 32))
+    monkeypatch.setattr(agent, "inpaint", lambda x, masks: torch.zeros(1, 1, 3, 32, 32, requires_grad=True))
+    for row in range(200):
+        agent.train_batch(images_of(1, 3, 32), torch.tensor([row]), epoch=0, batch=0)
+    assert [30 < drawn.count(k) < 70 for k in (2, 4, 8, 16)] == [True] * 4  # 3.3 standard deviations
+
+
+def test_seeds_score():
+    """The mean over all masks of both cell sizes, of hidden and visible cells alike."""
+    agent, images = tiny(), images_of(2)
+    _, maps = agent.score(images)
+    for image, anomaly_map in zip(images, maps):
+        x = (image.float() - image.min()) / (image.max() - image.min())
+        total = 0
+        for k in (4, 7):
+            for mask in disjoint_masks(content_keys(0, image[None]), (28, 28), k, 3)[0]:
+                with torch.no_grad():
+                    output = agent.network((x * mask)[None])
+                total = total + losses.msgms_map(losses.magnitudes(x[None], 3), losses.magnitudes(output, 3))[0, 0]
+        assert torch.allclose(anomaly_map, total / 6, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", ["repo", "paper"])
 def test_scores_do_not_depend_on_the_batch(algorithm):
     agent, images = tiny("--algorithm", algorithm, "--img_size", "32", channels=3), images_of(5, 3, 32)
