@@ -24,7 +24,7 @@ from common import checkpoint, distributed
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
 from common.memory import reuse_memory
 from common.metrics import image_auroc
-from common.runtime import autocast, pick_device, progress, say, script, seed_all, stop_on_request
+from common.runtime import autocast, command_to_continue, pick_device, progress, say, script, seed_all, stop_on_request
 from crn.demo_data import ensure_data
 from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, parse, plain
@@ -391,9 +391,8 @@ def main(argv: list[str] | None = None) -> None:
         train(opt, dataset, device)
     except KeyboardInterrupt:
         if opt.save and opt.checkpoint_path:
-            command = ["python", sys.argv[0], *words, "--checkpoint-path", str(opt.checkpoint_path)]
-            command += [] if opt.resume else ["--resume", "yes"]  # of two, the last one counts
-            say(f"stopped; what is saved is in {opt.checkpoint_path}. To continue: {shlex.join(command)}")
+            command = command_to_continue([*words, "--checkpoint-path", str(opt.checkpoint_path)], opt.resume)
+            say(f"stopped; what is saved is in {opt.checkpoint_path}. To continue: {command}")
         else:
             say("stopped; nothing is saved (--save no)")
         raise
