@@ -698,29 +698,34 @@ def content_of(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def test_two_processes_train_and_test(trained, tmp_path):
-    """They leave one checkpoint, which one process continues, and count what one process counts."""
+def together(trained, script, *more):
+    """What the script says that two processes run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "crrn" / script)]
+    done = subprocess.run([*command, *args(trained, "--cpu", *more)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def run(script, *more):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "crrn" / script)]
-        done = subprocess.run([*command, *args(trained, "--cpu", *more)], capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    assert testing.main(args(trained, "--cpu")) == 0
-    alone = json.loads((trained / "result/ConvConjLSTM/results.json").read_text())
-    assert run("2_test_model.py").count("results, curves") == 1
-    together = json.loads((trained / "result/ConvConjLSTM/results.json").read_text())
-    for kind in ("excessive", "insufficient"):
-        for rate, one in alone[kind].items():
-            for key in ("best_f1", "average_precision"):
-                assert together[kind][rate][key] == pytest.approx(one[key], abs=1e-3)
-
-    output = run("1_train.py", *TRAINED, "--num_epochs", "3")
+def test_two_processes_train(trained):
+    """They leave one checkpoint, which one process continues."""
+    output = together(trained, "1_train.py", *TRAINED, "--num_epochs", "3")
     assert output.count("epoch 3/3: loss") == 1 and "continuing" in output
     assert content_of(trained / MODEL)["epoch"] == 2
     assert training.main(args(trained, "--cpu", *TRAINED, "--num_epochs", "4")) == 0
     assert content_of(trained / MODEL)["epoch"] == 3 and len(content_of(trained / MODEL)["train_loss"]) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_test(trained):
+    """They count what one process counts."""
+    assert testing.main(args(trained, "--cpu")) == 0
+    alone = json.loads((trained / "result/ConvConjLSTM/results.json").read_text())
+    assert together(trained, "2_test_model.py").count("results, curves") == 1
+    found = json.loads((trained / "result/ConvConjLSTM/results.json").read_text())
+    for kind in ("excessive", "insufficient"):
+        for rate, one in alone[kind].items():
+            for key in ("best_f1", "average_precision"):
+                assert found[kind][rate][key] == pytest.approx(one[key], abs=1e-3)
 
 
 DAMAGES = {

@@ -479,17 +479,16 @@ def test_main_without_data_draws_its_own(repository, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["repo"]
 
 
-def test_two_processes_train_like_one(bricks, repository, tmp_path):
+def test_two_processes_train_like_one(bricks, repository, tmp_path, monkeypatch, capsys):
     here = repository / "csflow"
+    monkeypatch.setattr(csflow.config, "HERE", here)
     argv = options(bricks, tmp_path, *TINY, "--batch_size", "3", "--meta_epochs", "2", "--sub_epochs", "1")
 
-    def run(*command):
-        done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("main.py", *argv, "--modelname", "one")
-    together = run("-m", "torch.distributed.run", "--nproc_per_node=2", "main.py", *argv, "--modelname", "two")
+    assert main.main([*argv, "--modelname", "one"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "main.py", *argv]
+    done = subprocess.run([*command, "--modelname", "two"], cwd=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    together = done.stdout
     assert together.count("image AUROC 0.") <= 3 and together.count("results: ") == 1  # one process speaks
     one, two = (torch.load(here / "models/tmp" / name, weights_only=True) for name in ("one", "two"))
     for key, value in one["model"].items():
@@ -501,7 +500,9 @@ def test_two_processes_train_like_one(bricks, repository, tmp_path):
     ]
     assert scores[1] == pytest.approx(scores[0], rel=1e-3)
     # What two processes saved, one continues.
-    assert "continuing" in run("main.py", *argv, "--modelname", "two", "--meta_epochs", "3")
+    capsys.readouterr()
+    assert main.main([*argv, "--modelname", "two", "--meta_epochs", "3"]) == 0
+    assert "continuing" in capsys.readouterr().out
 
 
 def test_dummy_data(tmp_path):

@@ -415,6 +415,7 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
     assert_same_training(tmp_path / "out", digits)
 
 
+@pytest.mark.slow  # tests/test_distributed_gradients.py has its gradients in the default run
 def test_two_processes_do_what_one_does(tmp_path, capsys):
     """Uneven shares; one process speaks; scores are those of one process, which can go on."""
     argv = [*DIGITS, "--batch", "7", "--epochs", "1", "--figures_every", "0", "--output", str(tmp_path)]
