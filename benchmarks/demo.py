@@ -155,9 +155,9 @@ def riad_found(folder: Path) -> Found:
 
 METHODS = {
     "csflow": Method("CS-Flow", "bricks, painted defects", 50, csflow, csflow_found),
-    "crrn": Method("CRRN", "generated boards", 100, crrn, crrn_found),
-    "memae": Method("MemAE", "generated walkers", 120, memae, memae_found),
-    "crn": Method("CRN", "bricks, painted defects", 50, crn, crn_found),
+    "crrn": Method("CRRN", "generated boards", 130, crrn, crrn_found),
+    "memae": Method("MemAE", "generated walkers", 150, memae, memae_found),
+    "crn": Method("CRN", "bricks, painted defects", 40, crn, crn_found),
     "riad": Method("RIAD", "handwritten digits", 60, riad, riad_found),
 }
 
