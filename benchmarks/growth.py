@@ -5,6 +5,7 @@ each method's own script on a growing number of small training images, frames or
 CPU time of one epoch, start included, and the peak memory. Writes tables and <output>.json.
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from benchmarks.speed import METHODS, alone
 from common.checkpoint import versions
 from common.files import UserError, require_writable, write_json
 from common.runtime import ArgumentParser, pick_device, say, script
+from crn.training.dataset import TRAINED_SHARE
 from crrn.demo_boards import make_boards
 
 GROWTH = [
@@ -51,7 +53,8 @@ def train_on(method: str, count: int, place: Path) -> dict[str, object]:
         CASES[method].make(place, 1)
         folder = place / TRAINING_FOLDERS[method]
         sources = sorted(folder.iterdir())
-        for number in range(len(sources), count):
+        files = math.ceil(count / TRAINED_SHARE) if method == "crn" else count  # CRN tests on the rest
+        for number in range(len(sources), files):
             source = sources[number % len(sources)]
             os.link(source, folder / f"{number + 1:05d}{source.suffix}")
         for mark in (place / "data").rglob("SYNTHETIC"):

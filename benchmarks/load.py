@@ -120,7 +120,8 @@ CASES = {
     "crn": Case(
         10_000,
         "crn.train",
-        "--mode train --dataset Panorama --dataset-path {0}/data --demo --ngf 1 --num-competitive-units 1 --epochs 1 "
+        "--mode train --dataset Panorama --dataset-path {0}/data --imsize 32 --max-network-depth 3 --batch-size 2 "
+        "--ngf 1 --num-competitive-units 1 --epochs 1 "
         "--log-dir {0}/log --log-file {0}/log.log --image-output-path {0}/pictures --checkpoint-path {0}/model --cpu",
         "crn.score",
         "--images {0}/images --model-input {0}/model/last.ckpt --output {0}/out --cpu",

@@ -240,19 +240,22 @@ class Images:
     ):
         """threads: that decode images (0: as many as there are processors, and no batch ahead)."""
         self.items, self.kind, self.imsize, self.antialias, self.threads = items, kind, imsize, antialias, threads
-        self.room = int(limit_gib * 2**30 / (3 * imsize * imsize * 4))  # images
-        self.kept: dict[int, Tensor] = {}
+        room = min(len(items), int(limit_gib * 2**30 / (3 * imsize * imsize * 4)))  # images
+        # One tensor, which takes memory as it fills: small ones between decoded images would leave gaps between them.
+        self.kept = torch.empty(room, 3, imsize, imsize)
+        self.filled = [False] * room
 
     def __len__(self) -> int:
         return len(self.items)
 
     def one(self, index: int) -> Tensor:
         """Image number `index`, (3, imsize, imsize). UserError where it cannot be read."""
-        if index in self.kept:
+        if index < len(self.filled) and self.filled[index]:
             return self.kept[index]
         image = prepare(read(self.items[index], self.kind), self.kind, self.imsize, self.antialias)
-        if len(self.kept) < self.room:
+        if index < len(self.filled):
             self.kept[index] = image
+            self.filled[index] = True
         return image
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
