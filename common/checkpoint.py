@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, checked before anything of them is used."""
 
 import errno
+import inspect
 import math
 import pickle
 import platform
@@ -164,31 +165,47 @@ def _unfit(value: Any, own: Tensor) -> str | None:
     return None if value.isfinite().all() else "holds nan or infinite values"
 
 
-def load_optimizer(optimizer: torch.optim.Adam, state: Mapping[str, Any], source: str | Path) -> None:
-    """Put a stored state's moments into `optimizer`, which keeps its own options; UserError where they do not fit."""
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str | Path) -> None:
+    """Put a stored state's moments into `optimizer`, one of torch's with one group, which keeps its own options.
+
+    UserError where they do not fit the parameters or are not finite.
+    """
     (group,) = optimizer.param_groups
     own = {name: value for name, value in group.items() if name != "params"}
+    expected = _moments_of_one_number(optimizer)
     try:
-        # With our options, torch puts the state where the fused Adam needs it.
+        # With our options, torch puts the state where fused optimizers need it.
         groups = [{**stored, **own} for stored in state["param_groups"]]
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        fits = all(_moments_fit(parameter, entry) for parameter, entry in optimizer.state.items())
+        fits = all(_moments_fit(parameter, entry, expected) for parameter, entry in optimizer.state.items())
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{source}: its optimizer does not fit the model ({_first_line(error)})") from error
     if not fits:
         raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
 
 
-def _moments_fit(parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
-    if not isinstance(parameter, Tensor) or set(entry) != {"step", "exp_avg", "exp_avg_sq"}:
-        return False
-    step, mean, square = entry["step"], entry["exp_avg"], entry["exp_avg_sq"]
+def _moments_of_one_number(optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:
+    """What such an optimizer keeps for a parameter of shape (1,): moments of the same shape, counts without one."""
+    accepted = inspect.signature(type(optimizer)).parameters  # the defaults of AdamW hold more
+    options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+    number = nn.Parameter(torch.zeros(1))
+    number.grad = torch.zeros(1)
+    example = type(optimizer)([number], **options)
+    example.step()
+    return example.state[number]
+
+
+def _moments_fit(parameter: Any, entry: Mapping[str, Any], expected: Mapping[str, Tensor]) -> bool:
     return (
-        all(value.layout == torch.strided and value.isfinite().all() for value in (step, mean, square))
-        and step.shape == ()
-        and step >= 0
-        and mean.shape == square.shape == parameter.shape
-        and bool((square >= 0).all())
+        isinstance(parameter, Tensor)
+        and entry.keys() == expected.keys()
+        and all(
+            value.layout == torch.strided
+            and value.shape == (parameter.shape if expected[name].shape else ())
+            and bool(value.isfinite().all())
+            and (name not in ("step", "exp_avg_sq", "square_avg") or bool((value >= 0).all()))
+            for name, value in entry.items()
+        )
     )
 
 

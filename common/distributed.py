@@ -8,7 +8,7 @@ Without torchrun, all of this does nothing.
 import atexit
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -97,20 +97,6 @@ def parallel(model: nn.Module, unused: bool = False, sync_bn: bool = False) -> n
     if size() == 1:
         return model
     return DistributedDataParallel(model, find_unused_parameters=unused)
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """For steps with several forward passes through one network, which `parallel` cannot follow: average in one go.
-
-    Parameters without a gradient must be the same ones in all processes.
-    """
-    if size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    for gradient, mean in zip(gradients, (flat / size()).split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view_as(gradient))
 
 
 def mean_of(value: float, device: torch.device) -> float:

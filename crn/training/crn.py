@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,10 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.files import UserError
-from crn.training.networks import average_statistics, init_weights, observe, replay
+from crn.training.networks import average_gradients, average_statistics, init_weights, observe, replay
 from crn.training.skipnetworks import FEWEST_LEVELS, UnetGenerator, UnetGeneratorImproved, get_norm_layer
 
 MARGIN = 4.0  # the discriminator's loss is MARGIN - discrimination_weight * ..., so that it stays positive
-
-
-class StepLosses(NamedTuple):
-    """L1 distances of one generator g and one discriminator d: |x - G(x)|, |G(x) - D(G(x))| and |x - D(x)|."""
-
-    reconstruction: float
-    adversarial: float
-    discriminator_reconstruction: float
 
 
 def levels_of(imsize: int, max_network_depth: int | None) -> int:
@@ -116,7 +108,8 @@ class CompetitiveReconstructionNetwork(nn.Module):
         a, b = pair
         for unit in {a, b}:
             optimizers[unit].zero_grad()
-        distances, on_image, on_reconstruction = {}, {}, {}
+        distances = {}  # of each as generator: |x - G(x)| and |G(x) - D(G(x))|
+        on_image, on_reconstruction = {}, {}  # what `observe` saw of each
         for g, d in ((a, b), (b, a)):
             with autocast():
                 rec, on_image[g] = observe(self.competitive_units[g], x)
@@ -134,16 +127,16 @@ class CompetitiveReconstructionNetwork(nn.Module):
         if not all(math.isfinite(value) for values in distances.values() for value in values):
             raise FloatingPointError
         for unit in {a, b}:
-            distributed.average_gradients(self.competitive_units[unit].parameters())
+            average_gradients(self.competitive_units[unit].parameters())
             scaler.step(optimizers[unit])
         scaler.update()
 
         for g, d in ((a, b), (b, a)):
             replay(self.competitive_units[g], [on_image[g]])
             replay(self.competitive_units[d], [on_reconstruction[d], on_image[d], on_reconstruction[d]])
-            losses = StepLosses(*distances[g], discriminator_reconstruction=distances[d][0])
-            self.reconstruction_losses[g] = losses.reconstruction
-            self.advantages[d] = losses.adversarial - losses.discriminator_reconstruction
+            reconstruction, adversarial = distances[g]
+            self.reconstruction_losses[g] = reconstruction
+            self.advantages[d] = adversarial - distances[d][0]  # |x - D(x)|, from where d was the generator
         average_statistics(self.competitive_units[unit] for unit in {a, b})
         return {f"unit_losses/loss_{unit}": distances[unit][0] for unit in {a, b}}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
-from crn.training.networks import RoadImageDiscriminator, average_statistics, observe, replay
+from crn.training.networks import RoadImageDiscriminator, average_gradients, average_statistics, observe, replay
 from crn.training.skipnetworks import UnetGenerator, get_norm_layer
 
 
@@ -85,7 +85,7 @@ class DAGAN(nn.Module):
         losses = [distributed.mean_of(weight * value, x.device) for value in own]
         if not all(map(math.isfinite, losses)):
             raise FloatingPointError
-        distributed.average_gradients(self.parameters())
+        average_gradients(self.parameters())
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()

@@ -2,8 +2,7 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -83,44 +82,6 @@ def create_scheduler(opt: Namespace, epochs: int) -> Callable[[int], float]:
     raise UserError(f"--lr-scheduler {opt.lr_scheduler}: expected {', '.join(SCHEDULERS)}, or nothing")
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], opt: Namespace, source: str | Path
-) -> None:
-    """Put a stored state's moments into `optimizer`, made by `create_optimizer(opt, ...)`, which keeps its own options.
-    UserError where they do not fit the parameters or are not finite."""
-    (group,) = optimizer.param_groups
-    own = {name: value for name, value in group.items() if name != "params"}
-    example = nn.Parameter(torch.zeros(1))
-    example.grad = torch.zeros(1)
-    example_optimizer = create_optimizer(opt, [example])
-    example_optimizer.step()
-    names = example_optimizer.state[example].keys()
-    try:
-        groups = [{**stored, **own} for stored in state["param_groups"]]
-        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        fits = all(_moments_fit(parameter, entry, names) for parameter, entry in optimizer.state.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{source}: its optimizer does not fit the model ({error})") from error
-    if not fits:
-        raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
-
-
-def _moments_fit(parameter: Tensor, entry: Mapping[str, Any], names: Iterable[str]) -> bool:
-    return (
-        isinstance(parameter, Tensor)
-        and entry.keys() == set(names)
-        and all(
-            isinstance(value, Tensor)
-            and value.layout == torch.strided
-            and value.shape in ((), parameter.shape)
-            and bool(value.isfinite().all())
-            and (name not in ("step", "exp_avg_sq", "square_avg") or bool((value >= 0).all()))
-            for name, value in entry.items()
-            if value is not None
-        )
-    )
-
-
 Statistics = list[Tensor]  # of one pass: mean and variance of each norm
 
 
@@ -151,17 +112,25 @@ def replay(network: nn.Module, passes: Sequence[Statistics]) -> None:
                 norm.num_batches_tracked += 1
 
 
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Under torchrun, give all processes the mean of their gradients, after a step with several forward passes through
+    one network, which DistributedDataParallel cannot follow. The same parameters must have one in all processes."""
+    _average([p.grad for p in parameters if p.grad is not None])
+
+
 def average_statistics(networks: Iterable[nn.Module]) -> None:
     """Under torchrun, give all processes the mean of their running statistics, so that they score alike."""
-    if distributed.size() == 1:
+    _average([x for network in networks for norm in _norms(network) for x in (norm.running_mean, norm.running_var)])
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    """Put the mean over all processes into each of the tensors, in one exchange."""
+    if distributed.size() == 1 or not tensors:
         return
-    running = [x for network in networks for norm in _norms(network) for x in (norm.running_mean, norm.running_var)]
-    if not running:
-        return
-    flat = torch.cat(running)
+    flat = torch.cat([x.flatten() for x in tensors])
     dist.all_reduce(flat)
-    for x, mean in zip(running, (flat / distributed.size()).split([x.numel() for x in running])):
-        x.copy_(mean)
+    for x, mean in zip(tensors, (flat / distributed.size()).split([x.numel() for x in tensors])):
+        x.copy_(mean.view_as(x))
 
 
 def _norms(network: nn.Module) -> list[nn.Module]:

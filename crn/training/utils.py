@@ -19,7 +19,6 @@ from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
-from crn.training.networks import load_optimizer
 from crn.training.random_state import set_random_state
 from crn.training.skipnetworks import NORMS
 
@@ -251,7 +250,7 @@ def load_training(
     if len(content["optimizers"]) != len(optimizers):
         raise UserError(f"{path} is damaged: it has {len(content['optimizers'])} optimizers, not {len(optimizers)}")
     for optimizer, state in zip(optimizers, content["optimizers"]):
-        load_optimizer(optimizer, state, opt, path)
+        checkpoint.load_optimizer(optimizer, state, path)
     try:
         scaler.load_state_dict(content["scaler"])
         set_random_state(content["random"])

@@ -16,8 +16,6 @@ from riad.source.losses import l2_loss, magnitudes, msgms_loss, msgms_map, ssim_
 from riad.source.masks import content_keys, disjoint_masks, epoch_keys, mix
 
 SCALES = {"repo": 3, "paper": 4}  # of the MSGMS
-# What each optimizer keeps for a parameter; "step" and squares are never below 0.
-MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "rms": {"step", "square_avg"}}
 
 DIVERGED = "the network has diverged, what is saved stays. Train with a lower --lr, or --precision fp32"
 
@@ -95,18 +93,18 @@ class Agent:
         keys = epoch_keys(self.settings.seed, epoch, rows)
         masks = torch.cat([self._masks(keys, k) for k in self.settings.list_k], dim=1)  # (B, M, 1, H, W)
         masked = (x[:, None] * masks).flatten(0, 1)  # (B M, C, H, W), image-major
-        source = torch.arange(len(x), device=self.device).repeat_interleave(masks.shape[1])  # image of each
+        image_of_each = torch.arange(len(x), device=self.device).repeat_interleave(masks.shape[1])
         with torch.no_grad():
             g = magnitudes(x, self.scales)  # once for all masks
         sums: dict[str, Tensor] = {}
-        for part, image in zip(masked.split(len(x)), source.split(len(x))):
-            (part, weight), (image, _) = distributed.share(part), distributed.share(image)
+        for inputs, numbers in zip(masked.split(len(x)), image_of_each.split(len(x))):
+            (inputs, weight), (numbers, _) = distributed.share(inputs), distributed.share(numbers)
             with autocast(self.device, self.settings.precision):
-                output = self.forward(part)
-            losses = self._repo_losses(x[image], [g_s[image] for g_s in g], output)
+                output = self.forward(inputs)
+            losses = self._repo_losses(x[numbers], [g_s[numbers] for g_s in g], output)
             self._step(losses, weight)
             sums = {name: sums.get(name, 0) + weight * value.detach() for name, value in losses.items()}
-        return self._finite({name: value / masks.shape[1] for name, value in sums.items()}, epoch, batch)
+        return self._reported({name: value / masks.shape[1] for name, value in sums.items()}, epoch, batch)
 
     def _train_paper(self, x: Tensor, rows: Tensor, epoch: int, batch: int) -> dict[str, float]:
         """The paper's: one cell size and one mask set for the batch, n passes, one step on the assembled image."""
@@ -115,7 +113,7 @@ class Agent:
         x, weight = distributed.share(x)
         losses = self._paper_losses(x, assemble(self.inpaint(x, masks), masks))
         self._step(losses, weight)
-        return self._finite({name: weight * value.detach() for name, value in losses.items()}, epoch, batch)
+        return self._reported({name: weight * value.detach() for name, value in losses.items()}, epoch, batch)
 
     def _repo_losses(self, x: Tensor, g: list[Tensor], output: Tensor) -> dict[str, Tensor]:
         return {
@@ -132,7 +130,7 @@ class Agent:
             "ssim": (1 - ssim_map(x, reconstruction, value_range=2)).mean(),
         }
 
-    def _weighted(self, losses: Mapping[str, Any]) -> Any:
+    def _weighted_sum(self, losses: Mapping[str, Any]) -> Any:
         l2, msgms, ssim = self.settings.weights
         return l2 * losses["l2"] + msgms * losses["msgms"] + ssim * losses["ssim"]
 
@@ -141,12 +139,13 @@ class Agent:
         rate = learning_rate(self.settings.mode_lr, self.settings.lr, self.steps / self.steps_per_epoch)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
-        self.scaler.scale(weight * self._weighted(losses)).backward()
+        self.scaler.scale(weight * self._weighted_sum(losses)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _finite(self, losses: Mapping[str, Tensor], epoch: int, batch: int) -> dict[str, float]:
-        values = torch.stack([self._weighted(losses), *losses.values()]).tolist()  # one transfer from the device
+    def _reported(self, losses: Mapping[str, Tensor], epoch: int, batch: int) -> dict[str, float]:
+        """The losses and "loss", their sum, as means over all processes; UserError where one is not finite."""
+        values = torch.stack([self._weighted_sum(losses), *losses.values()]).tolist()  # one transfer from the device
         result = dict(zip(["loss", *losses], [distributed.mean_of(value, self.device) for value in values]))
         if not all(map(math.isfinite, result.values())):
             raise UserError(
@@ -179,7 +178,7 @@ class Agent:
             losses = self._repo_losses(x, magnitudes(x, self.scales), outputs.flatten(0, 1))
         else:
             losses = self._paper_losses(x, assemble(outputs, masks))
-        loss = distributed.mean_of(weight * float(self._weighted(losses)), self.device)
+        loss = distributed.mean_of(weight * float(self._weighted_sum(losses)), self.device)
         if not math.isfinite(loss):
             raise UserError(f"the validation loss is {loss}: {DIVERGED}")
         return loss
@@ -206,8 +205,8 @@ class Agent:
             outputs = self.inpaint(x, masks)
             reconstruction = assemble(outputs, masks)
             reconstructions += reconstruction / len(self.settings.list_k)
-            part = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
-            maps += part / len(self.settings.list_k)
+            of_k = self.repo_map(x, outputs) if self.settings.algorithm == "repo" else self.paper_map(x, reconstruction)
+            maps += of_k / len(self.settings.list_k)
         if self.settings.algorithm == "paper":
             reconstructions = reconstructions / 2 + 0.5
             smooth = self.settings.smooth
@@ -236,26 +235,12 @@ class Agent:
     def load_state(self, stored: Mapping[str, Any], path: Any) -> None:
         """Put back what `state` returned; UserError where it does not fit."""
         checkpoint.load_parameters(self.network, stored["model"], path)
+        checkpoint.load_optimizer(self.optimizer, stored["optimizer"], path)
         try:
-            (group,) = self.optimizer.param_groups
-            own = {name: value for name, value in group.items() if name != "params"}
-            groups = [{**of_file, **own} for of_file in stored["optimizer"]["param_groups"]]
-            self.optimizer.load_state_dict({"state": stored["optimizer"]["state"], "param_groups": groups})
-            fits = all(self._moments_fit(parameter, entry) for parameter, entry in self.optimizer.state.items())
             self.scaler.load_state_dict(stored["scaler"])
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path}: its optimizer does not fit the model ({error})") from error
-        if not fits:
-            raise UserError(f"{path}: its optimizer does not fit the model (moments of other shapes, or not finite)")
+        except RuntimeError as error:  # it is empty where half precision needs one
+            raise UserError(f"{path} is damaged: its scaler cannot be used ({error})") from error
         self.steps = stored["steps"]
-
-    def _moments_fit(self, parameter: Tensor, entry: Mapping[str, Tensor]) -> bool:
-        return set(entry) == MOMENTS[self.settings.mode_optim] and all(
-            value.shape == (() if name == "step" else parameter.shape)
-            and bool(value.isfinite().all())
-            and (name in ("exp_avg", "momentum_buffer") or bool((value >= 0).all()))
-            for name, value in entry.items()
-        )
 
 
 def assemble(outputs: Tensor, masks: Tensor) -> Tensor:

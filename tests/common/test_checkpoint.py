@@ -194,6 +194,32 @@ def test_an_optimizer_takes_the_moments_and_keeps_its_options():
 
 
 @pytest.mark.parametrize(
+    ("kind", "options"),
+    [("AdamW", {"fused": True}), ("RAdam", {}), ("NAdam", {}), ("RMSprop", {"momentum": 0.9}), ("RMSprop", {}),
+     ("SGD", {"momentum": 0.9, "fused": True}), ("SGD", {})],
+)  # fmt: skip
+def test_the_moments_of_other_optimizers(kind, options):
+    def after_a_step(scale):
+        model = torch.nn.Linear(3, 2)
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, **options)
+        model(torch.full((1, 3), scale)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    stored, optimizer = after_a_step(1.0), after_a_step(2.0)
+    checkpoint.load_optimizer(optimizer, stored.state_dict(), "file.pt")
+    for one, other in zip(optimizer.state.values(), stored.state.values(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+        for name in other:
+            kept = other[name].clone()
+            for wrong in (torch.zeros(7), torch.full_like(kept, float("nan"))):
+                other[name] = wrong
+                with pytest.raises(UserError, match=r"file\.pt: its optimizer does not fit"):
+                    checkpoint.load_optimizer(after_a_step(1.0), stored.state_dict(), "file.pt")
+            other[name] = kept
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda state: state.clear(),

@@ -25,7 +25,7 @@ def test_two_processes(tmp_path):
     for result in (one, two):
         assert result["size"] == 2
         assert result["loss"][0] == pytest.approx(result["loss"][1], rel=1e-6)
-        assert result["by_wrapper"] < 1e-6 and result["by_hand"] < 1e-6
+        assert result["by_wrapper"] < 1e-6
         assert result["anywhere"] == [True, False]
         assert result["gathered"] == [[0, 1, 2, 3, 4], [0]]
         assert "--sync_bn" in result["refusal"]
