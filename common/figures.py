@@ -21,8 +21,8 @@ from common.metrics import as_arrays, image_auroc
 
 _DPI = 100
 # Okabe & Ito's colours, which people with any kind of colour blindness can tell apart; without the pale yellow.
-_GOOD, _DEFECTIVE = "#0072B2", "#D55E00"
-_COLOURS = [_GOOD, _DEFECTIVE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+GOOD, DEFECTIVE = "#0072B2", "#D55E00"
+COLOURS = [GOOD, DEFECTIVE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _HEAT = colormaps["inferno"]  # grows evenly in lightness, from black over red to yellow
 
 
@@ -53,7 +53,7 @@ def score_histogram(
     edges = np.geomspace(low, high, bins + 1) if logarithmic else np.linspace(low, high, bins + 1)
 
     figure, axes = _figure(title, (5.5, 3.4), right=2.3, bottom=0.6)
-    for name, colour, chosen in (("good", _GOOD, ~labels), ("defective", _DEFECTIVE, labels)):
+    for name, colour, chosen in (("good", GOOD, ~labels), ("defective", DEFECTIVE, labels)):
         if not chosen.any():
             continue
         share = 100 * np.histogram(scores[chosen], edges)[0] / chosen.sum()
@@ -85,9 +85,9 @@ def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]],
         if labels.any() and not labels.all():
             fpr, tpr, _ = roc_curve(labels, scores)
             # The line's style tells apart curves whose colour comes again.
-            style = ["-", "--", "-."][number // len(_COLOURS) % 3]
+            style = ["-", "--", "-."][number // len(COLOURS) % 3]
             label = f"{image_auroc(labels, scores):.3f}  {_short(name, 32)}"
-            axes.plot(fpr, tpr, style, color=_COLOURS[number % len(_COLOURS)], label=label, clip_on=False)
+            axes.plot(fpr, tpr, style, color=COLOURS[number % len(COLOURS)], label=label, clip_on=False)
         else:
             axes.plot([], [], " ", label=f"undefined  {_short(name, 28)}")
     axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -95,47 +95,6 @@ def roc_figure(path: str | Path, curves: dict[str, tuple[ArrayLike, ArrayLike]],
     axes.set_ylabel("true-positive rate")
     _legend(axes, title="AUROC")
     save_figure(figure, path)
-
-
-def curve_figure(
-    path: str | Path,
-    curves: dict[str, tuple[ArrayLike, ArrayLike]],
-    title: str,
-    x_name: str,
-    y_name: str,
-    spans: Sequence[tuple[float, float]] = (),
-    span_name: str = "",
-) -> None:
-    """Draw values over time or epochs: one line for each entry {name: (x, y)}, x and y of N finite numbers each.
-
-    spans: stretches (first, last) of x to shade, such as abnormal frames, listed as `span_name`.
-    Raises ValueError where x and y are of unlike lengths, UserError where the file cannot be written.
-    """
-    figure, axes = _figure(title, (7.5, 3.2), right=2.3, bottom=0.6)
-    for number, (first, last) in enumerate(spans):
-        axes.axvspan(
-            first - 0.5, last + 0.5, color=_DEFECTIVE, alpha=0.2, linewidth=0, label=None if number else span_name
-        )
-    colours = [colour for colour in _COLOURS if colour != _DEFECTIVE]  # that of the spans
-    for number, (name, (x, y)) in enumerate(curves.items()):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        marker = "o" if len(x) == 1 else None  # a line through one point shows nothing
-        axes.plot(x, y, marker=marker, linewidth=1.5, color=colours[number % len(colours)], label=_short(name, 28))
-    axes.set_xlabel(_short(x_name, 60), parse_math=False)
-    axes.set_ylabel(_short(y_name, 40), parse_math=False)
-    _legend(axes)
-    _make_room_left(figure, axes)
-    save_figure(figure, path)
-
-
-def _make_room_left(figure: Figure, axes: Axes) -> None:
-    """Widen `figure` where the numbers along the y axis are so long that the axis's name would be cut off."""
-    missing = 0.08 - axes.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).x0 / figure.dpi  # inches
-    if missing > 0:
-        (width, height), box = figure.get_size_inches(), axes.get_position()
-        figure.set_size_inches(width + missing, height)
-        left, span = (box.x0 * width + missing) / (width + missing), box.width * width / (width + missing)
-        axes.set_position((left, box.y0, span, box.height))
 
 
 def map_sheet(

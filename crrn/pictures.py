@@ -11,13 +11,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from common.figures import save_figure
+from common.figures import COLOURS, save_figure
 from crrn.boards import Boards
 from crrn.utils import make_colormaps
 
-# Okabe & Ito's colours, which people with any kind of colour blindness can tell apart.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"
+BLUE, RED = COLOURS[:2]
+GREY = "#999999"
 
 
 def draw_preprocessing(folder: Path, boards: Boards, cycle: int) -> None:
@@ -110,7 +109,7 @@ def _layout(path: Path, boards: Boards) -> None:
     save_figure(figure, path)
 
 
-def draw_curves(
+def draw_precision_recall(
     path: Path, curves: dict[str, dict[str, list[float]]], baseline: dict[str, dict[str, list[float]]], title: str
 ) -> None:
     """Precision over recall, one solid line for each entry of `curves`, dashed for the entry of `baseline` of the same

@@ -20,8 +20,7 @@ import torch
 from scipy.io import savemat
 
 from common.checkpoint import versions
-from common.figures import curve_figure
-from common.files import UserError, atomic_write, read_json, write_csv, write_json
+from common.files import UserError, atomic_write, digest, read_json, write_csv, write_json
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
@@ -31,8 +30,9 @@ from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import frame_files, frame_size, read_frame, read_mat, subfolders
 from memae.options import TestOptions
+from memae.pictures import curve_figure
 from memae.script_testing import listed, middle_frame
-from memae.utils import digest, load_weights, make_model, pick, plain_settings, setting_name
+from memae.utils import device_of, load_weights, make_model, plain_settings, setting_name
 
 
 @dataclass
@@ -239,7 +239,7 @@ def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, i
     UserError where the model is another one now.
     """
     path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
-    device, model = pick(opt), make_model(opt)
+    device, model = device_of(opt), make_model(opt)
     load_weights(model, path, opt)
     if tested.get("model_sha256") != digest(path):
         raise UserError(f"--report: the scores are not known to be those of {path}: run script_testing.py again")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.checkpoint import versions
 from common.figures import map_sheet
-from common.files import UserError, atomic_write, first_process, naming, only_run, read_json, write_json
+from common.files import UserError, atomic_write, digest, first_process, naming, only_run, read_json, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
 from common.runtime import autocast, goes_on, progress, say, script
@@ -32,12 +32,11 @@ from memae.data.video_datasets import index_root, load_batches, subfolders
 from memae.options import TestOptions
 from memae.utils import (
     clip_errors,
-    digest,
+    device_of,
     error_maps,
     load_weights,
     make_model,
     normalise,
-    pick,
     plain_settings,
     require_fitting,
     setting_name,
@@ -168,7 +167,7 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Score the test videos one by one; each video's file is written when it is done."""
     opt = TestOptions().parse(argv)
-    device = distributed.join(pick(opt))
+    device = distributed.join(device_of(opt))
     reuse_memory()
     autocast(device, opt.precision)  # refuses what this device cannot do
     with distributed.first_alone():

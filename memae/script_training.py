@@ -25,8 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common import checkpoint, distributed
-from common.figures import curve_figure
-from common.files import UserError, atomic_write, naming, only_run, require_writable, write_json
+from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
 from common.runtime import autocast, command_to_continue, progress, say, script, seed_all, stop_on_request
@@ -36,8 +35,8 @@ from memae.data.video_datasets import index_root, load_batches
 from memae.models import EntropyLossEncap
 from memae.models.backbones import from_mmaction
 from memae.options import TrainOptions
-from memae.utils import digest, make_model, normalise, pick, plain_settings, require_fitting
-from memae.utils import setting_name as name_of
+from memae.pictures import curve_figure
+from memae.utils import device_of, make_model, normalise, plain_settings, require_fitting, setting_name
 
 # What must agree for a training to be continued; the rest only says where, how often to save, and for how long.
 BINDING = (
@@ -153,7 +152,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     Raises UserError where a training of the same name had other settings or clips, or loss or weights are not finite.
     KeyboardInterrupt after a requested stop, when the state is saved.
     """
-    name = name_of(opt)
+    name = setting_name(opt)
     folder, log_folder = opt.ModelRoot / f"model_{name}", opt.ModelRoot / f"log_{name}"
     state_file = folder / f"{name}_resume.pt"
     steps = -(-len(dataset) // opt.BatchSize)
@@ -337,7 +336,7 @@ def _load_backbone(model: nn.Module, opt: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Data, training, final weights."""
     opt = TrainOptions().parse(argv)
-    device = distributed.join(pick(opt))
+    device = distributed.join(device_of(opt))
     reuse_memory()
     autocast(device, opt.precision)  # refuses what this device cannot do before the frames are read
     with distributed.first_alone():
@@ -359,13 +358,14 @@ def main(argv: list[str] | None = None) -> None:
     require_fitting(dataset.size, opt)
     about = {"data": "synthetic" if made else str(root), "folder": str(root), "fingerprint": dataset.fingerprint()}
     about |= {"clips": len(dataset), "frame_size": list(dataset.size)}
+    name = setting_name(opt)
     say(
-        f"training {name_of(opt)} on {len(dataset)} clips of {opt.FrameNum} x {dataset.size[0]} x {dataset.size[1]} "
+        f"training {name} on {len(dataset)} clips of {opt.FrameNum} x {dataset.size[0]} x {dataset.size[1]} "
         f"({device}, {opt.precision}{_of_processes()})"
     )
     try:
         require_writable(opt.ModelRoot)
-        with only_run(opt.ModelRoot / f"model_{name_of(opt)}"):
+        with only_run(opt.ModelRoot / f"model_{name}"):
             final = train(opt, dataset, device, about)
     except KeyboardInterrupt:
         command = command_to_continue(argv, opt.resume)

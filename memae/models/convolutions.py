@@ -27,17 +27,17 @@ class Convolution(torch.autograd.Function):
         return torch.convolution(x, weight, bias, *ctx.options)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        convolution_backward, outputs = torch.ops.aten.convolution_backward, [gradient.shape[1]]
-        of_x = None
+        convolution_backward, outputs = torch.ops.aten.convolution_backward, [grad_y.shape[1]]
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            of_x = convolution_backward(gradient, x, weight, outputs, *ctx.options, [True, False, False])[0]
-        tensors = [gradient, x, weight]
+            grad_x = convolution_backward(grad_y, x, weight, outputs, *ctx.options, [True, False, False])[0]
+        tensors = [grad_y, x, weight]
         if x.dtype == torch.float32:
             tensors = [tensor.contiguous() for tensor in tensors]
-        of_weight = convolution_backward(*tensors, outputs, *ctx.options, [False, True, False])[1]
-        return of_x, of_weight, gradient.sum((0, 2, 3, 4)), None
+        grad_weight = convolution_backward(*tensors, outputs, *ctx.options, [False, True, False])[1]
+        return grad_x, grad_weight, grad_y.sum((0, 2, 3, 4)), None
 
 
 def _convolve(x: Tensor, layer: nn.Module) -> Tensor:

@@ -1,6 +1,5 @@
 """What MemAE's scripts share: names, paths, models, losses and scores."""
 
-import hashlib
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -36,7 +35,7 @@ def make_model(opt: Namespace) -> nn.Module:
     return AutoEncoderCov3DMem(opt.ImgChnNum, opt.MemDim, opt.ShrinkThres, opt.Backbone, depth)
 
 
-def pick(opt: Namespace) -> torch.device:
+def device_of(opt: Namespace) -> torch.device:
     """The device that UseCUDA and cpu ask for; where there is no GPU, the CPU, in so many words. Applies IsDeter."""
     torch.use_deterministic_algorithms(opt.IsDeter, warn_only=True)  # warns of operations that have none
     torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which costs time
@@ -109,9 +108,3 @@ def require_fitting(size: tuple[int, int], opt: Namespace) -> None:
 def plain_settings(opt: Namespace) -> dict[str, Any]:
     """All options as plain values, for results and checkpoints."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(opt).items()}
-
-
-def digest(path: Path) -> str:
-    """16 hexadecimal digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

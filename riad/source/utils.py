@@ -8,10 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.figures import overlay, save_figure
+from common.figures import DEFECTIVE, GOOD, overlay, save_figure
 from common.metrics import image_auroc
-
-GOOD, OTHER = "#0072B2", "#D55E00"  # Okabe & Ito's, which people with any kind of colour blindness can tell apart
 
 
 def grid(
@@ -64,7 +62,7 @@ def violin(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> No
     """Draw how the scores of good images (label 0) and of others are distributed, with the AUROC where both exist."""
     figure = Figure((4.5, 3.8), dpi=100)
     axes = figure.subplots()
-    groups = [("good", GOOD, scores[labels == 0]), ("not good", OTHER, scores[labels > 0])]
+    groups = [("good", GOOD, scores[labels == 0]), ("not good", DEFECTIVE, scores[labels > 0])]
     groups = [group for group in groups if len(group[2])]
     for place, (_, colour, values) in enumerate(groups):
         if len(values) > 1 and np.ptp(values) > 0:

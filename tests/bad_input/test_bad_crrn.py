@@ -35,7 +35,7 @@ def good(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", run_here)
         for script in SCRIPTS.values():
-            for name in ("draw_curves", "draw_errors", "draw_boards"):  # what takes longest
+            for name in ("draw_precision_recall", "draw_errors", "draw_boards"):  # what takes longest
                 if hasattr(script, name):
                     patch.setattr(script, name, lambda *_, **__: None)
         assert compare.main(arguments("compare", place)) == 0

@@ -72,8 +72,8 @@ def test_histogram_shows_both_classes_and_the_threshold(tmp_path, drawn):
     good, _, defective, _ = [patch.get_data() for patch in axes.patches]
     assert np.array_equal(good.edges, defective.edges) and len(good.edges) == 65
     assert good.values.sum() == pytest.approx(100) and defective.values.sum() == pytest.approx(100)
-    assert has_colour(tmp_path / "new" / "h.png", figures._GOOD)
-    assert has_colour(tmp_path / "new" / "h.png", figures._DEFECTIVE)
+    assert has_colour(tmp_path / "new" / "h.png", figures.GOOD)
+    assert has_colour(tmp_path / "new" / "h.png", figures.DEFECTIVE)
     assert inside(drawn[0])
 
 
@@ -81,8 +81,8 @@ def test_histogram_shows_both_classes_and_the_threshold(tmp_path, drawn):
 def test_histogram_of_one_class(tmp_path, drawn, label, name):
     score_histogram(tmp_path / "h.png", np.full(80, label), SCORES, "title", threshold=float("nan"))
     assert texts(drawn[0].axes[0]) == [name]
-    assert has_colour(tmp_path / "h.png", figures._GOOD) == (label == 0)
-    assert has_colour(tmp_path / "h.png", figures._DEFECTIVE) == (label == 1)
+    assert has_colour(tmp_path / "h.png", figures.GOOD) == (label == 0)
+    assert has_colour(tmp_path / "h.png", figures.DEFECTIVE) == (label == 1)
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 1e-30, 1e30, -1e30])
@@ -145,7 +145,7 @@ def test_roc_lists_each_curve_with_its_auroc(tmp_path, drawn):
     assert np.trapezoid(inverted.get_ydata(), inverted.get_xdata()) == 0
     assert not len(nothing.get_xdata())
     assert axes.bbox.width == pytest.approx(axes.bbox.height)
-    assert has_colour(tmp_path / "r.png", figures._COLOURS[0])
+    assert has_colour(tmp_path / "r.png", figures.COLOURS[0])
 
 
 def test_roc_of_many_curves_keeps_the_legend_inside_and_the_curves_distinct(tmp_path, drawn):

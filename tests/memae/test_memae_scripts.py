@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from common.files import digest
 from memae import script_eval_video, script_testing, script_training
 from memae.data import demo_videos
 from memae.models import AutoEncoderCov3D
 from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
-from memae.utils import clip_errors, digest, pick, setting_name
+from memae.utils import clip_errors, device_of, setting_name
 from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -537,7 +538,7 @@ def test_deterministic_algorithms_are_asked_for(videos):
     before = torch.are_deterministic_algorithms_enabled()
     try:
         for text in ("yes", "no"):
-            pick(TrainOptions().parse(["--UseCUDA", "no", "--IsDeter", text]))
+            device_of(TrainOptions().parse(["--UseCUDA", "no", "--IsDeter", text]))
             assert torch.are_deterministic_algorithms_enabled() == (text == "yes")
     finally:
         torch.use_deterministic_algorithms(before, warn_only=True)
