@@ -34,23 +34,6 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(metrics.average_precision_score(labels, scores))
 
 
-def best_f1(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
-    """The best F1 of all thresholds t, and that t: an image is called defective where score >= t.
-
-    labels, scores: see `as_arrays`. Of equally good thresholds, the highest. Since t is chosen on the labels it is
-    judged by, this is the best case, no forecast. (nan, nan) and a warning where good or defective images are missing.
-    """
-    labels, scores = as_arrays(labels, scores)
-    if _one_class(labels, "best F1"):
-        return math.nan, math.nan
-    thresholds, index = np.unique(scores, return_inverse=True)
-    defective = np.bincount(index[labels], minlength=len(thresholds))
-    good = np.bincount(index[~labels], minlength=len(thresholds))
-    f1 = _f1(np.cumsum(good[::-1]), np.cumsum(defective[::-1]))
-    best = f1.argmax()
-    return float(f1[best]), float(thresholds[::-1][best])
-
-
 def as_arrays(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """`labels` as bool (N,), True for defective, and `scores` as float64 (N,), once they are known to be sound.
 
@@ -145,8 +128,9 @@ class PixelMetrics:
     def compute(self, fpr_limit: float = 0.3) -> dict[str, float]:
         """The metrics of all pixels so far, each in 0..1 but for the threshold.
 
-        pixel_auroc, pixel_ap, pixel_f1, pixel_f1_threshold: as `image_auroc`, `average_precision` and `best_f1`, over
-        the pixels of all images together (defective where the float32 value >= threshold). aupro: per-region overlap
+        pixel_auroc, pixel_ap: as `image_auroc` and `average_precision`, over the pixels of all images together.
+        pixel_f1, pixel_f1_threshold: the highest F1 of all thresholds, the best case, since it is chosen on the masks,
+        and that threshold (defective where the float32 value >= threshold). aupro: per-region overlap
         (the share of a region's pixels that is found, averaged over all regions) over the false-positive rate of all
         normal pixels, its area from rate 0 to `fpr_limit` by trapezoids, divided by `fpr_limit` (Bergmann et al. 2020,
         "Uninformed Students"). The last point before the limit and the first after it are joined by a straight line.

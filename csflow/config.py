@@ -32,6 +32,8 @@ def _setting(default: Any, help: str, kind: Callable = str, **options: Any) -> A
 
 @dataclass
 class Config:
+    """The settings of a run. Raises UserError for values that make no sense; `given`: names from the command line."""
+
     dataset_path: Path = _setting(HERE / "data/images", "folder that holds the class folders", Path, group="data")
     class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
     modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
@@ -131,18 +133,22 @@ class Config:
 
     @property
     def model_file(self) -> Path:
+        """What keeps the trained model."""
         return self._output / "models/tmp" / self.modelname
 
     @property
     def result_dir(self) -> Path:
+        """Folder of results.json, scores.csv and report.html."""
         return self._output / "results" / self.modelname
 
     @property
     def score_picture_dir(self) -> Path:
+        """Folder of the histogram and the ROC curves."""
         return self._output / "viz/scores" / self.modelname
 
     @property
     def map_picture_dir(self) -> Path:
+        """Folder of images with their anomaly maps."""
         return self._output / "viz/maps" / self.modelname
 
     @property

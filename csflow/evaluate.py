@@ -18,7 +18,7 @@ from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, require_writable, write_csv, write_json
 from common.images import image_size, read_image, read_mask
-from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc
+from common.metrics import PixelMetrics, average_precision, image_auroc
 from common.report import Column
 from common.runtime import pick_device, progress, say, script
 from common.scoring import rates, thresholds, verdict_of
@@ -27,10 +27,9 @@ from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import extract, features_exist, open_features
 from csflow.model import CSFlow, load_extractor, load_model
-from csflow.utils import ComputedFeatures, Dataset, StoredFeatures, load_dataset, require_same_weights, run_flow
+from csflow.utils import ComputedFeatures, Dataset, Features, load_dataset, require_same_weights, run_flow
 
 NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
-Features = StoredFeatures | ComputedFeatures
 
 
 def load_features(config: Config, dataset: Dataset, device: torch.device) -> tuple[Features, Features, str]:
@@ -55,6 +54,23 @@ def upsample(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Map (h, w) at the resolution of the features -> (H, W), bilinear."""
     tensor = torch.from_numpy(anomaly_map)[None, None]
     return F.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def best_f1(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The best F1 = 2 TP / (TP + FP + TP + FN) of all thresholds t, and that t: an image is defective where score >= t.
+
+    labels: (N,), above 0 is defective; scores: (N,), finite. Of equally good thresholds, the highest. Since t is chosen
+    on the labels it is judged by, this is the best case, no forecast. (nan, nan) without good or defective images.
+    """
+    defective = labels > 0
+    if defective.all() or not defective.any():
+        return float("nan"), float("nan")
+    values, index = np.unique(scores, return_inverse=True)
+    counts = (np.bincount(index[chosen], minlength=len(values)) for chosen in (~defective, defective))
+    fp, tp = (np.cumsum(count[::-1]) for count in counts)  # at each threshold, from the highest to the lowest
+    f1 = 2 * tp / (tp + fp + tp[-1])  # the lowest one finds every defect
+    best = f1.argmax()
+    return float(f1[best]), float(values[::-1][best])
 
 
 def evaluate(

@@ -254,7 +254,7 @@ def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) 
 
 def load_training(path: str | Path) -> dict[str, Any]:
     """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
-    content = _of_today(checkpoint.load(path, "csflow"))
+    content = _upgraded(checkpoint.load(path, "csflow"))
     checkpoint.require_sound(content, path, TRAINED | RESUMABLE, "CS-Flow")
     return content
 
@@ -267,7 +267,7 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     """
     state = checkpoint.load_tensors(path, "csflow")
     if "kind" in state:
-        content = _of_today(state)
+        content = _upgraded(state)
         checkpoint.require_sound(content, path, TRAINED, "CS-Flow")
         config = config.with_trained(content["settings"], path)
         n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
@@ -279,9 +279,9 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     return model.eval().to(device), config, content
 
 
-def _of_today(content: dict[str, Any]) -> dict[str, Any]:
-    """Content of the first files of ours as today's: they had no scaler and no checksum of the extractor's weights, and
-    other names for precisions."""
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """Content of a file of ours in the present form: the first ones had no scaler, no checksum of the extractor's
+    weights, and other names for precisions."""
     content = {"scaler": {}, "weights": None, **content}
     settings = content.get("settings")
     if isinstance(settings, Mapping) and settings.get("precision") in ("float32", "bfloat16"):

@@ -12,17 +12,7 @@ from common.metrics import image_auroc
 from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
-from csflow.utils import (
-    ComputedFeatures,
-    Dataset,
-    StoredFeatures,
-    get_loss,
-    require_same_weights,
-    run_flow,
-    split_calibration,
-)
-
-Features = StoredFeatures | ComputedFeatures
+from csflow.utils import Dataset, Features, get_loss, require_same_weights, run_flow, split_calibration
 
 
 def train(

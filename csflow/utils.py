@@ -104,7 +104,10 @@ class ComputedFeatures:
         return self.extractor(images.to(self.device))
 
 
-def require_same_weights(features: StoredFeatures | ComputedFeatures, about: Mapping[str, Any], path: Path) -> None:
+Features = StoredFeatures | ComputedFeatures
+
+
+def require_same_weights(features: Features, about: Mapping[str, Any], path: Path) -> None:
     """UserError unless the model in `path`, with `about` stored beside it, was trained on this extractor's features."""
     if about.get("weights") not in (None, features.weights):  # None: an authors' state dict, which does not tell
         raise UserError(
@@ -158,7 +161,7 @@ def split_calibration(count: int, share: float, seed: int) -> tuple[list[int], l
 @torch.no_grad()
 def run_flow(
     model: Callable[[FeatureBatch], tuple[list[Tensor], list[Tensor]]],
-    features: StoredFeatures | ComputedFeatures,
+    features: Features,
     indices: Sequence[int],
     config: Config,
     device: torch.device,

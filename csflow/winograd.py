@@ -69,32 +69,32 @@ class Winograd(torch.autograd.Function):
         a, g, b = transforms(kernel)
         batch, _, height, width = x.shape
         v = b @ tiles(x, M + kernel - 1, kernel // 2)  # (P, t^2, C)
-        y = F.conv2d(as_image(v), Winograd.of_weight(weight, g), groups=len(b))  # (1, t^2 C', P, 1)
+        y = F.conv2d(as_image(v), Winograd.transformed(weight, g), groups=len(b))  # (1, t^2 C', P, 1)
         y = a @ y.permute(0, 2, 3, 1).view(-1, len(b), outputs)  # (P, m^2, C')
         return sum_of_tiles(y + bias, M, 0, (batch, outputs, height, width))
 
     @staticmethod
-    def of_weight(weight: Tensor, g: Tensor) -> Tensor:
+    def transformed(weight: Tensor, g: Tensor) -> Tensor:
         """G w G^T: (C', C, k, k) -> (t^2 C', C, 1, 1)."""
         u = g @ weight.permute(0, 2, 3, 1).flatten(1, 2)  # (C', t^2, C)
         return u.transpose(0, 1).reshape(-1, weight.shape[1], 1, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         outputs, inputs, kernel = weight.shape[:3]
         a, g, b = transforms(kernel)
-        of_products = a.T @ tiles(of_y, M, 0)  # (P, t^2, C')
-        of_x = None
+        grad_products = a.T @ tiles(grad_y, M, 0)  # (P, t^2, C')
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            of_v = F.conv_transpose2d(as_image(of_products), Winograd.of_weight(weight, g), groups=len(b))
-            of_v = b.T @ of_v.permute(0, 2, 3, 1).view(-1, len(b), inputs)
-            of_x = sum_of_tiles(of_v, M + kernel - 1, kernel // 2, x.shape)
+            grad_v = F.conv_transpose2d(as_image(grad_products), Winograd.transformed(weight, g), groups=len(b))
+            grad_v = b.T @ grad_v.permute(0, 2, 3, 1).view(-1, len(b), inputs)
+            grad_x = sum_of_tiles(grad_v, M + kernel - 1, kernel // 2, x.shape)
         v = b @ tiles(x, M + kernel - 1, kernel // 2)  # once more: to keep it takes four times the memory of x
-        of_u = of_products.permute(1, 2, 0) @ v.transpose(0, 1)  # (t^2, C', C)
-        of_weight = (g.T @ of_u.flatten(1)).view(kernel, kernel, outputs, inputs).permute(2, 3, 0, 1)
-        return of_x, of_weight, of_y.sum((0, 2, 3))
+        grad_u = grad_products.permute(1, 2, 0) @ v.transpose(0, 1)  # (t^2, C', C)
+        grad_weight = (g.T @ grad_u.flatten(1)).view(kernel, kernel, outputs, inputs).permute(2, 3, 0, 1)
+        return grad_x, grad_weight, grad_y.sum((0, 2, 3))
 
 
 def pays(x: Tensor, layer: nn.Conv2d) -> bool:

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from common.metrics import PixelMetrics, as_arrays, average_precision, best_f1, image_auroc, threshold_for_fpr
+from common.metrics import PixelMetrics, as_arrays, average_precision, image_auroc, threshold_for_fpr
 
 PIXEL_METRICS = ["pixel_auroc", "pixel_ap", "pixel_f1", "aupro"]
 
@@ -22,13 +22,6 @@ def test_image_metrics_by_hand():
     assert image_auroc(labels, scores) == pytest.approx(4.5 / 6)
     # Recall 1/2 at precision 1/1, the other half at 0.7, where 2 of 4 are defective.
     assert average_precision(labels, scores) == pytest.approx(0.5 * 1 + 0.5 * 2 / 4)
-    # F1 = 2 TP / (TP + FP + 2): 2/3 at 0.9, 2/4 at 0.8, 4/6 at 0.7, 4/7 at 0.1; the highest of the two best ones.
-    assert best_f1(labels, scores) == (pytest.approx(2 / 3), 0.9)
-
-
-def test_best_f1_threshold_is_met_by_its_own_score():
-    labels, scores = [0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]
-    assert best_f1(labels, scores) == (1.0, 0.3)
 
 
 def test_inverted_scores_are_not_folded():
@@ -44,16 +37,14 @@ def test_image_metrics_do_not_change_under_monotone_scaling():
     for scaled in (scores * 1e30, scores * 1e-30, np.exp(scores), scores - 100):
         assert image_auroc(labels, scaled) == image_auroc(labels, scores)
         assert average_precision(labels, scaled) == average_precision(labels, scores)
-        assert best_f1(labels, scaled)[0] == best_f1(labels, scores)[0]
 
 
 def test_tensors_and_any_label_above_zero():
     scores = torch.tensor([0.5, 0.25, 1.0], dtype=torch.bfloat16, requires_grad=True)
     assert image_auroc(torch.tensor([0, 0, 7]), scores) == 1
-    assert best_f1(torch.tensor([0, 255, 2]), scores)[1] == 0.25
 
 
-@pytest.mark.parametrize("metric", [image_auroc, average_precision, best_f1])
+@pytest.mark.parametrize("metric", [image_auroc, average_precision])
 @pytest.mark.parametrize(
     ("labels", "message"),
     [([0, 0], "none of 2 images is defective"), ([1, 2], "none of 2 images is good"), ([], "none of 0 images")],
@@ -62,8 +53,7 @@ def test_one_class_is_nan_and_a_warning(metric, labels, message):
     with pytest.warns(UserWarning, match=message) as caught:
         result = metric(labels, [0.5] * len(labels))
     assert len(caught) == 1
-    assert np.isnan(result).all()
-    assert np.size(result) == (2 if metric is best_f1 else 1)
+    assert math.isnan(result)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +67,7 @@ def test_one_class_is_nan_and_a_warning(metric, labels, message):
     ],
 )
 def test_unsound_input_is_named(labels, scores, message):
-    for metric in (image_auroc, average_precision, best_f1, as_arrays):
+    for metric in (image_auroc, average_precision, as_arrays):
         with pytest.raises(ValueError, match=message):
             metric(labels, scores)
 
@@ -217,12 +207,13 @@ def test_pixel_metrics_agree_with_scikit_learn_on_all_pixels_together():
     labels, scores = np.concatenate([k.ravel() for k in masks]), np.concatenate([m.ravel() for m in maps])
     assert result["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-5)
     assert result["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-4)
-    f1, threshold = best_f1(labels, scores)
-    assert result["pixel_f1"] == pytest.approx(f1, abs=1e-3)
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    assert result["pixel_f1"] == pytest.approx(f1.max(), abs=1e-3)
     called = scores.astype(np.float32) >= result["pixel_f1_threshold"]
     reached = 2 * (called & labels).sum() / (called.sum() + labels.sum())
     assert result["pixel_f1"] == pytest.approx(reached, abs=1e-12)
-    assert result["pixel_f1_threshold"] == pytest.approx(threshold, abs=0.1)
+    assert result["pixel_f1_threshold"] == pytest.approx(thresholds[f1.argmax()], abs=0.1)
 
 
 @pytest.mark.parametrize("value", [-3.5, -1e-40, 0.0, 1e-40, 2.5, 3e38, -3e38])
