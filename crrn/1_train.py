@@ -6,7 +6,6 @@ continues an interrupted training and ends with the same numbers.
 
 import math
 import os
-import shlex
 import sys
 import time
 from argparse import Namespace
@@ -20,7 +19,17 @@ import torch.nn.functional as F
 from common import checkpoint, distributed
 from common.files import only_run, require_writable, write_json
 from common.memory import reuse_memory
-from common.runtime import ArgumentParser, UserError, autocast, progress, say, script, seed_all, stop_on_request
+from common.runtime import (
+    ArgumentParser,
+    UserError,
+    autocast,
+    command_to_continue,
+    progress,
+    say,
+    script,
+    seed_all,
+    stop_on_request,
+)
 from crrn.boards import cycle_of, is_synthetic, number_of
 from crrn.checkpoints import (
     HELD_OUT,
@@ -30,12 +39,11 @@ from crrn.checkpoints import (
     build_model,
     check_options,
     load_checkpoint,
-    reconstruct,
     result_folder,
 )
 from crrn.demo_boards import ensure_prepared
 from crrn.preprocess import Prepared
-from crrn.utils import corrupt, device_of, draw_sequences, place
+from crrn.utils import corrupt, device_of, draw_sequences, place, reconstruct
 
 TEST_BATCH = 5  # sequences; the test loss is the mean of the batches' losses, as published
 
@@ -274,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         with only_run(path.parent):
             train(options, prepared, path, device)
     except KeyboardInterrupt:
-        command = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+        command = command_to_continue(argv, resume=True)
         say(f"stopped; {path} is saved. To continue: {command}" if path.exists() else f"to start again: {command}")
         raise
 

@@ -23,21 +23,13 @@ from common.report import REPORT_HELP
 from common.runtime import ArgumentParser, UserError, autocast, progress, say, script
 from crrn import report
 from crrn.boards import cycle_of, is_synthetic
-from crrn.checkpoints import (
-    MODEL_SETTINGS,
-    add_model_options,
-    check_options,
-    load_trained,
-    reconstruct,
-    result_folder,
-)
+from crrn.checkpoints import MODEL_SETTINGS, add_model_options, check_options, load_trained, result_folder
 from crrn.demo_boards import ensure_prepared
-from crrn.pictures import draw_boards, draw_curves, draw_errors
+from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import Prepared
 from crrn.report import Tested
-from crrn.utils import RATES, SHIFTS, Counts, at_pads, device_of, inject, place
+from crrn.utils import KINDS, RATES, SHIFTS, Counts, at_pads, device_of, inject, place, reconstruct
 
-KINDS = {"excessive": ("e", 1), "insufficient": ("i", -1)}
 SHOWN = 4  # boards on a picture
 
 
@@ -60,8 +52,8 @@ def test(
     tested: list[Tested] = []
     for rate, shift in progress(jobs, "testing"):
         if shift == SHIFTS[0]:
-            counts = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
-            baseline = {kind: Counts(sign) for kind, (_, sign) in KINDS.items()}
+            counts = {kind: Counts(sign) for kind, sign in KINDS.items()}
+            baseline = {kind: Counts(sign) for kind, sign in KINDS.items()}
             errors, inputs, shifts = [], [], []
         added = inject(clean, rate, shift, generator)
         # Pads that moved since the first board, on whose positions the mask is, stay in the input as they are.
@@ -81,11 +73,11 @@ def test(
         shifts.append(added.flatten())
         if shift == SHIFTS[-1]:
             name = f"{rate:.1f}"
-            for kind, (letter, sign) in KINDS.items():
+            for kind, sign in KINDS.items():
                 curve, other = counts[kind].curve(), baseline[kind].curve()
                 curves[kind][name], baseline_curves[kind][name] = curve, other
                 saved = {key: curve[key] for key in ("Precision", "Recall", "F1")}
-                checkpoint.write(folder / f"pr_info_{letter}_{round(10 * rate)}.pt", saved)
+                checkpoint.write(folder / f"pr_info_{kind[0]}_{round(10 * rate)}.pt", saved)
                 labels = sign * torch.cat(shifts) > 0
                 results.setdefault(kind, {})[name] = {
                     **_best(curve),
@@ -100,7 +92,7 @@ def test(
     about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}, {options.test_set}"
     for kind in KINDS:
         title = f"{kind} paste: {about}"
-        draw_curves(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)
+        draw_precision_recall(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)
     groups = {"fine": all_shifts == 0, "excessive": all_shifts > 0, "insufficient": all_shifts < 0}
     draw_errors(
         folder / "errors.png",

@@ -44,18 +44,11 @@ from common.files import (
 from common.metrics import threshold_for_fpr
 from common.runtime import ArgumentParser, UserError, autocast, goes_on, progress, say, script
 from crrn.boards import Boards, cycle_of, is_synthetic, number_of, read_boards, read_layout
-from crrn.checkpoints import (
-    MODEL_SETTINGS,
-    add_model_options,
-    check_options,
-    load_trained,
-    reconstruct,
-    result_folder,
-)
+from crrn.checkpoints import MODEL_SETTINGS, add_model_options, check_options, load_trained, result_folder
 from crrn.demo_boards import ensure_prepared
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
-from crrn.utils import at_pads, device_of, place
+from crrn.utils import at_pads, device_of, place, reconstruct
 
 SHEET = 5  # boards on one row of a picture
 HEADER = ["board", "file", "age", "pad_id", "x", "y", "volume", "normalised", "expected", "error", "verdict"]

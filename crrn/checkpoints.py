@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from common import checkpoint, distributed
-from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, say
+from common import checkpoint
+from common.runtime import PRECISIONS, ArgumentParser, UserError, say
 from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
@@ -199,21 +198,3 @@ def _shared_arguments(options: argparse.Namespace) -> list[str]:
         if value != parser.get_default(name):
             arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return arguments
-
-
-@torch.no_grad()
-def reconstruct(
-    model: ST_EncDec, sequences: Tensor, batch_size: int, device: torch.device, precision: str = "fp32"
-) -> Tensor:
-    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape, float32, on the CPU.
-
-    Of several processes, each reconstructs its part; all get the whole.
-    """
-    model.eval()
-    outputs = []
-    own = distributed.part(sequences)
-    # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
-    for batch in (own if len(own) else sequences[:1]).split(batch_size):
-        with autocast(device, precision):
-            outputs.append(model(batch.to(device)).float().cpu())
-    return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(own)].numpy()))

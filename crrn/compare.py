@@ -19,9 +19,8 @@ from common.runtime import ArgumentParser, UserError, run_script, say, script
 from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import CELLS
-from crrn.utils import RATES
+from crrn.utils import KINDS, RATES
 
-KINDS = ("excessive", "insufficient")
 # Options that each model, seed and protocol has of its own here.
 OWN = {
     "--mode": "--models", "--is_attn": "--models", "--gates": "--models", "--protocol": "--protocols",

@@ -57,6 +57,7 @@ class Prepared:
 
     @property
     def cycle(self) -> int:
+        """Boards between two cleanings."""
         return len(self.mean)
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.report import Section, data_sentence, write_report
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
-from crrn.utils import RATES, place
+from crrn.utils import KINDS, RATES, place
 
 BOARDS = 3  # of each kind
 
@@ -39,7 +39,7 @@ def write(folder: Path, prepared: Prepared, clean: Tensor, tested: Sequence[Test
         normal = [(drawn / "normal.png", "Boards without anomalies, volumes normalised pad by pad.")]
         if (prepared.folder / "group.png").exists():
             normal.append((prepared.folder / "group.png", "The pads, by shape."))
-        limits = {kind: results[kind][str(RATES[0])]["best_f1_threshold"] for kind in ("excessive", "insufficient")}
+        limits = {kind: results[kind][str(RATES[0])]["best_f1_threshold"] for kind in KINDS}
         sections = [
             Section("Results", _about(results), _header(), _rows(results)),
             Section("Normal data", pictures=normal),
@@ -70,14 +70,14 @@ def _about(results: dict[str, Any]) -> list[str]:
 
 
 def _header() -> list[str]:
-    return ["anomaly rate", *(f"{kind}: {who}" for kind in ("excessive", "insufficient") for who in ("F1", "z-score"))]
+    return ["anomaly rate", *(f"{kind}: {who}" for kind in KINDS for who in ("F1", "z-score"))]
 
 
 def _rows(results: dict[str, Any]) -> list[list[Any]]:
     """Best F1 of network and z-score at each rate."""
     rows = []
     for rate in map(str, RATES):
-        found = [results[kind][rate] for kind in ("excessive", "insufficient")]
+        found = [results[kind][rate] for kind in KINDS]
         rows.append([rate, *(value for one in found for value in (one["best_f1"], one["z_score"]["best_f1"]))])
     return rows
 

@@ -1,12 +1,14 @@
-"""Sequences of boards and what happens to them: drawing, corruption, anomalies, counting, colours; and the device."""
+"""Sequences of boards and what happens to them: drawn, corrupted, reconstructed, judged, coloured; and the device."""
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.runtime import pick_device, say
+from common import distributed
+from common.runtime import autocast, pick_device, say
 
+KINDS = {"excessive": 1, "insufficient": -1}  # of anomalies, with the sign of their error
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # share of anomalous pads
 SHIFTS = (-5, -4, -3, -2, 2, 3, 4, 5)  # of the anomalies, in standard deviations of a pad's volume
 THRESHOLDS = torch.linspace(0, 5, 51)
@@ -49,6 +51,24 @@ def inject(clean: Tensor, rate: float, shift: float, generator: torch.Generator)
     size = clean.shape
     chosen = torch.rand(size, generator=generator) < rate
     return chosen * (shift + 0.1 * torch.randn(size, generator=generator))
+
+
+@torch.no_grad()
+def reconstruct(
+    model: nn.Module, sequences: Tensor, batch_size: int, device: torch.device, precision: str = "fp32"
+) -> Tensor:
+    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape, float32, on the CPU.
+
+    Of several processes, each reconstructs its part; all get the whole.
+    """
+    model.eval()
+    outputs = []
+    own = distributed.part(sequences)
+    # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
+    for batch in (own if len(own) else sequences[:1]).split(batch_size):
+        with autocast(device, precision):
+            outputs.append(model(batch.to(device)).float().cpu())
+    return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(own)].numpy()))
 
 
 class Counts:

@@ -552,7 +552,7 @@ MODEL = "result/ConvConjLSTM/model_dictionary.pt"
 def no_pictures(monkeypatch):
     """Drawing is what takes longest; other tests look at the pictures."""
     for script in (preprocessing, testing, scoring):
-        for name in ("draw_preprocessing", "draw_curves", "draw_errors", "draw_boards"):
+        for name in ("draw_preprocessing", "draw_precision_recall", "draw_errors", "draw_boards"):
             if hasattr(script, name):
                 monkeypatch.setattr(script, name, lambda *_, **__: None)
 

@@ -49,8 +49,7 @@ class ConvConjLSTM(nn.Module):
         i = torch.sigmoid(z_i)
         if not self.textbook_gates:
             i = torch.sigmoid(i)
-        if m is not None:
-            c = self.btneck(torch.cat([torch.zeros_like(m) if c is None else c, m], dim=1))
+        mix = c if m is None else self.btneck(torch.cat([torch.zeros_like(m) if c is None else c, m], dim=1))
         new = i * torch.tanh(z_g)
-        c = new if c is None else torch.sigmoid(z_f) * c + new
+        c = new if mix is None else torch.sigmoid(z_f) * mix + new
         return torch.sigmoid(z_o) * torch.tanh(c), c
