@@ -31,24 +31,11 @@ EXTENSIONS = frozenset([
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
     ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
 ])
-# fmt: on
 # Whatever a file's name says, only these are decoded: Pillow's others need programs such as Ghostscript, or are rare.
 FORMATS = (
-    "PNG",
-    "JPEG",
-    "TIFF",
-    "BMP",
-    "GIF",
-    "WEBP",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "DIB",
-    "PCX",
-    "QOI",
-    "SGI",
-    "TGA",
-)  # fmt: skip
+    "PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF", "DIB", "PCX", "QOI", "SGI", "TGA",
+)
+# fmt: on
 MARK = "SYNTHETIC"  # the file that generated data carries
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
@@ -231,13 +218,13 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     return values > values.max() / 2
 
 
-def check_images(paths: Sequence[Path], hide_progress: bool = False) -> list[tuple[Path, str]]:
+def check_images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """The images that `read_image` would refuse, each with the reason; empty where all is well.
 
     Much faster than reading them: PNG files by their checksums, JPEG files decoded at an eighth of their size.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(progress(pool.map(_problem, paths), "checking images", total=len(paths), hide=hide_progress))
+        problems = list(progress(pool.map(_problem, paths), "checking images", total=len(paths)))
     return [(path, problem) for path, problem in zip(paths, problems) if problem]
 
 
@@ -255,9 +242,9 @@ def _problem(path: Path) -> str | None:
     return None
 
 
-def require_readable(paths: Sequence[Path], hide_progress: bool = False) -> None:
+def require_readable(paths: Sequence[Path]) -> None:
     """Raise one UserError that names all images that cannot be read."""
-    problems = check_images(paths, hide_progress)
+    problems = check_images(paths)
     if problems:
         names = "; ".join(f"{path} ({problem})" for path, problem in problems)
         raise UserError(f"cannot read {len(problems)} of {len(paths)} images, mend or remove them: {names}")

@@ -61,7 +61,7 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section], page
     """
     if not first_process():
         return
-    inner = [_inner(page) for page in pages]
+    inner = [_nested(page) for page in pages]
     links = "".join(f'<li><a href="#part{n}">{name}</a></li>\n' for n, (name, _) in enumerate(inner))
     parts = [_section(section) for section in sections]
     parts += [f"<nav><ul>\n{links}</ul></nav>"] if inner else []
@@ -165,11 +165,11 @@ def data_sentence(data: Any) -> str:
 
 def pictures_of(path: Path, caption: str) -> list[Image.Image]:
     """The pictures of a report whose captions begin with `caption`. UserError where it cannot be read."""
-    found = re.findall(r';base64,([^"]*)"[^>]* alt="([^"]*)"', _main(path)[1])
+    found = re.findall(r';base64,([^"]*)"[^>]* alt="([^"]*)"', _title_and_body(path)[1])
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data, text in found if text.startswith(escape(caption))]
 
 
-def _main(path: Path) -> tuple[str, str]:
+def _title_and_body(path: Path) -> tuple[str, str]:
     """Title and body of a report."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -181,9 +181,9 @@ def _main(path: Path) -> tuple[str, str]:
     return match[2], match[1]
 
 
-def _inner(path: Path) -> tuple[str, str]:
+def _nested(path: Path) -> tuple[str, str]:
     """Title and body of a report, its headings one level lower."""
-    title, body = _main(path)
+    title, body = _title_and_body(path)
     return title, re.sub(r"<(/?)h([1-5])>", lambda tag: f"<{tag[1]}h{int(tag[2]) + 1}>", body)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from riad.neuralnet.layers import Layer
 
 LEVELS = 4  # entries of `filters`
-REACH = 16  # smallest side of an image, pixels: three halvings leave 2
+SMALLEST = 16  # smallest side of an image, pixels: three halvings leave 2
 
 
 class NeuralNet(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from riad.neuralnet.layers import Layer
 
 LEVELS = 5  # entries of `filters`
-REACH = 32  # smallest side of an image, pixels: four halvings leave 2
-MULTIPLE = 16  # which sides have to be
+SMALLEST = 32  # smallest side of an image, pixels: four halvings leave 2
+MULTIPLE = 16  # of which the sides have to be multiples
 
 
 class NeuralNet(nn.Module):

@@ -11,7 +11,7 @@ NUMBERS = {1000: ae_l2, 2000: aesc_l2}  # --nn
 
 
 def architecture(settings: Namespace) -> ModuleType:
-    """The module with the network's limits: LEVELS (entries of filters) and REACH (pixels)."""
+    """The module with the network's limits: LEVELS (entries of filters) and SMALLEST (pixels)."""
     return unet if settings.algorithm == "paper" else aesc_l2
 
 

@@ -178,8 +178,10 @@ def check(settings: Namespace) -> None:
 def check_size(settings: Namespace) -> None:
     """UserError where the network or the masks have no use for images of --img_size."""
     size, network = settings.img_size, connector.architecture(settings)
-    if size < network.REACH:
-        raise UserError(f"--img_size {size}: images of less than {network.REACH} pixels are too small for the network")
+    if size < network.SMALLEST:
+        raise UserError(
+            f"--img_size {size}: images of less than {network.SMALLEST} pixels are too small for the network"
+        )
     if network is unet and size % unet.MULTIPLE:
         raise UserError(f"--img_size {size}: the paper's U-Net needs a multiple of {unet.MULTIPLE}")
     for k in settings.list_k:

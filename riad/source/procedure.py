@@ -24,11 +24,11 @@ from riad.source.masks import content_keys, disjoint_masks
 
 PATH_CKPT = "Checkpoint"
 STATE = "resume.pth"
-FINE, LOSS = "model_0_finepoch.pth", "model_1_best_loss.pth"
+LAST_EPOCH, LOWEST_L2 = "model_0_finepoch.pth", "model_1_best_loss.pth"
 BEST = {"auroc": "model_2_best_auroc.pth", "val_loss": "model_2_best_val_loss.pth"}
 CHOSEN_BY = {
-    FINE: "nothing: the last epoch",
-    LOSS: "lowest L2 loss in training",
+    LAST_EPOCH: "nothing: the last epoch",
+    LOWEST_L2: "lowest L2 loss in training",
     BEST["auroc"]: "highest AUROC on the validation half",
     BEST["val_loss"]: "lowest loss on the validation share of the good images",
 }
@@ -95,7 +95,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     shown = _first_of_each_class(data.test)
     ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
     started = saved = time.monotonic()
-    board = _board(settings.output / PATH_CKPT, place["epoch"] + 1) if place["epoch"] < settings.epochs else None
+    board = _tensorboard(folder, place["epoch"] + 1) if place["epoch"] < settings.epochs else None
 
     def save() -> None:
         nonlocal started, saved
@@ -136,7 +136,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
             place.update(epoch=epoch + 1, batch=0, sums={}, history=history)
             stopping = distributed.anywhere(stop(), agent.device)
             # Before the state: a training killed in between comes here again with the same numbers.
-            for name in _best_now(history, chosen_by) + [FINE] * (stopping or epoch + 1 == settings.epochs):
+            for name in _best_now(history, chosen_by) + [LAST_EPOCH] * (stopping or epoch + 1 == settings.epochs):
                 save_network(folder / name, agent, epoch + 1, about)
             _write_history(settings.output / "results_tr", history, chosen_by, picture)
             if picture:
@@ -189,7 +189,7 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 def _best_now(history: list[dict[str, Any]], chosen_by: str) -> list[str]:
     """The files for which the last epoch is the best so far; ties go to the later one."""
     last = history[-1]
-    names = [LOSS] if last["l2"] <= min(entry["l2"] for entry in history) else []
+    names = [LOWEST_L2] if last["l2"] <= min(entry["l2"] for entry in history) else []
     values = [entry[chosen_by] for entry in history]
     if last[chosen_by] == (max(values) if chosen_by == "auroc" else min(values)):
         names.append(BEST[chosen_by])
@@ -200,7 +200,7 @@ def _worth_a_line(epoch: int, epochs: int) -> bool:
     return epoch + 1 == epochs or (epoch + 1) % max(epochs // 10, 1) == 0
 
 
-def _board(folder: Path, epoch: int) -> Any:
+def _tensorboard(folder: Path, epoch: int) -> Any:
     """A TensorBoard writer of the first process, beginning at `epoch`, or None where tensorboard is not installed."""
     if distributed.rank():
         return None
@@ -337,7 +337,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
     found: dict[str, dict[str, Any]] = {}
     _wait_for_all(agent)  # until the first one has written what all read
-    for name in (FINE, LOSS, BEST[chosen_by]):
+    for name in (LAST_EPOCH, LOWEST_L2, BEST[chosen_by]):
         content = load(folder / name)
         checkpoint.load_parameters(agent.network, content["model"], folder / name)
         entry = next((other for other in found.values() if other["epoch"] == content["epoch"]), None)

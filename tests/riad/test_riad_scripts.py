@@ -114,7 +114,7 @@ def test_run_writes_everything(digits):
 
 def test_ties_go_to_the_later_epoch():
     history = [{"l2": 1.0, "auroc": 0.5}, {"l2": 1.0, "auroc": 0.5}]
-    assert procedure._best_now(history, "auroc") == [procedure.LOSS, procedure.BEST["auroc"]]
+    assert procedure._best_now(history, "auroc") == [procedure.LOWEST_L2, procedure.BEST["auroc"]]
     assert procedure._best_now([*history, {"l2": 1.1, "auroc": 0.4}], "auroc") == []
 
 
