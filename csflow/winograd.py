@@ -110,7 +110,14 @@ class Conv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C', H', W')."""
         possible = self.stride == (1, 1) and self.kernel_size in ((3, 3), (5, 5)) and x.dtype == torch.float32
         on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting()
-        if possible and on_cpu and not plain and pays(x, self):
+        autocast = torch.is_autocast_enabled("cpu")
+        if possible and on_cpu and not autocast and not torch.compiler.is_exporting() and pays(x, self):
             return Winograd.apply(x, self.weight, self.bias)
+        # Weights further from the kernel's centre than the image is large meet nothing but padding: their gradient is 0,
+        # but oneDNN leaves it unwritten in bf16 (PyTorch 2.15, 5 x 5 weights on 1 x 1 features).
+        pad = self.kernel_size[0] // 2
+        reach = tuple(min(pad, side - 1) for side in x.shape[2:])
+        if on_cpu and autocast and reach != (pad, pad):
+            rows, columns = (slice(pad - far, pad + far + 1) for far in reach)
+            return F.conv2d(x, self.weight[:, :, rows, columns], self.bias, self.stride, reach)
         return super().forward(x)

@@ -1,6 +1,7 @@
 """Minimal filtering computes what PyTorch's convolution does, gradients included, and the authors' numbers."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -70,6 +71,23 @@ def test_what_minimal_filtering_cannot_do_is_left_to_conv2d(calls):
     with torch.autocast("cpu", torch.bfloat16):
         assert Conv2d(4, 6, 5, padding=2)(x).dtype == torch.bfloat16
     assert not calls
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(5, 1, (1, 1)), (7, 1, (2, 2)), (5, 2, (1, 1)), (5, 1, (1, 4))])
+def test_bf16_gradients_of_weights_that_meet_only_padding_are_0(kernel, stride, size):
+    torch.manual_seed(0)
+    layer = Conv2d(512, 192, kernel, padding=kernel // 2, stride=stride)
+    x = torch.randn(2, 512, *size)
+    gradients = []
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = layer(x)
+        for count in (10**5, 10**6, 3 * 10**6, 5 * 10**6):  # what is not written holds what lay there before
+            torch.full((count,), math.nan, dtype=precision)
+        gradients += torch.autograd.grad(y.float().square().sum(), layer.weight)
+    exact, ours = gradients
+    assert (ours - exact).norm() < 0.02 * exact.norm()
+    assert not ours[exact == 0].any()
 
 
 @pytest.mark.parametrize(
