@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "trained_on_these_boards": content["same_boards"],
         "test_set": options.test_set,
         "epochs": content["epoch"] + 1,
+        "epochs_planned": content.get("num_epochs"),
         **found,
         "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
         "device": str(device),

@@ -12,7 +12,7 @@ import torch
 
 from common import checkpoint
 from common.runtime import PRECISIONS, ArgumentParser, UserError, say
-from crrn.boards import add_data_options, command
+from crrn.boards import add_data_options, command, number_of
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
 
@@ -182,6 +182,10 @@ def load_trained(
     content = load_checkpoint(path, options, prepared, train=False)
     model = build_model(options)
     checkpoint.load_parameters(model, content["state_dict"], path)
+    done, planned, step = content["epoch"] + 1, content.get("num_epochs"), content.get("step")
+    if planned and done < planned:
+        steps = f" and {number_of(step, 'step')}" if step else ""
+        say(f"{path} is of a training stopped after {done} of {planned} epochs{steps}")
     same = content["fingerprint"] == prepared.fingerprint if "fingerprint" in content else None
     if same is False:
         say(f"{path} was trained on other boards ({content['data']}) than {prepared.folder} holds now")

@@ -1,21 +1,22 @@
 """Which cell wins where? Train and test several models with several seeds: python compare.py --num_epochs 3 --lr 1e-3
 
 Runs 1_train.py and 2_test_model.py for each seed, protocol and model (a name such as ConvLSTM, with _a for attention
-and _textbook for textbook gates), in <data>/compare/seed<k>/, and sums up what has been tested so far in
-<data>/compare/compare.json and in a table: best F1 at each anomaly rate, mean and standard deviation over the seeds,
+and _textbook for textbook gates), in <result>/seed<k>/, and sums up what has been tested so far in
+<result>/compare.json and in a table: best F1 at each anomaly rate, mean and standard deviation over the seeds,
 beside the z-score alone. Interrupted, the same command goes on; options that are not listed here go to the training.
 """
 
 import re
 import statistics
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import checkpoint
 from common.files import read_json, require_writable, write_json
-from common.runtime import ArgumentParser, UserError, run_script, say, script
+from common.runtime import ArgumentParser, UserError, goes_on, run_script, say, script
 from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import CELLS
@@ -24,7 +25,7 @@ from crrn.utils import KINDS, RATES
 # Options that each model, seed and protocol has of its own here.
 OWN = {
     "--mode": "--models", "--is_attn": "--models", "--gates": "--models", "--protocol": "--protocols",
-    "--seed": "--seeds", "--result": "--data", "--test_set": "--protocols",
+    "--seed": "--seeds", "--test_set": "--protocols",
 }  # fmt: skip
 
 
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("--n_layers", "--held_out", "--precision"):
         add(name, help="as in 1_train.py; unset: as there")
 
-    add = parser.add_argument_group("machine").add_argument
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--result", type=Path, help="folder for models and results; unset: compare/ in the data folder")
     add("--gpu_ids", nargs="+", default=["0"], help="GPUs; the first one is used")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     options, training = parser.parse_known_args(argv)
@@ -58,26 +60,26 @@ def main(argv: list[str] | None = None) -> None:
         _mode(model)
     cycle = cycle_of(options.data, options.cycle)
     folder = ensure_prepared(options.data, cycle).folder
-    require_writable(folder / "compare")
+    output = options.result or folder / "compare"
+    require_writable(output)
     summary: dict[str, dict] = {}
-    for seed in options.seeds:
-        for protocol in options.protocols:
-            for model in options.models:
-                result = folder / "compare" / f"seed{seed}"
-                shared = ["--data", str(folder.resolve()), "--cycle", str(cycle), *_mode(model)]
-                shared += ["--protocol", protocol, "--result", str(result.resolve()), "--seed", str(seed)]
-                for option in ("n_layers", "held_out", "precision"):
-                    value = getattr(options, option)
-                    shared += [] if value is None else [f"--{option}", value]
-                shared += ["--gpu_ids", *options.gpu_ids, *(["--cpu"] if options.cpu else [])]
-                say(f"seed {seed}, {protocol}, {model}")
-                run_script(HERE / "1_train.py", *shared, *training)
-                name = model + ("_measured" if protocol == "measured" else "")
-                if not _is_tested(result / name):
-                    # The anomalies come from a generator of their own: two models see the same ones.
-                    run_script(HERE / "2_test_model.py", *shared)
-                summary.setdefault(name, {})[f"seed{seed}"] = read_json(result / name / "results.json")
-                write_json(folder / "compare/compare.json", summarise(summary) | {"training_options": training})
+    with goes_on(output):
+        for seed, protocol, model in product(options.seeds, options.protocols, options.models):
+            result = output / f"seed{seed}"
+            shared = ["--data", str(folder.resolve()), "--cycle", str(cycle), *_mode(model)]
+            shared += ["--protocol", protocol, "--result", str(result.resolve()), "--seed", str(seed)]
+            for option in ("n_layers", "held_out", "precision"):
+                value = getattr(options, option)
+                shared += [] if value is None else [f"--{option}", value]
+            shared += ["--gpu_ids", *options.gpu_ids, *(["--cpu"] if options.cpu else [])]
+            say(f"seed {seed}, {protocol}, {model}")
+            run_script(HERE / "1_train.py", *shared, *training)
+            name = model + ("_measured" if protocol == "measured" else "")
+            if not _is_tested(result / name):
+                # The anomalies come from a generator of their own: two models see the same ones.
+                run_script(HERE / "2_test_model.py", *shared)
+            summary.setdefault(name, {})[f"seed{seed}"] = read_json(result / name / "results.json")
+            write_json(output / "compare.json", summarise(summary) | {"training_options": training})
     for line in table(summarise(summary)):
         say(line)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from common import checkpoint
 from common.images import mark_synthetic
 from common.runtime import UserError
-from crrn import compare, demo_boards
+from crrn import compare, demo_boards, report
 from crrn.boards import cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
 from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
@@ -177,8 +178,8 @@ def test_training_and_testing_write_everything(data, capsys):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert not (folder / "report.html").exists()
     assert testing.main([*argv, "--report"]) == 0
-    report = Report(folder / "report.html")
-    assert len(report.captions) == 6 and f"{results['excessive']['0.1']['best_f1']:.4g}" in report.texts
+    page = Report(folder / "report.html")
+    assert len(page.captions) == 6 and f"{results['excessive']['0.1']['best_f1']:.4g}" in page.texts
     again = json.loads((folder / "results.json").read_text())
     assert again["excessive"] == results["excessive"]
 
@@ -654,21 +655,27 @@ def test_compare_tests_longer_trainings_again(data, capsys, monkeypatch, no_pict
     monkeypatch.setattr(subprocess, "run", run_here)
     argv = args(data, "--models", "ConvLSTM_a", "--protocols", "measured", "--seeds", "0", "--cpu", "--held_out", "0.6")
     argv += ["--n_layers", "1", "--precision", "bf16", *TRAINED[2:]]
-    results = data / "compare/seed0/ConvLSTM_a_measured/results.json"
+    argv += ["--result", str(data / "other")]
+    results = data / "other/seed0/ConvLSTM_a_measured/results.json"
     for epochs in (1, 2, 2):
         assert compare.main([*argv, "--num_epochs", str(epochs)]) == 0
         found = json.loads(results.read_text())
         assert found["epochs"] == epochs
         assert found["settings"].items() >= {"held_out": 0.6, "n_layers": 1, "precision": "bf16"}.items()
     assert calls == ["1_train.py", "2_test_model.py"] * 2 + ["1_train.py"]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setitem(scripts, "1_train.py", SimpleNamespace(main=lambda argv: 130))
+        assert compare.main(argv) == 130
+    assert "the same command goes on" in capsys.readouterr().out
     for more, words in (
         (["--models", "ConvLSTM", "ConvLSTM_attn"], "--models ConvLSTM_attn"),
         (["--models", "ConvLSTM_textbook_a"], "_a_textbook"),
         (["--mode", "ConvLSTM"], "--models says that"),
-        (["--result=x"], "--data says that"),
+        (["--seed=1"], "--seeds says that"),
     ):
         refused(capsys, compare.main, [*argv, *more], words)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("spoiled", ["weights", "weights at Ctrl-C", "test loss"])
@@ -692,6 +699,16 @@ def test_what_is_not_finite_is_never_saved(trained, capsys, monkeypatch, spoiled
     assert not (trained / "new/ConvConjLSTM/model_dictionary.pt").exists()
     refused(capsys, training.main, args(trained, "--cpu", *TRAINED, "--num_epochs", "3"), "nan at epoch 3", "--lr")
     assert path.read_bytes() == before
+
+
+def test_of_a_stopped_training_is_told_apart(trained, capsys, monkeypatch, no_pictures):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_on_request", lambda: contextlib.nullcontext(lambda: True))
+        assert training.main(args(trained, "--cpu", *TRAINED, "--num_epochs", "3")) == 130
+    assert testing.main(args(trained, "--cpu")) == 0
+    assert "stopped after 2 of 3 epochs and 1 step\n" in capsys.readouterr().out
+    results = json.loads((trained / MODEL).with_name("results.json").read_text())
+    assert results["epochs"] == 2 and "trained for 2 of 3 epochs" in report._about(results)[1]
 
 
 def content_of(path: Path) -> dict:
