@@ -94,7 +94,7 @@ def last_value(folder: Path, metric: str) -> float:
         with (versions[-1] / "metrics.csv").open(newline="", encoding="utf-8") as file:
             return float(list(csv.DictReader(file))[-1][metric])
     except (OSError, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"no metrics.csv in {folder}/version_* holds no {metric}") from error
+        raise UserError(f"no metrics.csv in {folder}/version_* holds {metric}") from error
 
 
 @script
