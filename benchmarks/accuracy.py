@@ -608,7 +608,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument_group("experiments").add_argument
     add("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="data sets, see --list; unset: none")
-    add("--only", nargs="+", default=[""], help="experiments whose name contains one of these; unset: all")
+    add("--only", nargs="+", help="experiments whose name contains one of these; unset: all")
     add("--seeds", type=int, nargs="+", help="one run of each experiment with each; unset: the READMEs', see --list")
     add("--list", action="store_true", help="name experiments and data sets, run nothing")
 
@@ -618,7 +618,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.output = options.output.resolve()
     folders = options.folders = folders_of(options.data)
-    chosen = [one for one in EXPERIMENTS if any(part in one.name for part in options.only)]
+    chosen = [one for one in EXPERIMENTS if any(part in one.name for part in options.only or [""])]
     if not chosen:
         raise UserError(f"--only {' '.join(options.only)}: no experiment is called so, --list names them")
     if options.list:

@@ -25,6 +25,12 @@ from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import load_features, upsample
 from csflow.utils import load_dataset, split_calibration
 
+# CS-Flow's options that matter here: those of the data, the features and the split.
+USED = (
+    "dataset_path", "class_name", "feature_path", "img_size", "extractor", "extractor_weights", "n_scales", "norm_mean",
+    "norm_std", "batch_size", "calibration_share", "seed", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+)  # fmt: skip
+
 
 def patches(maps: np.ndarray) -> np.ndarray:
     """(N, C, h, w) -> (N * h * w, C)."""
@@ -44,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser(
         "Nearest-neighbour baseline on CS-Flow's features.",
         "python benchmarks/nearest_neighbour.py --dataset_path my_data --class_name bottle",
+        USED,
     )
     add = parser.add_argument_group("results").add_argument
     add("--output", type=Path, help="folder for the results; unset: in benchmarks/results")

@@ -394,7 +394,7 @@ def main(argv: list[str] | None = None) -> None:
             command = command_to_continue([*words, "--checkpoint-path", str(opt.checkpoint_path)], opt.resume)
             say(f"stopped; what is saved is in {opt.checkpoint_path}. To continue: {command}")
         else:
-            say("stopped; nothing is saved (--save no)")
+            say("stopped before there was anything to save" if opt.save else "stopped; nothing is saved (--save no)")
         raise
 
 

@@ -75,7 +75,7 @@ CASES = [
     *options(
         "nearest_neighbour",
         "--img_size 100", "--n_scales 0", ("--dataset_path {place}/none", "none"), "--class_name ../x", "--seed x",
-        ("--device toaster", "toaster"), ("--classname x", "--class_name"),
+        ("--device toaster", "toaster"), ("--classname x", "--class_name"), ("--fpr 0.1", "--fpr"),
     ),
 ]  # fmt: skip
 

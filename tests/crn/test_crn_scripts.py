@@ -561,6 +561,18 @@ def write_sweep(method, rates):
     )
 
 
+def test_stopped_before_the_training(place, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "Training", stop)
+    words = training()
+    without = words[: words.index("--checkpoint-path")] + words[words.index("--checkpoint-path") + 2 :]
+    assert train.main(without) == 130 and "before there was anything to save" in capsys.readouterr().out
+    assert train.main([*without, "--save", "no"]) == 130 and "(--save no)" in capsys.readouterr().out
+    assert train.main(words) == 130 and "To continue: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("status", [130, None])
 def test_a_grid_comes_back_to_the_trial_that_was_stopped(place, trials, capsys, status):
     pytest.importorskip("optuna")
