@@ -113,7 +113,7 @@ class Conv2d(nn.Conv2d):
         autocast = torch.is_autocast_enabled("cpu")
         if possible and on_cpu and not autocast and not torch.compiler.is_exporting() and pays(x, self):
             return Winograd.apply(x, self.weight, self.bias)
-        # Weights further from the kernel's centre than the image is large meet nothing but padding: their gradient is 0,
+        # Weights further from the kernel's centre than the image is large meet only padding: their gradient is 0,
         # but oneDNN leaves it unwritten in bf16 (PyTorch 2.15, 5 x 5 weights on 1 x 1 features).
         pad = self.kernel_size[0] // 2
         reach = tuple(min(pad, side - 1) for side in x.shape[2:])
