@@ -73,7 +73,7 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
                         write_json(progress_file, {"about": about, "done": done})
                         saved = time.monotonic()
                     if stop():
-                        say(f"{done['train']} + {done['test']} images are done; the same command goes on from there")
+                        say(f"{_counted(done)} are done; the same command goes on from there")
                         raise KeyboardInterrupt
         # From here to the last line, an interruption leaves features that count as missing, never as others.
         progress_file.unlink()
@@ -85,7 +85,11 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
         _write_array(feature_file(config, "labels.npy"), np.array([sample.label for sample in dataset.test]))
         _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
         write_json(feature_file(config, "features.json"), about)
-    say(f"features of {len(dataset.train)} + {len(dataset.test)} images ({name}) are in {config.feature_path}")
+    say(f"features of {_counted(done)} ({name}) are in {config.feature_path}")
+
+
+def _counted(images: dict[str, int]) -> str:
+    return f"{images['train']} training and {images['test']} test images"
 
 
 def _done_before(path: Path, about: dict) -> dict[str, int]:
@@ -100,7 +104,7 @@ def _done_before(path: Path, about: dict) -> dict[str, int]:
     )
     if not sound:
         return none
-    say(f"continuing an interrupted extraction after {done['train']} + {done['test']} images")
+    say(f"continuing an interrupted extraction after {_counted(done)}")
     return {part: done[part] for part in none}
 
 

@@ -151,7 +151,7 @@ def test_interrupted_extraction_goes_on(bricks, place, monkeypatch, capsys):
     fail_at(100)
     capsys.readouterr()
     assert extract_features.main(argv) == 0
-    assert "continuing an interrupted extraction after 8 + 6 images" in capsys.readouterr().out
+    assert "continuing an interrupted extraction after 8 training and 6 test images" in capsys.readouterr().out
     assert calls == [3]
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in (place / "whole/brick").iterdir())
