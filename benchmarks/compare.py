@@ -393,7 +393,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
 
     add = parser.add_argument_group("of one method").add_argument
-    add("--extractor", choices=("auto", "effnetB5", "lite0"), default="auto", help="CS-Flow's, see there")
+    add(
+        "--extractor",
+        choices=("auto", "effnetB5", "lite0"),
+        default="auto",
+        help="of the features of CS-Flow and the nearest neighbour; auto: effnetB5, else lite0",
+    )
     add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights; unset: downloaded")
     for method in ("csflow", "crn", "riad"):
         more = "more options for its training, in one string, which win; unset: none"

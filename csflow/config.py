@@ -1,8 +1,8 @@
 """Every setting of CS-Flow, with its default. Edit them here or override them on the command line: --batch_size 8.
 
 A default path lies in this folder wherever the program is started; a path on the command line is relative to where
-you stand. The defaults are those of the seed document; the paper's are img_size 768, n_coupling_blocks 4,
-fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share 0.
+you stand. The defaults are those of the published fork that this folder mirrors; the paper's are img_size 768,
+n_coupling_blocks 4, fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share 0.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Config:
 
     score: str = _setting(
         "std",
-        "image score: std of z^2/2 (the seed) or its mean (the paper)",
+        "image score: std of z^2/2 (the published fork) or its mean (the paper)",
         choices=("std", "mean"),
         group="scores and verdicts",
     )

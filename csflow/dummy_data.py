@@ -1,4 +1,4 @@
-"""The dummy data of the seed, drawn instead of shipped: four squares are good, four circles are a defect."""
+"""The dummy data of the published fork, drawn instead of shipped: four squares are good, four circles are a defect."""
 
 from pathlib import Path
 

@@ -204,8 +204,8 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
     if "best_auroc" in results:
         say(
             f"  in training: last {results['last_auroc']:.4f} after epoch {results['history'][-1]['epoch']}, best "
-            f"{results['best_auroc']:.4f} after epoch {results['best_auroc_epoch']} (best is chosen on the test set; "
-            "the saved model is never chosen)"
+            f"{results['best_auroc']:.4f} after epoch {results['best_auroc_epoch']} (the best is chosen on the test "
+            "set; the model that is saved and evaluated here is the last)"
         )
     if "aupro" in results:
         say(f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}, F1 {results['pixel_f1']:.4f}")

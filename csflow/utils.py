@@ -131,8 +131,8 @@ def get_loss(z: list[Tensor], log_det: list[Tensor]) -> Tensor:
 
 
 def image_scores(z: list[Tensor]) -> dict[str, Tensor]:
-    """Both anomaly scores of each image, (B,): over v = z^2 / 2 at all scales, "std" (the seed's, population
-    standard deviation) and "mean" (the paper's, section 3.4)."""
+    """Both anomaly scores of each image, (B,): over v = z^2 / 2 at all scales, "std" (the published fork's,
+    population standard deviation) and "mean" (the paper's, section 3.4)."""
     v = torch.cat([(0.5 * z_s**2).flatten(1) for z_s in z], dim=1)
     return {"std": v.std(dim=1, correction=0), "mean": v.mean(dim=1)}
 

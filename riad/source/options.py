@@ -64,7 +64,7 @@ def build_parser() -> ArgumentParser:
         example="python riad/run.py --algorithm paper --dataset mvtec --data_path my_data/bottle --output bottle",
     )
     add = parser.add_argument_group("data").add_argument
-    add("--algorithm", choices=tuple(DEFAULTS), default="repo", help="the seed's variant, or the paper's")
+    add("--algorithm", choices=tuple(DEFAULTS), default="repo", help="the published code's variant, or the paper's")
     add("--dataset", choices=("mnist", "digits", "mvtec"), help="unset: mnist, or digits where it cannot be had")
     add("--data_path", type=Path, help=f"MNIST's folder, or mvtec's category folder; unset, of MNIST: {HERE / 'data'}")
     add("--select_norm", type=int, default=1, help="the digit that is normal (not for mvtec)")
