@@ -390,11 +390,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(opt, dataset, device)
     except KeyboardInterrupt:
-        if opt.save and opt.checkpoint_path:
-            command = command_to_continue([*words, "--checkpoint-path", str(opt.checkpoint_path)], opt.resume)
+        if not opt.save:
+            say("stopped; nothing is saved (--save no)")
+        elif opt.checkpoint_path and (opt.checkpoint_path / "last.ckpt").exists():
+            place = [] if "checkpoint_path" in opt.given else ["--checkpoint-path", str(opt.checkpoint_path)]
+            command = command_to_continue([*words, *place], opt.resume)
             say(f"stopped; what is saved is in {opt.checkpoint_path}. To continue: {command}")
         else:
-            say("stopped before there was anything to save" if opt.save else "stopped; nothing is saved (--save no)")
+            say("stopped before there was anything to save")
         raise
 
 

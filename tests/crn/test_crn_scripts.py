@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -570,7 +571,12 @@ def test_stopped_before_the_training(place, capsys, monkeypatch):
     without = words[: words.index("--checkpoint-path")] + words[words.index("--checkpoint-path") + 2 :]
     assert train.main(without) == 130 and "before there was anything to save" in capsys.readouterr().out
     assert train.main([*without, "--save", "no"]) == 130 and "(--save no)" in capsys.readouterr().out
-    assert train.main(words) == 130 and "To continue: " in capsys.readouterr().out
+    assert train.main(words) == 130 and "before there was anything to save" in capsys.readouterr().out
+    Path("ck").mkdir(exist_ok=True)
+    Path("ck/last.ckpt").touch()
+    assert train.main(words) == 130
+    (command,) = re.findall("To continue: (.*)", capsys.readouterr().out)
+    assert command.count("--checkpoint-path ck") == 1
 
 
 @pytest.mark.parametrize("status", [130, None])
