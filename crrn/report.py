@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.report import Section, data_sentence, write_report
+from crrn.boards import number_of
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
 from crrn.utils import KINDS, RATES, place
@@ -60,11 +61,11 @@ def _about(results: dict[str, Any]) -> list[str]:
     settings = results["settings"]
     protocol = "measured cycles" if settings["protocol"] == "measured" else "sequences drawn from the age model"
     epochs, planned = results["epochs"], results["epochs_planned"]
-    epochs = f"{epochs} of {planned}" if planned and epochs < planned else epochs
+    length = f"{epochs} of {planned} epochs" if planned and epochs < planned else number_of(epochs, "epoch")
     test_set = "measured cycles that were held out" if results["test_set"] == "measured" else "drawn sequences"
     return [
         data_sentence(results["data"]),
-        f"{settings['mode']}, trained for {epochs} epochs on {protocol}; the anomalies are injected, shifts of 2 to 5 "
+        f"{settings['mode']}, trained for {length} on {protocol}; the anomalies are injected, shifts of 2 to 5 "
         f"standard deviations in {test_set}. The model is the last one saved.",
         f"Best F1: its threshold is chosen on {results['best_f1_chosen_on']}. The z-score, a plain baseline without "
         "training, thresholds the normalised volume itself and is given the same choice.",
