@@ -226,6 +226,7 @@ def finish(method: str, category: Category, options: Namespace, place: Path) -> 
         "batches": batches,
         "seconds": seconds,
         "device": results.get("device", "cpu"),
+        "extractor": results.get("extractor"),
         "file": str(file),
         "labels": labels,
         "scores": scores,
@@ -347,8 +348,11 @@ def row(entry: dict[str, Any]) -> list[str]:
     return [entry["category"], entry["method"], *metrics, *given, f"{entry['seconds'] / 60:.1f}"]
 
 
-def conditions(options: Namespace, categories: list[Category], devices: list[str]) -> list[str]:
-    """What the numbers mean, in sentences."""
+def conditions(options: Namespace, categories: list[Category], runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the numbers of the runs mean, in sentences."""
+    devices, extractors = (
+        ", ".join(sorted({one[key] for one in runs if one.get(key)})) for key in ("device", "extractor")
+    )
     networks = "; ".join(
         f"{TITLES[method]} {shlex.join([*NETWORKS[options.networks][method], *_more(options, method)])}"
         for method in options.only
@@ -363,12 +367,13 @@ def conditions(options: Namespace, categories: list[Category], devices: list[str
         "epoch by them, CRN and CS-Flow set thresholds with them, the nearest neighbour leaves them out. Nothing is "
         "chosen on test images.",
         spread if len(options.seeds) > 1 else f"One seed, {seeds}: there is no spread.",
-        "Image AUROC: of the images' scores. Pixel AUROC and AUPRO (up to a false-positive rate of 0.3): of the maps "
-        "at the images' own size, where there are masks. Batches are the optimizer's steps (CRN's are of two networks "
-        f"each). Minutes are of one training, or the nearest neighbour's search, on {', '.join(devices)}, without the "
-        "features that CS-Flow and the nearest neighbour extract once.",
-        f"Networks ({options.networks}): {networks}; precision of the training {options.precision}. These settings "
-        "were not tuned for this data: a longer training or a larger network may change who wins.",
+        "Image AUROC: the chance that a defective image scores higher than a good one. Pixel AUROC and AUPRO (up to a "
+        "false-positive rate of 0.3): of the maps at the images' own size, where there are masks. Batches are the "
+        f"optimizer's steps (CRN's are of two networks each). Minutes are of one training, or the nearest neighbour's "
+        f"search, on {devices}, without the features that CS-Flow and the nearest neighbour extract once.",
+        f"Networks ({options.networks}): {networks}; precision of the training {options.precision}"
+        + (f"; pretrained features of CS-Flow and the nearest neighbour: {extractors}" if extractors else "")
+        + ". These settings were not tuned for this data: a longer training or a larger network may change who wins.",
     ]
     return [*lines, *([f"Generated stand-ins, not real data: {', '.join(made)}."] if made else [])]
 
@@ -437,8 +442,7 @@ def compare(options: Namespace, categories: list[Category]) -> None:
         key = category.root.name, method, seed
         found[key], places[key] = run_once(method, category, options, seed)
     entries = summary(found)
-    devices = sorted({one["device"] for one in found.values()})
-    about = conditions(options, categories, devices)
+    about = conditions(options, categories, list(found.values()))
     write_json(
         options.output / "compare.json",
         {"conditions": about, "seeds": options.seeds, "results": entries, "versions": versions()},

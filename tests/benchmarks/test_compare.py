@@ -70,6 +70,7 @@ def test_all_methods_on_one_category(textures, tmp_path, programs, capsys):
     assert [(entries[title]["epochs"], entries[title]["batches"]) for title in titles[:3]] == [(2, 4), (2, 2), (2, 4)]
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<img ") == 1 + 5 + 4 and "not real data" in page and "there is no spread" in page
+    assert "features of CS-Flow and the nearest neighbour: lite0. " in page
 
     programs.clear()
     assert compare.main(argv) == 0
