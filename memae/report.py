@@ -67,6 +67,10 @@ def write(
                 name: _apart(rows, places, opt.FrameNum // 2) for name, rows in cases(labels, scores, None).items()
             }
             sections.append(case_section(drawn, chosen, labels, scores, lambda i: column(*places[i])))
+        else:  # what script_testing.py drew, unless by --WorstFrames 0
+            maps = {name: folder / "maps" / f"{name}.jpg" for name in _telling(videos, results)}
+            worst = [(path, f"{name}: frames of the highest errors.") for name, path in maps.items() if path.is_file()]
+            sections.append(Section("Image, anomaly map, and both", pictures=worst))
         write_report(folder / "report.html", title, sections)
 
 

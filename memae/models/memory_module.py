@@ -23,7 +23,10 @@ class Addressing(torch.autograd.Function):
             ctx.save_for_backward(w)
             return w
         above = (w - shrink_thres).relu_()
-        w_hat = (above * w).div_(above.add_(EPSILON))  # |w - lambda| is w - lambda wherever the product is not zero
+        w_hat = above * w
+        # |w - lambda| is w - lambda wherever the product is not zero. onnxscript takes the addition of 1e-12 for one of
+        # 0 and leaves it out, so that below the threshold there would be 0 / 0.
+        w_hat.div_(above.clamp_(min=EPSILON) if torch.compiler.is_exporting() else above.add_(EPSILON))
         norm = w_hat.sum(dim=1, keepdim=True).clamp_(min=EPSILON)
         w_hat.div_(norm)
         ctx.save_for_backward(w, w_hat, norm)

@@ -259,7 +259,7 @@ def test_evaluation_without_labels(videos, trained, tmp_path, capsys):
     argv = paths(tmp_path / "data", trained, "--OutRoot", tmp_path, script="test")
     assert script_testing.main(argv) == 0 and script_eval_video.main([*argv, "--report"]) == 0
     assert "no labels" in capsys.readouterr().out
-    assert len(Report(tmp_path / f"res_{NAME}/report.html").captions) == 2  # training frames and the curve
+    assert len(Report(tmp_path / f"res_{NAME}/report.html").captions) == 3  # training frames, curve, worst frames
     results = json.loads((tmp_path / f"res_{NAME}/results.json").read_text())
     assert results["unlabelled_videos"] == ["c"] and "auc" not in results
     assert len((tmp_path / f"res_{NAME}/scores.csv").read_text().splitlines()) == 10
