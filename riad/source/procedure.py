@@ -27,7 +27,7 @@ STATE = "resume.pth"
 LAST_EPOCH, LOWEST_L2 = "model_0_finepoch.pth", "model_1_best_loss.pth"
 BEST = {"auroc": "model_2_best_auroc.pth", "val_loss": "model_2_best_val_loss.pth"}
 CHOSEN_BY = {
-    LAST_EPOCH: "nothing: the last epoch",
+    LAST_EPOCH: "no measure, the last epoch",
     LOWEST_L2: "lowest L2 loss in training",
     BEST["auroc"]: "highest AUROC on the validation half",
     BEST["val_loss"]: "lowest loss on the validation share of the good images",
