@@ -27,7 +27,7 @@ from scipy.io import loadmat
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, run
 from common.checkpoint import versions
 from common.files import UserError, atomic_write, only_run, read_json, reason, require_writable, write_json
-from common.runtime import ArgumentParser, say, script
+from common.runtime import ArgumentParser, goes_on, say, script
 
 Command = tuple[str | int | float, ...]  # a program and its options
 Key = tuple[str | int, ...]  # where a number stands in a results file
@@ -635,7 +635,7 @@ def main(argv: list[str] | None = None) -> int:
     for one in chosen:
         if one not in able:
             say(f"left out, no --data {one.data}=FOLDER: {one.name}")
-    with only_run(options.output):
+    with only_run(options.output), goes_on(options.output):
         return run_all(able, options)
 
 

@@ -36,7 +36,7 @@ from common.files import only_run, read_json, reason, require_writable, write_js
 from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic
 from common.metrics import image_auroc
 from common.report import Section, write_report
-from common.runtime import PRECISIONS, ArgumentParser, UserError, say, script
+from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, say, script
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
@@ -428,7 +428,7 @@ def main(argv: list[str] | None = None) -> None:
     categories = categories_of(options.data)
     for category in categories:
         check(options, category)
-    with only_run(options.output):
+    with only_run(options.output), goes_on(options.output):
         compare(options, categories)
 
 

@@ -69,6 +69,15 @@ def test_runs_table_and_failures(tmp_path, called, capsys):
     assert (tmp_path / "out/accuracy.md").read_text() == table
 
 
+def test_interrupted(tmp_path, called, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "run", stop)
+    assert accuracy.main(["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out")]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
 def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypatch, capsys):
     other = replace(ONE, name="crn, other", seeds=(4,))
     monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, other])
