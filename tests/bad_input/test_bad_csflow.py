@@ -125,7 +125,7 @@ WRONG_MODEL = {
     "history of text": entry("history", [{"epoch": 1, "auroc_std": "a", "auroc_mean": "b"}]),
 }
 WRONG_TRAINING = {
-    **{f"no {name}": spoil.without(name) for name in ("optimizer", "scaler", "fingerprint", "weights", "loss_sum")},
+    **{f"no {name}": spoil.without(name) for name in ("optimizer", "fingerprint", "loss_sum")},
     "epoch below 0": entry("epoch", -1),
     "step is text": entry("step", "1"),
     "optimizer is empty": entry("optimizer", {}),
