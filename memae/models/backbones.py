@@ -7,10 +7,12 @@ Each turns 16 frames into a code of 2 time steps at 1/32 of the resolution.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.runtime import UserError
+from memae.models.convolutions import convolve, longer_than
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per stage
 STEM_CHANNELS = 64
@@ -62,7 +64,9 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C', T', H', W')."""
-        x = self.bn(self.conv(x))
+        # On a CPU in half precision, PyTorch's layer would have garbage for a gradient, see convolutions.py.
+        half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        x = self.bn(convolve(x, self.conv) if half and longer_than(x, self.conv) else self.conv(x))
         return F.relu_(x) if self.relu else x
 
 

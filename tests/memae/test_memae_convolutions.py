@@ -1,9 +1,12 @@
 """The layers with the mixed memory layout compute what PyTorch's do, gradients included."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from memae.models.backbones import ConvNorm
 from memae.models.convolutions import Conv3d, Convolution, ConvTranspose3d
 
 
@@ -54,6 +57,34 @@ def test_bfloat16_gradients_are_near_those_of_float32():
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: ConvNorm(32, 32, (3, 3, 3)), (2, 4, 4)),
+        (lambda: ConvNorm(32, 32, (3, 1, 1)), (2, 2, 2)),
+        (lambda: ConvNorm(64, 64, (3, 3, 3), groups=64), (2, 4, 4)),
+        (lambda: ConvNorm(32, 32, (1, 3, 3), (1, 2, 2)), (2, 1, 2)),
+        (lambda: Conv3d(32, 32, 3, padding=1), (2, 8, 8)),
+    ],
+    ids=["resnet3d", "slowonly", "csn", "flat", "conv3d"],
+)
+def test_bfloat16_gradients_of_kernels_longer_than_the_clip(make, size):
+    """oneDNN's hold what lay in the memory before."""
+    torch.manual_seed(0)
+    layer = make().to(memory_format=torch.channels_last_3d).eval()
+    (weight,) = [parameter for parameter in layer.parameters() if parameter.dim() == 5]
+    x = torch.randn(2, len(weight), *size).contiguous(memory_format=torch.channels_last_3d)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(x)
+        for count in (10**4, 3 * 10**4, 10**5):
+            torch.full((count,), math.nan)
+        gradients += torch.autograd.grad(y.float().square().sum(), weight)
+    exact, found = gradients
+    assert found.dtype == torch.float32 and (found - exact).norm() < 0.02 * exact.norm()
 
 
 def test_float64_takes_pytorchs_layer(monkeypatch):
