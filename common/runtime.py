@@ -325,5 +325,5 @@ def goes_on(output: object) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"what is scored is kept in {output}: the same command goes on from there")
+        say(f"what is done is kept in {output}: the same command goes on from there")
         raise

@@ -70,7 +70,7 @@ def write(
         else:  # what script_testing.py drew, unless by --WorstFrames 0
             maps = {name: folder / "maps" / f"{name}.jpg" for name in _telling(videos, results)}
             worst = [(path, f"{name}: frames of the highest errors.") for name, path in maps.items() if path.is_file()]
-            sections.append(Section("Image, anomaly map, and both", pictures=worst))
+            sections += [Section("Image, anomaly map, and both", pictures=worst)] if worst else []
         write_report(folder / "report.html", title, sections)
 
 
