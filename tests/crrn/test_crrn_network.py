@@ -159,7 +159,9 @@ def test_reduced_precision_stays_close(dtype):
     exact = model(x)
     with torch.autocast("cpu", dtype):
         output = model(x)
+        hiddens, _ = model.st_encoder(x)
     assert (output.float() - exact).abs().max() < 0.1
+    assert all(state.dtype == torch.float32 for hidden in hiddens for state in hidden)
     output.float().pow(2).mean().backward()
     reduced = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
