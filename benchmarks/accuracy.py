@@ -22,12 +22,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
-from benchmarks.scripts import ROOT, key_of, mean_and_spread, run
+from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run
 from common.checkpoint import versions
-from common.files import UserError, atomic_write, only_run, read_json, reason, require_writable, write_json
+from common.files import (
+    UserError,
+    atomic_write,
+    only_run,
+    read_json,
+    reason,
+    regular,
+    require_writable,
+    write_json,
+)
+from common.images import opened_image
 from common.runtime import ArgumentParser, goes_on, say, script
+from memae.data.video_datasets import read_mat
 
 Command = tuple[str | int | float, ...]  # a program and its options
 Key = tuple[str | int, ...]  # where a number stands in a results file
@@ -366,6 +376,14 @@ def link(target: Path, source: Path) -> None:
         raise UserError(f"cannot link {target} to {source}: {reason(error)}") from error
 
 
+def below(folder: Path, name: str | None, table: Path) -> Path:
+    """What a table names, below `folder`. UserError where that is no path, or leads out of the folder."""
+    path = Path(name or "")
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in str(name):
+        raise UserError(f"{table}: {name!r} is no path below {folder}")
+    return folder / path
+
+
 def visa(folder: Path, output: Path) -> dict[str, Path]:
     """VisA's 12 objects (Zou et al., ECCV 2022) in MVTec AD's layout: links, by the published split split_csv/1cls.csv.
 
@@ -374,18 +392,23 @@ def visa(folder: Path, output: Path) -> dict[str, Path]:
     """
     table = folder / "split_csv/1cls.csv"
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with regular(table).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"cannot read {table}, VisA's published split: {reason(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is not VisA's split: {error}") from error
     if not rows or not {"object", "split", "label", "image", "mask"} <= rows[0].keys():
         raise UserError(f"{table} is not VisA's split: its columns are object, split, label, image and mask")
     for row in rows:
-        root, image = output / row["object"], folder / row["image"]
+        if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+            raise UserError(f"{table}: {row['split']!r} and {row['label']!r} are no split and label of VisA's")
+        root, image = below(output, row["object"], table), below(folder, row["image"], table)
         kind = "good" if row["label"] == "normal" else "bad"
         link(root / row["split"] / kind / image.name, image)
         if row["mask"] and kind == "bad":
-            mask = np.asarray(Image.open(folder / row["mask"]))
+            with opened_image(below(folder, row["mask"], table)) as opened:
+                mask = np.asarray(opened)
             with atomic_write(root / "ground_truth/bad" / f"{image.stem}_mask.png") as file:
                 Image.fromarray(((mask > 0) * 255).astype(np.uint8)).save(file, "PNG")
     return categories(output, output)
@@ -416,12 +439,17 @@ def avenue(folder: Path, output: Path) -> dict[str, Path]:
     """
     for name in ("training_videos", "testing_videos"):
         link(output / name, folder / name)
-    files = sorted(folder.rglob("testing_label_mask/*_label.mat"), key=lambda path: int(path.stem.split("_")[0]))
-    if not files:
-        raise UserError(f"there is no testing_label_mask/<n>_label.mat below {folder}: Avenue's ground truth")
+    files = list(folder.rglob("testing_label_mask/*_label.mat"))
+    if not files or not all(path.stem.split("_")[0].isdecimal() for path in files):
+        raise UserError(
+            f"there is no testing_label_mask/<n>_label.mat below {folder}, or others: Avenue's ground truth"
+        )
+    files.sort(key=lambda path: int(path.stem.split("_")[0]))
     with atomic_write(output / "labels.txt", "w") as file:
         for path in files:
-            masks = loadmat(path)["volLabel"].ravel()
+            masks = read_mat(path, "volLabel")
+            if masks.dtype != object or not all(np.asarray(mask).dtype.kind in "buif" for mask in masks):
+                raise UserError(f"{path}: volLabel holds something else than a mask for each frame")
             abnormal = np.flatnonzero(
                 np.diff([0, *(int(np.any(mask)) for mask in masks), 0])
             )  # first and past the last
@@ -500,7 +528,15 @@ def run_once(
         more = {"seconds": time.monotonic() - started, "versions": versions(), "commands": commands}
         more |= {"data": options.folders.get(experiment.data), "settings": settings_of(experiment)}
         write_json(record, {"experiment": experiment.name, "category": name, "seed": seed, "numbers": numbers, **more})
-    return read_json(record)["numbers"]
+    return numbers_of(read_record(record, numbers=dict), experiment, record)
+
+
+def numbers_of(run: Mapping[str, Any], experiment: Experiment, record: Path) -> dict[str, float | None]:
+    """The experiment's numbers in the record of a run. UserError where they are none."""
+    numbers = {label: run["numbers"].get(label) for label in experiment.numbers}
+    if not all(value is None or isinstance(value, (int, float)) for value in numbers.values()):
+        raise UserError(f"{record} is damaged, its numbers are none: remove {record.parent} to run it again")
+    return numbers
 
 
 def settings_of(experiment: Experiment) -> str:
@@ -514,14 +550,15 @@ def earlier(options: Namespace) -> dict[str, dict[tuple[str, int], dict[str, flo
     found: dict[str, dict] = {one.name: {} for one in EXPERIMENTS}
     by_name = {one.name: one for one in EXPERIMENTS}
     for path in sorted((options.output / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
-        run = read_json(path)
+        run = read_record(path, experiment=str, category=str, seed=int, numbers=dict)
         one = by_name.get(run["experiment"])
         if one is None or run.get("settings") != settings_of(one):
             continue  # of another version of this program
+        numbers = numbers_of(run, one, path)
         given = options.folders.get(one.data)
-        if given and run["data"] != str(given):
-            raise UserError(f"{options.output} has results of {run['data']}: choose another --output for {given}")
-        found[one.name][run["category"], run["seed"]] = run["numbers"]
+        if given and run.get("data") != str(given):
+            raise UserError(f"{options.output} has results of {run.get('data')}: choose another --output for {given}")
+        found[one.name][run["category"], run["seed"]] = numbers
     return found
 
 
@@ -616,6 +653,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--output", type=Path, default=ROOT / "benchmarks/results/accuracy", help="folder of it all")
     options = parser.parse_args(argv)
+    if options.seeds and not all(0 <= seed < 2**32 for seed in options.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
     options.output = options.output.resolve()
     folders = options.folders = folders_of(options.data)
     chosen = [one for one in EXPERIMENTS if any(part in one.name for part in options.only or [""])]

@@ -29,7 +29,7 @@ from PIL import Image
 import crn.options
 import csflow.config
 import riad.source.options
-from benchmarks.scripts import ROOT, key_of, mean_and_spread, run, table
+from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, read_json, reason, require_writable, write_json
@@ -255,7 +255,7 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
             run(program, *words)
         numbers = finish(method, category, options, place)
         write_json(place / "run.json", {**numbers, "commands": commands, "versions": versions()})
-    return read_json(place / "run.json"), place
+    return read_record(place / "run.json", image_auroc=dict, labels=list, scores=dict, file=str), place
 
 
 def shown_maps(

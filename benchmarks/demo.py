@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from matplotlib.figure import Figure
 
-from benchmarks.scripts import ROOT, Command, key_of, run, table
+from benchmarks.scripts import ROOT, Command, key_of, read_record, run, table
 from common.checkpoint import versions
 from common.figures import save_figure
 from common.files import digest, only_run, read_json, require_writable, write_json
@@ -176,7 +176,9 @@ def folder_of(name: str, output: Path) -> Path:
 def run_method(name: str, folder: Path) -> float:
     """Run those of a method's commands that are not finished yet; returns the seconds of all."""
     record, commands = folder / "demo.json", METHODS[name].commands(folder)
-    state = read_json(record) if record.exists() else {"finished": 0, "seconds": 0.0}
+    state = {"finished": 0, "seconds": 0.0}
+    if record.exists():
+        state = read_record(record, finished=int, seconds=(int, float))
     if state["finished"]:
         say(f"{state['finished']} of {len(commands)} steps are done: taken over from {folder}, made by the same code")
     for command in commands[state["finished"] :]:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from common.demo_data import make_textures
-from common.files import read_json, write_json
+from common.files import read_json, require_writable, write_json
 from common.runtime import ArgumentParser, UserError, say, script
 from crn.demo_data import ensure_data
 from crrn.demo_boards import make_boards
@@ -241,13 +241,19 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 < options.share <= 1 or not Path("/proc/self/statm").exists():
         raise UserError(f"--share {options.share}: expected a number above 0, up to 1; and Linux, for /proc")
+    if not options.bound >= 0:
+        raise UserError(f"--bound {options.bound}: expected a number of MiB from 0 on")
+    if options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: give a file")
+    require_writable(options.output.parent)
+    for name in options.only if options.folder else ():
+        if (options.folder / name).exists():
+            raise UserError(f"{options.folder / name} exists already: choose another --folder")
     say("| method | items | per second | memory at a fifth | highest after that |\n|---|---|---|---|---|")
     results, grown = {}, False
     for name in options.only:
         with tempfile.TemporaryDirectory() as temporary:
             place = (options.folder or Path(temporary)).resolve() / name
-            if place.exists():
-                raise UserError(f"{place} exists already: choose another --folder")
             place.mkdir(parents=True)
             found = measure(CASES[name], place, round(CASES[name].count * options.share))
         results[name] = found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import UserError, read_json
 from common.runtime import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +17,14 @@ Command = Sequence[Any]  # a script of this repository, relative to ROOT, and it
 def run(program: str, *options: Any) -> None:
     """Run a script of this repository, as `common.runtime.run_script` does."""
     run_script(ROOT / program, *options)
+
+
+def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """What `write_json` has stored of a run. UserError where one of these entries is of another type, or missing."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path} is damaged: remove {path.parent} to run it again")
+    return record
 
 
 def key_of(about: Any) -> str:

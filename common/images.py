@@ -40,6 +40,8 @@ MARK = "SYNTHETIC"  # the file that generated data carries
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# Notes on damaged entries beside the pixels name no file; where the pixels cannot be read, an error does.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from scipy.io import savemat
 
 from common.files import UserError, atomic_write, read_json, reason, regular, write_json
 from common.images import EXTENSIONS, MARK, fingerprint, mark_synthetic, read_image
-from common.runtime import ArgumentParser, progress, say, script
+from common.runtime import ArgumentParser, goes_on, progress, say, script
 from memae.data.video_datasets import frame_size
 from memae.options.base_options import HERE
 
@@ -34,6 +34,8 @@ VIDEO_FILES = frozenset([
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
     ".wmv",
 ])  # fmt: skip
+# No playlists, which would name files elsewhere.
+CONTAINERS = "3gp,asf,avi,flv,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,ogg,webm"
 MAX_SIZE = 4096
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
 # Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
@@ -130,7 +132,7 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
             f"to read {video}, install PyAV (pip install av), or extract its frames into a folder"
         ) from error
     try:
-        with av.open(str(video)) as container:
+        with av.open(str(video), options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
                 raise UserError(f"{video} holds no video")
             yield container, container.streams.video[0]
@@ -421,7 +423,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--Size {opt.Size}: expected a multiple of 16 from 16 to {MAX_SIZE}")
     if not opt.Dataset or opt.Dataset.startswith(".") or set(opt.Dataset) & set("/\\\0"):
         raise UserError(f"--Dataset {opt.Dataset}: expected a plain name without slashes")
-    root = prepare(opt)
+    with goes_on(opt.DataRoot / opt.Dataset):
+        root = prepare(opt)
     counts = {
         part: len(_visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
     }

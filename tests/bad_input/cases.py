@@ -42,7 +42,8 @@ class Case:
             if any(word in self.name for word in ("unreadable", "cannot be")) and not obeying:
                 pytest.skip("this user may do everything with every file, and that right cannot be dropped here")
             warnings.simplefilter("always")  # each would be a line of its own on stderr
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # as common.images has it
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # as common.images has it, and the next
+            warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
             refused(capfd, mains[self.script], [*argv, *more], *self.words, keeps=place)
         assert not noted, [str(one.message) for one in noted]
 

@@ -160,6 +160,21 @@ IMAGE: dict[str, Spoiler] = {
 }
 
 
+def _encoded(kind: str) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def cut_short(kind: str) -> dict[str, Spoiler]:
+    """Spoilers that put an image of this format of Pillow's that lacks its end, from all but its first bytes on."""
+    content = _encoded(kind)
+    lengths = {f"{length} bytes": length for length in (4, 12, 26, 60)}
+    lengths |= {f"{share} percent": len(content) * share // 100 for share in (10, 25, 50, 75, 85, 90)}
+    return {f"{kind} of {name}": holding(content[:length]) for name, length in lengths.items()}
+
+
 # --------------------------------------------------------------------------------------------------- NumPy, MATLAB
 
 

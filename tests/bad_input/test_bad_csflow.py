@@ -263,6 +263,11 @@ CASES = [
     ),
     *files("extract_features", IMAGE, some(spoil.ANY, "truncated", "link loop", "unreadable", "missing")),
     *files("extract_features", IMAGE, some(spoil.IMAGE, "bomb", "flipped bit", "rows missing")),
+    *(
+        case
+        for kind in ("JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "PCX", "TGA", "SGI", "JPEG2000")
+        for case in files("extract_features", IMAGE, spoil.cut_short(kind))
+    ),
     *files(
         "extract_features",
         "b5.pt",

@@ -80,6 +80,25 @@ FRAMES = {"another size": sized(8, 16)}
 LINKS = some(spoil.ANY, "link loop", "link into nothing")
 # JPEG has no checksums.
 JPEG = {name: one for name, one in spoil.IMAGE.items() if name != "flipped bit"}
+# What names other files, a playlist, or holds no pictures.
+VIDEO = {
+    **{name: one for name, one in spoil.ANY.items() if name in ("empty", "one byte", "web page", "noise", "utf-16")},
+    "AVI without content": spoil.holding(b"RIFF\x04\0\0\0AVI "),
+    "MP4 without content": spoil.holding(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2"),
+    "MP4 of a box without end": spoil.holding(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2\xff\xff\xff\xffmoov"),
+    "Matroska without content": spoil.holding(b"\x1a\x45\xdf\xa3" + bytes(60)),
+    "Flash without content": spoil.holding(b"FLV\x01\x01\0\0\0\x09\0\0\0\0"),
+    "sound": spoil.holding(
+        b"RIFF\x34\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0@\x1f\0\0@\x1f\0\0\x01\0\x08\0data\x10\0\0\0" + bytes(16)
+    ),
+    "playlist": spoil.holding(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n"),
+    "list of files": spoil.holding(b"ffconcat version 1.0\nfile b.ts\n"),
+    "description of a stream": spoil.holding(b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
+}
+MALICIOUS = {
+    **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive"),
+    "malicious pickle of NumPy's": spoil.NPY["malicious pickle"],
+}
 MISSING_FROM_INDEX = some(spoil.ANY, "folder", "link loop", "link into nothing", "link to its folder")
 CASES = [
     *options(
@@ -118,6 +137,7 @@ CASES = [
         {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("Size"), **spoil.each_of("sources")},
     ),
     *files("img_prep", "data/d/prepared.json", some(spoil.ANY, "missing", "link into nothing"), "did not make"),
+    *files("img_prep", "raw/Train/b.mp4", VIDEO, more="--Dataset e"),
     *places("img_prep", {
         "a number twice": (copied("raw/Train/a/003.png", "raw/Train/a/3.png"), "3.png"),
         "a gap": (lambda place: (place / "raw/Train/a/003.png").unlink(), "004.png"),
@@ -183,7 +203,10 @@ CASES = [
     *files("training", FRAME, {**spoil.ANY, **JPEG, **FRAMES, "colours": sized(16, 16, "RGB")}, "003"),
     *files(
         "training", INDEX,
-        {**spoil.CONTENT, **MISSING_FROM_INDEX, **spoil.mat_table("idx", CLIP), **spoil.mat_table("v_name", CLIP)},
+        {
+            **spoil.CONTENT, **MALICIOUS, **MISSING_FROM_INDEX,
+            **spoil.mat_table("idx", CLIP), **spoil.mat_table("v_name", CLIP),
+        },
     ),
     *files("training", INDEX, {
         "a path for the video": spoil.mat(**{**CLIP, "v_name": "../../etc/passwd"}),
@@ -280,7 +303,7 @@ CASES = [
         "a score more": spoil.npy(np.arange(3.0)), "a table": spoil.npy(np.ones((1, 2))),
         "true and false": spoil.npy(np.array([True, False])),
     }, "c.npy"),
-    *files("eval_video", LABELS, {**spoil.CONTENT, **spoil.mat_table("l", {"l": np.zeros((1, 9))})}),
+    *files("eval_video", LABELS, {**spoil.CONTENT, **MALICIOUS, **spoil.mat_table("l", {"l": np.zeros((1, 9))})}),
     *files(
         "eval_video", LABELS, {"a label less": spoil.mat(l=np.zeros((1, 8))), "twos": spoil.mat(l=np.full((1, 9), 2))},
     ),

@@ -391,6 +391,17 @@ def test_require_readable_names_all_in_one_line(tmp_path):
     assert all(str(path) in message for path in broken) and "\n" not in message
 
 
+@pytest.mark.slow
+def test_one_damaged_image_among_10000_is_named(tmp_path):
+    good = save(tmp_path / "good.png")
+    images = [tmp_path / f"{number:05d}.png" for number in range(10_000)]
+    for path in images:
+        path.hardlink_to(good)
+    images[9876].unlink()
+    images[9876].write_bytes(good.read_bytes()[:-20])
+    assert [path for path, _ in check_images(images)] == [images[9876]]
+
+
 def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys):
     for part in ("test/good", "test/hole", "ground_truth/hole"):
         (tmp_path / part).mkdir(parents=True)

@@ -79,6 +79,27 @@ def test_preparation_resumes_after_a_kill(tmp_path):
     assert len(list((tmp_path / "d/Train/two").iterdir())) == 3
 
 
+def test_a_preparation_stopped_by_ctrl_c_tells_that_it_goes_on(tmp_path, capsys, monkeypatch):
+    for name in ("one", "two"):
+        make_video(tmp_path / "v" / name, 3)
+    argv = ["--Train", tmp_path / "v", "--DataRoot", tmp_path / "out", "--Dataset", "d", "--Size", 16]
+    made = []
+
+    def stopped(*args, **options):
+        if made:
+            raise KeyboardInterrupt
+        made.append(args)
+        return whole(*args, **options)
+
+    whole = script_img_prep.prepare_video
+    with monkeypatch.context() as patch:
+        patch.setattr(script_img_prep, "prepare_video", stopped)
+        assert prep(*argv) == 130
+    assert "what is done is kept in" in (told := capsys.readouterr().out) and "the same command goes on" in told
+    assert [path.name for path in (tmp_path / "out/d/Train").iterdir()] == ["one"]
+    assert prep(*argv) == 0 and len(list((tmp_path / "out/d/Train").iterdir())) == 2
+
+
 def test_resizing_is_bicubic_with_antialiasing(tmp_path):
     """A chessboard of single pixels becomes even grey; without antialiasing it would be black or white."""
     (tmp_path / "v").mkdir()
