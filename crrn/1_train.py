@@ -20,6 +20,7 @@ from common import checkpoint, distributed
 from common.files import only_run, require_writable, write_json
 from common.memory import reuse_memory
 from common.runtime import (
+    YES_NO,
     ArgumentParser,
     UserError,
     autocast,
@@ -49,7 +50,7 @@ TEST_BATCH = 5  # sequences; the test loss is the mean of the batches' losses, a
 
 
 def train(options: Namespace, prepared: Prepared, path: Path, device: torch.device) -> None:
-    """Train, or continue, the model of `path`; leaves checkpoint and training.json there.
+    """Train, or continue (options.resume), the model of `path`; leaves checkpoint and training.json there.
 
     Raises UserError where the checkpoint is damaged or belongs to other settings or boards, or where loss or weights
     are not finite, which are never saved.
@@ -69,7 +70,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     first_epoch, first_step, loss_sum, train_loss, test_loss = 0, 0, 0.0, [], []
-    if path.exists():
+    if path.exists() and options.resume:
         stored = load_checkpoint(path, options, prepared, train=True)
         checkpoint.load_parameters(model, stored["state_dict"], path)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], path)
@@ -256,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--init_tr", type=float, default=0.25, help="teacher ratio of the first epoch")
     add("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
     add("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
+    add("--resume", **YES_NO, default=True, help="continue an interrupted training; no: anew in its place")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     options = parser.parse_args(argv)
     check_options(
@@ -282,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         with only_run(path.parent):
             train(options, prepared, path, device)
     except KeyboardInterrupt:
-        command = command_to_continue(argv, resume=True)
+        command = command_to_continue(argv, options.resume)
         say(f"stopped; {path} is saved. To continue: {command}" if path.exists() else f"to start again: {command}")
         raise
 

@@ -111,8 +111,10 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
         own, here = (f"{one['height']} x {one['width']}" for one in (content, vars(prepared)))
         differing.append(f"boards of {own} pixels, not {here}")
     if differing:
+        anew = ", or --resume no to train anew in its place" if train else ""
         raise UserError(
             f"{path} was trained with other settings: {'; '.join(differing)}. Use these, or another --result folder"
+            f"{anew}"
         )
     if content["fingerprint"] != prepared.fingerprint and (train or options.protocol == "measured"):
         raise UserError(

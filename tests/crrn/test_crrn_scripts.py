@@ -711,6 +711,14 @@ def test_of_a_stopped_training_is_told_apart(trained, capsys, monkeypatch, no_pi
     assert results["epochs"] == 2 and "trained for 2 of 3 epochs" in report._about(results)[1]
 
 
+def test_anew_in_the_place_of_another(trained, capsys):
+    argv = args(trained, "--cpu", *TRAINED, "--num_epochs", "1", "--lr", "1e-2")
+    refused(capsys, training.main, argv, "lr 0.001, not 0.01")
+    assert training.main([*argv, "--resume", "no"]) == 0
+    stored = content_of(trained / MODEL)
+    assert stored["epoch"] == 0 and len(stored["train_loss"]) == 1 and stored["settings"]["lr"] == 1e-2
+
+
 def content_of(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
