@@ -205,7 +205,7 @@ def test_reduced_precision_trains_alike(data, capsys):
         content = torch.load(data / kind / "ConvConjLSTM/model_dictionary.pt", weights_only=True)
         losses.append(content["train_loss"][0])
         assert all(value.dtype != torch.bfloat16 for value in content["state_dict"].values())
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)  # norms over a few pixels
     for script in (training, testing):
         refused(capsys, script.main, args(data, "--cpu", "--precision", "fp16"), "fp16", "GPU")
     refused(capsys, training.main, args(data, "--cpu", "--sync_bn"), "--sync_bn", "GPU")
