@@ -124,11 +124,11 @@ def memae(
     return step, scoring, batch
 
 
-def crn(device: torch.device, precision: str, layout: str, image: int = 128, units: int = 2, batch=8) -> Work:
-    """Improved units of depth 7 with batch norm."""
+def crn(device: torch.device, precision: str, layout: str, image: int = 128, units: int = 2, batch=8, depth=7) -> Work:
+    """Improved units with batch norm."""
     from crn.training.crn import CompetitiveReconstructionNetwork
 
-    model = CompetitiveReconstructionNetwork(units, 7).to(device)
+    model = CompetitiveReconstructionNetwork(units, depth).to(device)
     model.to(memory_format=_format(layout, 4))
     optimizers = [torch.optim.Adam(unit.parameters(), 1e-4, fused=True) for unit in model.competitive_units]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

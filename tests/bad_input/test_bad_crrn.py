@@ -325,7 +325,7 @@ CASES = [
         "--protocols own", "--seeds x", "--seeds 1.5", "--seeds",
         ("--mode ConvLSTM", "--models"), ("--is_attn", "--models"), ("--gates=textbook", "--models"),
         ("--protocol drawn", "--protocols"), ("--seed 3", "--seeds"),
-        ("--result x", "--data"), ("--test_set drawn", "--protocols"), ("--data none", "--data none"), "--cycle 1",
+        ("--test_set drawn", "--protocols"), ("--data none", "--data none"), "--cycle 1",
         ("--cycle 2", "cycles of 3"),
     ),
     *files("compare", JOB, some(spoil.ANY, "empty", "unreadable", "missing")),

@@ -11,7 +11,7 @@ TINY = {
     "csflow": {"image": 128, "hidden": 4, "batch": 1},
     "crrn": {"height": 13, "width": 17, "boards": 2, "batch": 1},
     "memae": {"image": 16, "frames": 8, "items": 5, "batch": 2},
-    "crn": {"batch": 1},
+    "crn": {"image": 32, "batch": 1, "depth": 3},
     "riad": {"batch": 1, "scored": 2},
 }
 

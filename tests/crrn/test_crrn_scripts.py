@@ -731,6 +731,7 @@ def together(trained, script, *more):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train(trained):
     """They leave one checkpoint, which one process continues."""
     output = together(trained, "1_train.py", *TRAINED, "--num_epochs", "3")

@@ -544,6 +544,7 @@ def test_deterministic_algorithms_are_asked_for(videos):
         torch.use_deterministic_algorithms(before, warn_only=True)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(videos, trained, tmp_path):
     """Gradients (batch norms in eval mode), training, and scores; the first process alone speaks and saves."""
     program = Path(__file__).with_name("two_processes.py")
