@@ -182,6 +182,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], s
         raise UserError(f"{source}: its optimizer does not fit the model ({_first_line(error)})") from error
     if not fits:
         raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
+    for parameter, entry in optimizer.state.items():
+        # Fused steps walk through parameter and moments by address: from moments in another layout (contiguous beside
+        # channels last) each weight would silently get another one's, with expanded ones they write beyond the end.
+        moments = {name: value for name, value in entry.items() if value.shape == parameter.shape}
+        entry.update((name, torch.empty_like(parameter).copy_(value)) for name, value in moments.items())
 
 
 def _moments_of_one_number(optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:

@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,38 @@ def test_the_moments_of_other_optimizers(kind, options):
                 with pytest.raises(UserError, match=r"file\.pt: its optimizer does not fit"):
                     checkpoint.load_optimizer(after_a_step(1.0), stored.state_dict(), "file.pt")
             other[name] = kept
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, "expanded"])
+def test_moments_stored_in_another_layout_belong_to_the_same_weights(kind, layout):
+    """PyTorch's fused steps on a CPU read moments by address: unconverted, each weight would get another one's."""
+
+    def after_a_step(fused):
+        model = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        torch.nn.init.constant_(model.weight, 1.0)
+        options = {"momentum": 0.9} if kind == "SGD" else {}
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, fused=fused, **options)
+        step(model, optimizer)
+        return model, optimizer
+
+    def step(model, optimizer):
+        model.weight.grad = torch.arange(288.0).view(8, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+        model.bias.grad = torch.ones(8)
+        optimizer.step()
+
+    model, optimizer = after_a_step(fused=True)
+    state = optimizer.state_dict()
+    for name, value in state["state"][0].items():
+        if value.dim() == 4:
+            expanded = value.mean().expand(8, 4, 3, 3)  # one number in memory
+            state["state"][0][name] = expanded if layout == "expanded" else value.contiguous(memory_format=layout)
+    plain_model, plain = after_a_step(fused=False)
+    checkpoint.load_optimizer(optimizer, deepcopy(state), "file.pt")
+    checkpoint.load_optimizer(plain, deepcopy(state), "file.pt")
+    step(model, optimizer)
+    step(plain_model, plain)
+    assert torch.allclose(model.weight, plain_model.weight, atol=1e-6)
 
 
 @pytest.mark.parametrize(
