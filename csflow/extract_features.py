@@ -54,6 +54,8 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
     kept = "what is extracted so far is kept"
     with only_run(folder), naming(folder, kept), stop_on_request() as stop:
         done = _done_before(progress_file, about)
+        if not any(done.values()):  # or, killed soon, this extraction would leave its rows to another one's count
+            progress_file.unlink(missing_ok=True)
         for part, samples in parts.items():
             shapes = [_shape(config, name, len(samples), scale) for scale in range(config.n_scales)]
             paths = [feature_file(config, f"scale_{scale}_{part}.npy.part") for scale in range(config.n_scales)]

@@ -165,7 +165,13 @@ def test_interrupted_extraction_goes_on(bricks, place, monkeypatch, capsys):
     assert extract_features.main(argv) == 130
     (folder / "brick_scale_1_train.npy.part").unlink()
     refused(capsys, extract_features.main, argv, "brick_scale_1_train.npy.part", "start anew")
+    # Nor are the rows of one that ends before it has saved taken for those that were counted before.
+    calls.clear()
+    fail_at(1)
+    assert extract_features.main([*argv, "--n_scales", "2"]) == 130
+    calls.clear()
     fail_at(100)
+    assert extract_features.main(argv) == 0 and sum(calls) == 17
     assert extract_features.main([*argv, "--n_scales", "2"]) == 0
 
 
