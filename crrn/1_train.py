@@ -129,7 +129,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             model.train()
             for step in progress(range(first_step, steps), title):
                 # All that is random in a step depends on seed, epoch and step alone: it can be repeated.
-                seed_all((options.seed * 1_000_003 + epoch) * 1_000_003 + step)
+                seed_all(((options.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63)
                 if measured is None:
                     values = draw_sequences(
                         options.batch_size, len(prepared.pad_ids), prepared.mean, prepared.std
@@ -231,13 +231,15 @@ def _write_summary(
 
 def use_several_gpus(options: Namespace, argv: list[str]) -> None:
     """Where several GPUs of --gpu_ids are here, start this program anew with a process on each, as torchrun would."""
-    present = [number for number in options.gpu_ids if 0 <= number < torch.cuda.device_count()]
+    present = [number for number in dict.fromkeys(options.gpu_ids) if 0 <= number < torch.cuda.device_count()]
     if options.cpu or len(present) < 2 or torch.distributed.is_torchelastic_launched():
         return
     say(f"training on GPUs {', '.join(map(str, present))}, one process each")
     program = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(present)}", __file__, *argv]
     own_numbers = ["--gpu_ids", *map(str, range(len(present)))]  # the processes see these GPUs only
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, present))}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers count within the GPUs that the user lets us see
+    names = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names[number] for number in present)}
     os.execve(sys.executable, [sys.executable, *program, *own_numbers], os.environ | visible)
 
 

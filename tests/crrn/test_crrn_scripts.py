@@ -778,10 +778,18 @@ def test_several_gpus_get_a_process_each(data, monkeypatch):
 
     monkeypatch.setattr(training.os, "execve", exec_)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert training.main(args(data, "--gpu_ids", "1", "2", "7")) == 130
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert training.main(args(data, "--gpu_ids", "1", "2", "7", "2")) == 130
     ((command, visible),) = started
     assert visible == "1,2" and "--nproc_per_node=2" in command and command[-3:] == ["--gpu_ids", "0", "1"]
     assert training.main(args(data, *TRAINED, "--gpu_ids", "1", "2", "--cpu")) == 0 and len(started) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,GPU-7a")  # the others are somebody else's
+    assert training.main(args(data, "--gpu_ids", "1", "2")) == 130
+    assert started[1][1] == "6,GPU-7a"
+
+
+def test_the_highest_seed(data):
+    assert training.main(args(data, "--cpu", *TRAINED[2:], "--num_epochs", "1", "--seed", str(2**32 - 1))) == 0
 
 
 def test_damaged_checkpoints(trained, capsys):
