@@ -199,7 +199,7 @@ def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = Fals
             raise UserError(f"--gpu_ids {gpu_ids}: expected numbers such as 0 or 0,1, or -1 for the CPU") from None
         if min(ids) < -1:
             raise UserError(f"--gpu_ids {gpu_ids}: GPUs are numbered from 0; -1 means the CPU")
-        if len(ids) > 1 and torch.cuda.device_count() > 1:
+        if len(ids) > 1 and torch.cuda.device_count() > 1 and not torch.distributed.is_torchelastic_launched():
             say(f"GPU {ids[0]} of the {len(ids)} asked for computes: torchrun --nproc_per_node={len(ids)} uses all")
         name = "cpu" if ids[0] < 0 else f"cuda:{ids[0]}"
     elif name == "auto":

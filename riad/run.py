@@ -22,7 +22,7 @@ from riad.source.agent import Agent
 
 def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
     """The device that --gpu, --ngpu and --cpu name; UserError where they name none."""
-    if ngpu > 1 and distributed.size() == 1:
+    if ngpu > 1 and not torch.distributed.is_torchelastic_launched():
         say(f"one GPU computes, not --ngpu {ngpu}: for several, torchrun --nproc_per_node={ngpu} run.py ...")
     try:
         return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0)

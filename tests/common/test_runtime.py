@@ -232,6 +232,12 @@ def test_device_and_what_is_said_of_it(machine, capsys, has, asked, device, said
     assert out.count("\n") == bool(said)
 
 
+def test_nobody_whom_torchrun_started_is_told_to_use_it(machine, monkeypatch, capsys):
+    machine(gpus=2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert pick_device(gpu_ids="0,1") == torch.device("cuda:0") and capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

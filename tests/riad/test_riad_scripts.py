@@ -415,6 +415,13 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
     assert_same_training(tmp_path / "out", digits)
 
 
+def test_ngpu_is_answered_with_torchrun_unless_it_is_in_use(monkeypatch, capsys):
+    assert run.device_of("0", 2, cpu=True).type == "cpu"
+    assert "torchrun --nproc_per_node=2" in capsys.readouterr().out
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert run.device_of("0", 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
+
+
 @pytest.mark.slow  # tests/test_distributed_gradients.py has its gradients in the default run
 def test_two_processes_do_what_one_does(tmp_path, capsys):
     """Uneven shares; one process speaks; scores are those of one process, which can go on."""
