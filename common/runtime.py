@@ -100,7 +100,8 @@ def script(
             where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
             print(f"error: not enough memory{where}: try {memory}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr, flush=True)
+            if first_process():
+                print("stopped", file=sys.stderr, flush=True)
             return 130
         finally:
             warnings.formatwarning = formatwarning
@@ -286,7 +287,8 @@ def stop_on_request() -> Iterator[Callable[[], bool]]:
                 raise KeyboardInterrupt
             return
         requested = time.monotonic()
-        print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
+        if first_process():
+            print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

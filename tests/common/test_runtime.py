@@ -322,6 +322,22 @@ def test_stop_on_request(capsys, number):
     assert signal.getsignal(number) is before
 
 
+def test_of_several_processes_one_tells_of_ctrl_c(monkeypatch, capsys):
+    @runtime.script
+    def main(argv):
+        with stop_on_request() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert main([]) == 130
+        error = capsys.readouterr().err
+        assert ("stopping after this step" in error and "\nstopped\n" in error) if told else error == ""
+
+
 def test_second_ctrl_c_interrupts_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_request() as stop:
