@@ -355,7 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not len(dataset):
         raise UserError(f"no video in {root / 'Train'} has the {opt.FrameNum} frames of a clip")
-    require_fitting(dataset.size, opt)
+    last = len(dataset) % opt.BatchSize or opt.BatchSize
+    require_fitting(dataset.size, opt, fewest=max(last // distributed.size(), 1))
     about = {"data": "synthetic" if made else str(root), "folder": str(root), "fingerprint": dataset.fingerprint()}
     about |= {"clips": len(dataset), "frame_size": list(dataset.size)}
     name = setting_name(opt)

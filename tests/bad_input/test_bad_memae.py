@@ -189,6 +189,7 @@ CASES = [
     *options(
         "training",
         "--Batchsize 3", "--BatchSize 0", "--BatchSize x", "--ModelName VAE", "--Backbone i3d",
+        ("--BatchSize 1 --Suffix other", "single clip"),
         ("--Backbone csn --BackboneDepth 18", "--BackboneDepth 18"),
         "--BackboneDepth 50", "--UseCUDA perhaps", ("--sync_bn", "--sync_bn"), "--FrameNum 12",
         ("--FrameNum 16", "16 frames"), "--ImgChnNum 2", "--LR nan", "--LR 0",
