@@ -58,15 +58,17 @@ def script(
     main: Callable[[list[str] | None], int | None] | None = None,
     *,
     memory: str = "smaller images, batches or networks",
+    several: bool = False,
 ) -> Callable:
     """Decorate a script's `main(argv)` so that it returns an exit status and users never meet a traceback.
 
     0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, the
     operating system refuses a file, or memory is short), 130 after Ctrl-C. Errors of the program itself keep their
-    traceback. memory: what to try where it is short, with the names of the script's options.
+    traceback. memory: what to try where it is short, with the names of the script's options. several: whether torchrun
+    may start several processes of the script, which then share its work.
     """
     if main is None:
-        return functools.partial(script, memory=memory)
+        return functools.partial(script, memory=memory, several=several)
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -78,6 +80,9 @@ def script(
         if main_thread:  # so that a terminated program, too, removes its temporary files
             terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
+            started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
+            if started > 1 and not several:  # all would compute and write the same
+                raise UserError("this program is of one process: start it without torchrun")
             return main(argv) or 0
         except UserError as error:
             line = " ".join(str(error).splitlines())  # file names may hold line ends

@@ -368,7 +368,7 @@ def _start_log(opt: Namespace) -> None:
         log.addHandler(handler)
 
 
-@script(memory="a smaller --batch-size, --imsize or --ngf, or --precision bf16")
+@script(memory="a smaller --batch-size, --imsize or --ngf, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)

@@ -243,7 +243,7 @@ def use_several_gpus(options: Namespace, argv: list[str]) -> None:
     os.execve(sys.executable, [sys.executable, *program, *own_numbers], os.environ | visible)
 
 
-@script(memory="a smaller --batch_size, or --precision bf16")
+@script(memory="a smaller --batch_size, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Train one model; where no preprocessed boards exist, make them first."""
     parser = ArgumentParser(

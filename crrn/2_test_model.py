@@ -130,7 +130,7 @@ def _data_name(prepared: Prepared) -> str:
     return "synthetic boards" if is_synthetic(prepared.folder) else prepared.folder.name
 
 
-@script(memory="a smaller --batch_size, or --precision bf16")
+@script(memory="a smaller --batch_size, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Test one trained model."""
     parser = ArgumentParser(

@@ -169,7 +169,7 @@ def verdict_of(error: float, threshold: dict[str, Any]) -> str:
     return "insufficient" if error < threshold["insufficient"] else "fine"
 
 
-@script(memory="a smaller --batch_size, or --precision bf16")
+@script(memory="a smaller --batch_size, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Judge the boards of one folder."""
     parser = ArgumentParser(

@@ -15,7 +15,7 @@ from csflow.train import train
 from csflow.utils import load_dataset
 
 
-@script(memory="a smaller --batch_size, --fc_internal or --img_size, or --precision bf16")
+@script(memory="a smaller --batch_size, --fc_internal or --img_size, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
     does = "Train CS-Flow on the good images of a class and evaluate it on the test images."

@@ -163,7 +163,7 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@script(memory="a smaller --BatchSize, or --precision bf16")
+@script(memory="a smaller --BatchSize, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Score the test videos one by one; each video's file is written when it is done."""
     opt = TestOptions().parse(argv)

@@ -332,7 +332,7 @@ def _load_backbone(model: nn.Module, opt: Namespace) -> None:
     checkpoint.load_parameters(model.encoder, from_mmaction(state, opt.ImgChnNum), opt.BackboneWeights)
 
 
-@script(memory="a smaller --BatchSize or --MemDim, or --precision bf16")
+@script(memory="a smaller --BatchSize or --MemDim, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Data, training, final weights."""
     opt = TrainOptions().parse(argv)

@@ -30,7 +30,7 @@ def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
         raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 
 
-@script(memory="a smaller --batch, --batch_score, --img_size or --filters, or --precision bf16")
+@script(memory="a smaller --batch, --batch_score, --img_size or --filters, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
     settings = options.parse(argv)

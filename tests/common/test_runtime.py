@@ -338,6 +338,23 @@ def test_of_several_processes_one_tells_of_ctrl_c(monkeypatch, capsys):
         assert ("stopping after this step" in error and "\nstopped\n" in error) if told else error == ""
 
 
+def test_only_scripts_that_share_their_work_start_several_times(monkeypatch, capsys):
+    """Where torchrun starts a program that joins no others, all would write the same files."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for several, processes, status in ((False, "2", 2), (True, "2", 0), (False, "1", 0)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        assert runtime.script(lambda argv: None, several=several)([]) == status
+        assert ("start it without torchrun" in capsys.readouterr().err) == (status == 2)
+    scripts = [
+        file
+        for folder in ("csflow", "crrn", "memae", "crn", "riad", "benchmarks")
+        for file in (ROOT / folder).glob("*.py")
+        if "\n@script" in file.read_text()
+    ]
+    joined = {file for file in scripts if "distributed.join(" in file.read_text()}
+    assert len(joined) >= 8 and joined == {file for file in scripts if "several=True" in file.read_text()}
+
+
 def test_second_ctrl_c_interrupts_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_request() as stop:
