@@ -614,7 +614,7 @@ def test_the_seed_of_a_sweep(place, trials):
 def test_two_processes_train_like_one(place, capsys):
     """Also with a share of images that does not divide, and for what is scored in parts."""
     argv = training("RoadImages", "--norm", "none", "--optimizer", "sgd", "--lr", "0.01", "--batch-size", "3")
-    argv += ["--training-steps", "30"]
+    argv += ["--training-steps", "14"]
     program = ["torch.distributed.run", "--nproc_per_node=2", ROOT / "crn/train.py", *argv]
     done = subprocess.run([sys.executable, "-m", *program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -633,8 +633,8 @@ def test_two_processes_train_like_one(place, capsys):
         assert len(scores) == 4 and two["calibration"][name] == pytest.approx(scores, abs=1e-5)
     assert not Path("lm/version_1").exists()
     capsys.readouterr()
-    assert train.main([*argv, "--training-steps", "32"]) == 0  # what two processes saved, one continues
-    assert "continuing ck/last.ckpt after 15 of 16" in capsys.readouterr().out
+    assert train.main([*argv, "--training-steps", "16"]) == 0  # what two processes saved, one continues
+    assert "continuing ck/last.ckpt after 7 of 8" in capsys.readouterr().out
 
 
 def test_interrupting_without_a_checkpoint_path_tells_where_it_is(place, monkeypatch, capsys):
