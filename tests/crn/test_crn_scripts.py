@@ -611,6 +611,7 @@ def test_the_seed_of_a_sweep(place, trials):
     assert chosen[0] == chosen[1] != chosen[2] and chosen[0][:3] != chosen[0][3:]
 
 
+@pytest.mark.slow  # tests/test_distributed_gradients.py has its gradients in the default run
 def test_two_processes_train_like_one(place, capsys):
     """Also with a share of images that does not divide, and for what is scored in parts."""
     argv = training("RoadImages", "--norm", "none", "--optimizer", "sgd", "--lr", "0.01", "--batch-size", "3")
