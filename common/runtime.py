@@ -32,6 +32,8 @@ __all__ = [
     "command_to_continue",
     "default_text",
     "goes_on",
+    "note",
+    "notes",
     "pick_device",
     "progress",
     "run_script",
@@ -54,6 +56,21 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
+_notes: list[str] = []
+
+
+def note(message: str) -> None:
+    """Say what was left out, changed or guessed of what the user gave, and remember it for the results file."""
+    if message not in _notes:
+        _notes.append(message)
+        say(message)
+
+
+def notes() -> list[str]:
+    """What `note` was given since the script started; results.json holds it as "notes"."""
+    return list(_notes)
+
+
 def script(
     main: Callable[[list[str] | None], int | None] | None = None,
     *,
@@ -72,6 +89,7 @@ def script(
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        _notes.clear()
         formatwarning = warnings.formatwarning
         warnings.formatwarning = lambda message, *_: f"note: {message}\n"
         if hasattr(sys.stdout, "reconfigure"):  # file names and terminals need not be UTF-8
