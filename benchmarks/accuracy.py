@@ -35,7 +35,7 @@ from common.files import (
     require_writable,
     write_json,
 )
-from common.images import opened_image
+from common.images import opened_image, visible
 from common.runtime import ArgumentParser, goes_on, say, script
 from memae.data.video_datasets import read_mat
 
@@ -358,7 +358,7 @@ def categories(folder: Path, output: Path) -> dict[str, Path]:
     """Folders in MVTec AD's layout, `folder` itself or those in it."""
     if (folder / "train/good").is_dir():
         return {folder.name: folder}
-    found = {path.name: path for path in sorted(folder.iterdir()) if (path / "train/good").is_dir()}
+    found = {path.name: path for path in visible(folder) if (path / "train/good").is_dir()}
     if not found:
         raise UserError(f"there is no train/good in {folder}, nor in a folder in it")
     return found
@@ -416,7 +416,7 @@ def visa(folder: Path, output: Path) -> dict[str, Path]:
 
 def btad(folder: Path, output: Path) -> dict[str, Path]:
     """BTAD's products (Mishra et al. 2021), <nn>/{train,test}/ok, test/ko and ground_truth/ko, as links to folders."""
-    products = sorted(path for path in folder.iterdir() if (path / "train/ok").is_dir())
+    products = [path for path in visible(folder) if (path / "train/ok").is_dir()]
     if not products:
         raise UserError(f"there is no <nn>/train/ok in {folder}: expected BTAD's folders 01, 02 and 03")
     names = {

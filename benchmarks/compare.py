@@ -33,7 +33,7 @@ from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, 
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, read_json, reason, require_writable, write_json
-from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic
+from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
 from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, say, script
@@ -78,7 +78,7 @@ def categories_of(folder: Path) -> list[Category]:
     folder = folder.resolve()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    roots = [folder] if (folder / "train").is_dir() else sorted(p.parent for p in folder.glob("*/train") if p.is_dir())
+    roots = [folder] if (folder / "train").is_dir() else [p for p in visible(folder) if (p / "train").is_dir()]
     if not roots:
         raise UserError(
             f"{folder} is no category and holds none: needed are {folder}/train/good/*.png, {folder}/test/good/*.png "

@@ -37,6 +37,12 @@ FORMATS = (
 )
 # fmt: on
 MARK = "SYNTHETIC"  # the file that generated data carries
+# What operating systems and network storage put into folders, beside names that begin with a dot; in lower case.
+SYSTEM_NAMES = frozenset([
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "__macosx", "desktop.ini",
+    "ehthumbs.db", "icon\r", "lost+found", "network trash folder", "recycler", "system volume information",
+    "temporary items", "thumbs.db", "~snapshot",
+])  # fmt: skip
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -54,6 +60,11 @@ class Sample:
     mask: Path | None
 
 
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or the operating system's or storage's own: never data."""
+    return name.startswith((".", "~$")) or name.lower() in SYSTEM_NAMES
+
+
 def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]:
     """Images of a data set in MVTec AD's layout (see the top of this file).
 
@@ -67,7 +78,7 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
     for folder in (root, root / part, root / part / "good"):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: {layout}")
-    defects = sorted(entry.name for entry in _entries(root / part) if entry.is_dir() and entry.name != "good")
+    defects = sorted(entry.name for entry in visible(root / part) if entry.is_dir() and entry.name != "good")
     if part == "train" and defects:
         say(f"training uses {root / part / 'good'} only, not {', '.join(defects)} beside it")
         defects = []
@@ -99,7 +110,7 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
 def image_files(folder: str | Path) -> list[Path]:
     """All images in `folder` and its subfolders, sorted by their paths in it; for the path of one file just that.
 
-    Hidden files and files without an image's extension are left out. Raises UserError where there is no image.
+    Junk and files without an image's extension are left out. Raises UserError where there is no image.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -113,23 +124,24 @@ def image_files(folder: str | Path) -> list[Path]:
     return images
 
 
-def _entries(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted, but for junk. UserError where it cannot be read."""
     try:
-        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        return sorted(entry for entry in folder.iterdir() if not is_junk(entry.name))
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Files that are not hidden, in `folder` and below, sorted by relative path; links to folders are not followed."""
+    """Files that are no junk, in `folder` and below, sorted by relative path; links to folders are not followed."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {reason(error)}") from error
 
     files = []
     for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_junk(name)]
+        files += [Path(parent, name) for name in names if not is_junk(name)]
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 

@@ -143,6 +143,22 @@ def test_image_files_finds_every_kind_and_nothing_else(tmp_path):
     assert image_files(str(tmp_path / "sub/é漢.webp")) == [tmp_path / "sub/é漢.webp"]
 
 
+JUNK = [
+    "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._a.png", "$RECYCLE.BIN/$R1.png", ".AppleDouble/a.png", "Thumbs.db",
+    ".thumbnails/a.png", "System Volume Information/a.png", "._a.png", "lost+found/1.png",
+]  # fmt: skip
+
+
+def test_hidden_and_system_files_and_folders_are_no_data(mvtec):
+    before = [mvtec_samples(mvtec, part) for part in ("train", "test")]
+    for folder in ("train", "train/good", "test", "test/hole", "ground_truth/hole"):
+        for name in JUNK:
+            (mvtec / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (mvtec / folder / name).touch()
+    assert [mvtec_samples(mvtec, part) for part in ("train", "test")] == before
+    assert image_files(mvtec / "train") == sorted((mvtec / "train/good").glob("[ab].png"))
+
+
 def test_every_extension_is_one_that_pillow_reads():
     formats = Image.registered_extensions()
     # Pillow opens MPO, the phones' variant of JPEG, through its JPEG reader.
