@@ -9,6 +9,7 @@ READMEs': most want a GPU.
 """
 
 import csv
+import io
 import statistics
 import sys
 import time
@@ -30,14 +31,14 @@ from common.files import (
     atomic_write,
     only_run,
     read_json,
+    read_mat,
+    read_text,
     reason,
-    regular,
     require_writable,
     write_json,
 )
 from common.images import opened_image, visible
 from common.runtime import ArgumentParser, goes_on, say, script
-from memae.data.video_datasets import read_mat
 
 Command = tuple[str | int | float, ...]  # a program and its options
 Key = tuple[str | int, ...]  # where a number stands in a results file
@@ -391,12 +392,11 @@ def visa(folder: Path, output: Path) -> dict[str, Path]:
     Masks hold the number of the kind of defect; here, all kinds are 255.
     """
     table = folder / "split_csv/1cls.csv"
+    if not table.exists():
+        raise UserError(f"there is no {table}, VisA's published split")
     try:
-        with regular(table).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {table}, VisA's published split: {reason(error)}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
+    except csv.Error as error:
         raise UserError(f"{table} is not VisA's split: {error}") from error
     if not rows or not {"object", "split", "label", "image", "mask"} <= rows[0].keys():
         raise UserError(f"{table} is not VisA's split: its columns are object, split, label, image and mask")
@@ -447,7 +447,7 @@ def avenue(folder: Path, output: Path) -> dict[str, Path]:
     files.sort(key=lambda path: int(path.stem.split("_")[0]))
     with atomic_write(output / "labels.txt", "w") as file:
         for path in files:
-            masks = read_mat(path, "volLabel")
+            masks = read_mat(path, "volLabel", kinds={"cell"})[0].ravel()  # of a publisher who is trusted
             if masks.dtype != object or not all(np.asarray(mask).dtype.kind in "buif" for mask in masks):
                 raise UserError(f"{path}: volLabel holds something else than a mask for each frame")
             abnormal = np.flatnonzero(

@@ -11,6 +11,7 @@ images' own size. What is not: time. The table says what each method was given.
 """
 
 import csv
+import io
 import math
 import shlex
 import shutil
@@ -32,7 +33,7 @@ import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import only_run, read_json, reason, require_writable, write_json
+from common.files import only_run, read_json, read_text, require_writable, write_json
 from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
@@ -234,11 +235,7 @@ def finish(method: str, category: Category, options: Namespace, place: Path) -> 
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,8 @@ except ImportError:  # Windows
     fcntl = None
 
 
+MOST_DEPTH, MOST_PARTS = 50, 10**6  # of what a file holds
+MATLAB_CLASSES = {"single", "double", "char", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 UNFINISHED = ".writing-"  # begins the name of a file that is being written
 
 
@@ -61,10 +63,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file that takes the place of `path` only when the block ends without an error.
 
     Whatever goes wrong (full disk, kill, exception), the old file stays as it was. Missing folders are made.
-    Text is UTF-8, with backslash escapes for names that are not. Raises UserError where the file cannot be written.
-    What processes other than the first one write is dropped: it would be the same.
+    Where `path` is a symbolic link, that is the file that it points to. Text is UTF-8, with backslash escapes for names
+    that are not. Raises UserError where the file cannot be written. What processes other than the first one write is
+    dropped: it would be the same.
     """
-    path = Path(path)
+    given, path = path, Path(os.path.realpath(path))
     text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     if not first_process():
         with tempfile.TemporaryFile(f"{mode}+", **text) as file:
@@ -88,7 +91,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         Path(temporary).replace(path)
         temporary = None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}; what was there before is untouched") from error
+        raise UserError(f"cannot write {given}: {reason(error)}; what was there before is untouched") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -171,16 +174,74 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def read_json(path: str | Path) -> Any:
-    """Content of the JSON file `path`; UserError names the file where it is missing or no JSON."""
+def read_text(path: str | Path) -> str:
+    """Content of the text file `path`, with its line ends: UTF-8, with or without byte order mark. UserError else."""
     try:
-        return json.loads(regular(path).read_text(encoding="utf-8"))
+        return regular(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:  # covers broken UTF-8 and broken JSON
-        raise UserError(f"{path} is not a JSON file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: save it as one") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of the JSON file `path`; UserError where it is missing, no JSON, or not plain."""
+    try:
+        content = json.loads(read_text(path))
     except RecursionError as error:
         raise UserError(f"{path} is not a JSON file of use: its lists or objects are nested too deeply") from error
+    except ValueError as error:  # also of numbers of thousands of digits
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+    require_plain(content, path)
+    return content
+
+
+def require_plain(content: Any, source: str | Path, others: tuple[type, ...] = ()) -> None:
+    """Raise UserError unless `content`, read from `source`, can be walked, compared and printed without harm.
+
+    It may hold strings, booleans, None, floats, integers of 64 bits, what is of the types `others`, and lists, tuples
+    and mappings of all that: at most 50 deep, with at most 10^6 parts, where shared ones count each time.
+    """
+    ahead, count = [(content, 0)], 0
+    while ahead:
+        value, depth = ahead.pop()
+        if isinstance(value, (list, tuple, Mapping)):
+            parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+            count += len(value)
+            if depth == MOST_DEPTH or count > MOST_PARTS:
+                what = "nested too deeply" if depth == MOST_DEPTH else f"of more than {MOST_PARTS} parts"
+                raise UserError(f"{source} is not a file of use: its lists or mappings are {what}")
+            ahead += [(part, depth + 1) for part in parts]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise UserError(f"{source} is not a file of use: it holds a number of {value.bit_length()} bits")
+        elif value is not None and not isinstance(value, (str, bool, int, float, *others)):
+            raise UserError(f"{source} is not a file of use: it holds a {type(value).__name__}")
+
+
+def read_mat(path: str | Path, *names: str, kinds: Collection[str] = MATLAB_CLASSES) -> list[Any]:
+    """The variables `names` of a MATLAB file, of the classes `kinds`, as NumPy arrays of at least two dimensions.
+
+    UserError where the file or one of them is missing, broken, or something else.
+    """
+    from scipy.io import loadmat, whosmat  # slow to import
+
+    try:
+        # First only what the file says of them: in nested cells, SciPy's reader recurses until the process dies.
+        about = [(shape, kind) for name, shape, kind in whosmat(regular(path), appendmat=False) if name in names]
+        for shape, kind in about:
+            if kind not in kinds or math.prod(shape) > MOST_PARTS:
+                raise UserError(f"{path}: {' and '.join(names)}: expected {MOST_PARTS} numbers at most, not {kind}")
+        content = loadmat(path, variable_names=names, appendmat=False)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files, SciPy's reader raises nearly anything
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is broken or not a MATLAB file: {words}") from error
+    if missing := [name for name in names if name not in content]:
+        raise UserError(f"{path} has no variable {missing[0]!r}")
+    return [content[name] for name in names]
 
 
 def digest(path: str | Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.files import atomic_write, reason, require_writable
+from common.files import atomic_write, read_text, require_plain, require_writable
 from common.runtime import ArgumentParser, UserError, say, script
 from crn.options import HERE, parse
 
@@ -30,18 +30,15 @@ STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 def read_sweep(path: Path) -> dict[str, Any]:
     """method, goal, metric's name, and each parameter's values (a list), of a sweep file with `values` or `value` for
     each parameter. Raises UserError for anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no YAML file: {error}") from error
+    text = read_text(path)
     try:
         import yaml  # comes with optuna and wandb
     except ImportError as error:
         raise UserError("sweep files need the package pyyaml: pip install optuna, which brings it") from error
     try:
-        content = yaml.safe_load(text)
+        for loader in (yaml.BaseLoader, yaml.SafeLoader):  # the second merges mappings, which may grow without end
+            content = yaml.load(text, loader)
+            require_plain(content, path)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers of thousands of digits, impossible dates
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except RecursionError as error:

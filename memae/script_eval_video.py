@@ -20,7 +20,7 @@ import torch
 from scipy.io import savemat
 
 from common.checkpoint import versions
-from common.files import UserError, atomic_write, digest, read_json, write_csv, write_json
+from common.files import UserError, atomic_write, digest, read_json, read_mat, write_csv, write_json
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
@@ -28,7 +28,7 @@ from common.runtime import progress, say, script
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
-from memae.data.video_datasets import frame_files, frame_size, read_frame, read_mat, subfolders
+from memae.data.video_datasets import frame_files, frame_size, read_frame, subfolders
 from memae.options import TestOptions
 from memae.pictures import curve_figure
 from memae.script_testing import listed, middle_frame
@@ -109,7 +109,7 @@ def read_scores(path: Path) -> np.ndarray:
 
 def read_labels(path: Path, video: str, frames: int | None) -> np.ndarray:
     """Labels (frames,) bool from <video>.mat. UserError where there are fewer or more than the video has frames."""
-    labels = read_mat(path, "l")
+    labels = read_mat(path, "l")[0].ravel()
     if labels.dtype.kind not in "buif" or not np.isin(labels, (0, 1)).all():
         raise UserError(f"{path}: l holds something else than 0 and 1")
     if frames is not None and len(labels) != frames:

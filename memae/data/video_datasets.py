@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.files import UserError, reason
+from common.files import UserError, read_mat, reason
 from common.images import EXTENSIONS, fingerprint, image_size, read_image, require_readable
 from common.runtime import progress, say
 
@@ -71,26 +70,12 @@ def frame_files(folder: Path) -> list[Path]:
     return [numbered[number] for number in numbers]
 
 
-def read_mat(path: Path, name: str) -> np.ndarray:
-    """Variable `name` of a MATLAB file, flattened. UserError where file or variable is missing or broken."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        content = loadmat(path)
-    except Exception as error:  # on damaged files, SciPy's reader raises nearly anything
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is broken or not a MATLAB file: {words}") from error
-    if name not in content:
-        raise UserError(f"{path} has no variable {name!r}")
-    return np.asarray(content[name]).ravel()
-
-
 def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]:
     """Frame numbers of one clip from its index file. UserError where they do not fit the video."""
-    name = "".join(str(part) for part in read_mat(path, "v_name"))
+    name, values = (value.ravel() for value in read_mat(path, "v_name", "idx"))
+    name = "".join(map(str, name))
     if name != video:
         raise UserError(f"{path} belongs to the video {name!r}, not to {video!r}")
-    values = read_mat(path, "idx")
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values % 1 != 0).any():
         raise UserError(f"{path}: idx holds no frame numbers")
     numbers = [int(value) for value in values]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from common import checkpoint, images
 from common.files import (
@@ -19,6 +20,9 @@ from common.files import (
     digest,
     only_run,
     read_json,
+    read_mat,
+    read_text,
+    require_plain,
     require_writable,
     write_csv,
     write_json,
@@ -163,7 +167,7 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
 def test_what_is_no_json_is_named(tmp_path, data):
     path = tmp_path / "broken.json"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"broken\.json is not a JSON file: ") as caught:
+    with pytest.raises(UserError, match=r"broken\.json is not a (JSON file: |text file in UTF-8)") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
 
@@ -196,6 +200,78 @@ def test_deeply_nested_json_is_refused(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"deep\.json .*nested too deeply"):
         read_json(path)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_with_and_without_byte_order_mark(tmp_path, mark):
+    path = tmp_path / "a.txt"
+    path.write_bytes(mark + '{"é": "a\\r\\n"}\r\n'.encode())
+    assert read_text(path) == '{"é": "a\\r\\n"}\r\n' and read_json(path) == {"é": "a\r\n"}
+    path.write_bytes(mark + "é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt is not a text file in UTF-8"):
+        read_text(path)
+
+
+def nested(levels: int, item: object) -> object:
+    for _ in range(levels):
+        item = [item]
+    return item
+
+
+def shared(levels: int) -> list:
+    """A list of 2 ** levels entries that needs the memory of 2 * levels."""
+    value = [0]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def test_only_what_can_be_walked_is_plain():
+    for content in (
+        1,
+        -(2**63),
+        2**64 - 1,
+        {"a": [1.5, None, True, ("b", [])]},
+        nested(50, 0),
+        [0] * 10**6,
+        shared(18),
+    ):
+        require_plain(content, "file")
+    for content, words in (
+        (10**400, "number of 1329 bits"), (nested(51, 0), "nested"), (nested(200_000, 0), "nested"),
+        (shared(19), "parts"), (shared(48), "parts"), ([0] * 10**6 + [0], "parts"), ([{"a": {1, 2}}], "holds a set"),
+        ({"a": torch.ones(1)}, "holds a Tensor"), ({b"a": 1}, "holds a bytes"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^file is not a file of use: .*{words}"):
+            require_plain(content, "file")
+    require_plain({"a": torch.ones(1)}, "file", (torch.Tensor,))
+
+
+def test_of_matlab_files_only_numbers_and_text_are_read(tmp_path):
+    """20,000 cells in one another overflow the stack of SciPy's reader, which ends the interpreter."""
+    path, cells = tmp_path / "a.mat", np.zeros((1, 1), object)
+    cells[0, 0] = 1.0
+    savemat(path, {"l": [[1, 0, 1]], "name": "Test", "more": cells})
+    labels, name = read_mat(path, "l", "name")
+    assert labels.tolist() == [[1, 0, 1]] and name.item() == "Test"
+    with pytest.raises(UserError, match=r"a\.mat: more: expected 1000000 numbers at most, not cell"):
+        read_mat(path, "more")
+    assert read_mat(path, "more", kinds={"cell"})[0][0, 0].item() == 1
+    with pytest.raises(UserError, match="has no variable 'x'"):
+        read_mat(path, "x")
+    with pytest.raises(UserError, match="there is no file"):
+        read_mat(tmp_path / "b.mat", "x")
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "store").mkdir()
+    for name, target in (("a.txt", "store/a.txt"), ("b.txt", "a.txt")):
+        (tmp_path / name).symlink_to(target)
+    for content in ("one", "two"):  # it is made, it is replaced
+        with atomic_write(tmp_path / "b.txt", "w") as file:
+            file.write(content)
+        assert (tmp_path / "b.txt").is_symlink() and (tmp_path / "a.txt").is_symlink()
+        assert (tmp_path / "store/a.txt").read_text() == content and len(list((tmp_path / "store").iterdir())) == 1
 
 
 def test_only_one_run_at_a_time(tmp_path):
