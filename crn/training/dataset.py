@@ -2,14 +2,16 @@
 
 MVTec        root/train/good, root/test/<good or a defect>; all of train/good trains
 Panorama     root/good_ones, root/bad_ones; the first int(0.7 n) of the sorted good images train
-RoadImages   root/{good_ones,bad_ones}/{intensity_files,height_files}, paired by sorted order; split like Panorama
+RoadImages   root/{good_ones,bad_ones}/{intensity_files,height_files}, paired by name or number; split like Panorama
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +29,14 @@ from common.images import (
     require_readable,
     synthetic,
 )
-from common.runtime import progress, say
+from common.runtime import note, progress, say
 
 DATASETS = ("MVTec", "Panorama", "RoadImages")
 TRAINED_SHARE = 0.7  # of the good images of Panorama and RoadImages
 BAD_PER_TRAINED = 2  # at most so many bad images of Panorama for each training image
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # mean and standard deviation of R, G, B
 HALF = torch.full((2, 3), 0.5)
+ROAD_FOLDERS = ("intensity_files", "height_files")
 
 
 @dataclass(frozen=True)
@@ -125,23 +128,42 @@ def _road(root: Path, part: str, label: int) -> list[Item]:
 
 
 def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
-    """The pairs of folder/intensity_files and folder/height_files, by sorted order; names are relative to `root`.
+    """The pairs of folder/intensity_files and folder/height_files, by the intensity files' order; names are relative to
+    `root`. Partners have the same path but for the suffix; where some have not, all have the same numbers in it.
 
-    Raises UserError where files are missing, unequal in number, or some have a partner of the same name and others not.
+    Raises UserError where files are missing, or one has no partner or several.
     """
-    intensities, heights = _files(folder / "intensity_files"), _files(folder / "height_files")
-    if len(intensities) != len(heights):
-        raise UserError(
-            f"{folder} has {len(intensities)} images in intensity_files and {len(heights)} in height_files: each needs "
-            "its partner"
-        )
-    stems = [{path.stem for path in paths} for paths in (intensities, heights)]
-    if stems[0] & stems[1] and (alone := sorted(stems[0] ^ stems[1])):
-        raise UserError(f"{folder}: {alone[0]} has no partner of the same name in intensity_files or height_files")
-    return [
-        Item(intensity.relative_to(root).as_posix(), intensity, label, height)
-        for intensity, height in zip(intensities, heights)
-    ]
+    intensities, heights = (_files(folder / name) for name in ROAD_FOLDERS)
+
+    def name(path: Path) -> str:
+        return path.relative_to(folder).with_suffix("").as_posix().partition("/")[2]
+
+    def numbers(path: Path) -> tuple[int, ...] | str:
+        return tuple(map(int, re.findall("[0-9]+", name(path)))) or name(path)
+
+    problems = []
+    for key in (name, numbers):
+        groups: dict[Any, tuple[list[Path], list[Path]]] = {}
+        for side, paths in enumerate((intensities, heights)):
+            for path in paths:
+                groups.setdefault(key(path), ([], []))[side].append(path)
+        unpaired = [group for group in groups.values() if not len(group[0]) == len(group[1]) == 1]
+        if not unpaired:
+            break
+        problems.append([[path for group in unpaired for path in group[side]] for side in (0, 1)])
+    else:
+        alone = zip(min(problems, key=lambda sides: sum(map(len, sides))), ROAD_FOLDERS)
+        found = " and ".join(f"{len(paths)} in {name} ({_some(paths)})" for paths, name in alone if paths)
+        raise UserError(f"{folder}: images without just one partner of the same name or numbers: {found}")
+    pairs = [(one, other) for (one,), (other,) in groups.values()]
+    if key is numbers:
+        example = " with ".join(path.relative_to(folder).as_posix() for path in pairs[0])
+        note(f"{folder}: {len(pairs)} pairs by the numbers in their names, such as {example}")
+    return [Item(path.relative_to(root).as_posix(), path, label, height) for path, height in pairs]
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join([path.name for path in paths[:3]] + ["..."] * (len(paths) > 3))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -18,10 +18,10 @@ NORMS = ("batch", "instance", "image", "none")
 FEWEST_LEVELS = 5  # outermost, three that widen 1 -> 2 -> 4 -> 8 times ngf, innermost
 
 
-def get_norm_layer(norm: str) -> Callable[[int], nn.Module]:
+def get_norm_layer(norm: str) -> Callable[[int], nn.Module] | None:
     """The norm's constructor, taking the number of channels: "batch" (affine), "instance" (not affine), both with
-    running statistics, "image" (instance norm by each image's own statistics in evaluation, too; not in the original),
-    or "none". Raises UserError for any other name."""
+    running statistics, or "image" (instance norm by each image's own statistics in evaluation, too; not in the
+    original); None for "none". Raises UserError for any other name."""
     if norm == "batch":
         return partial(nn.BatchNorm2d, affine=True, track_running_stats=True)
     if norm == "instance":
@@ -29,7 +29,7 @@ def get_norm_layer(norm: str) -> Callable[[int], nn.Module]:
     if norm == "image":
         return partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
     if norm == "none":
-        return lambda channels: nn.Identity()
+        return None
     raise UserError(f"--norm {norm}: expected {', '.join(NORMS)}")
 
 
@@ -70,7 +70,7 @@ class UnetSkipConnectionBlock(nn.Module):
         self,
         outer_nc: int,
         inner_nc: int,
-        norm_layer: Callable[[int], nn.Module],
+        norm_layer: Callable[[int], nn.Module] | None,
         use_bias: bool,
         improved: bool,
         input_nc: int | None = None,
@@ -88,12 +88,11 @@ class UnetSkipConnectionBlock(nn.Module):
             up = [nn.ConvTranspose2d(widened, outer_nc, 4, stride=2, padding=1, bias=use_bias or outermost)]
         if outermost:
             layers = [down, submodule, nn.ReLU(), *up, nn.Tanh()]
-        elif submodule is None:
-            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), *up, norm_layer(outer_nc)]
-        else:
-            layers = [nn.LeakyReLU(0.2), down, norm_layer(inner_nc), submodule, nn.ReLU(), *up, norm_layer(outer_nc)]
+        else:  # without norms, the authors' numbers of the layers close up
+            inside = [norm_layer(inner_nc) if norm_layer else None, submodule] if submodule is not None else []
+            layers = [nn.LeakyReLU(0.2), down, *inside, nn.ReLU(), *up, norm_layer(outer_nc) if norm_layer else None]
             layers += [nn.Dropout(0.5)] if dropout else []
-        self.model = nn.Sequential(*layers)
+        self.model = nn.Sequential(*[layer for layer in layers if layer is not None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, input_nc, H, W) -> (B, outer_nc, H, W) for the outermost, else (B, 2 outer_nc, H, W): [x, block(x)]."""
@@ -118,13 +117,12 @@ class UnetGenerator(nn.Module):
         output_nc: int,
         num_downs: int,
         ngf: int = 64,
-        norm_layer: Callable[[int], nn.Module] | None = None,
+        norm_layer: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
         use_dropout: bool = False,
     ):
         super().__init__()
         self.levels = max(num_downs, FEWEST_LEVELS)
-        norm_layer = norm_layer or get_norm_layer("batch")
-        use_bias = isinstance(norm_layer(1), nn.InstanceNorm2d)
+        use_bias = norm_layer is not None and isinstance(norm_layer(1), nn.InstanceNorm2d)
         block = partial(UnetSkipConnectionBlock, norm_layer=norm_layer, use_bias=use_bias, improved=self.improved)
         inside = block(8 * ngf, 8 * ngf)
         for _ in range(num_downs - FEWEST_LEVELS):

@@ -90,7 +90,7 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     model = make_model(opt, content["levels"])
-    checkpoint.load_parameters(model, content["model"], path)
+    checkpoint.load_parameters(model, stored_parameters(content), path)
     set_bookkeeping(model, content["bookkeeping"], path)
     return model.eval(), content
 
@@ -121,6 +121,15 @@ def read(path: Path) -> dict[str, Any]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     return checkpoint.load(path, "crn")
+
+
+def stored_parameters(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The parameters in a checkpoint of ours, which once numbered layers without norms as if the norms were there."""
+    state = content["model"]
+    if content["settings"]["norm"] != "none" or not any(".model.3.model." in str(name) for name in state):
+        return state
+    places = re.compile(r"(?<=\bmodel\.)(?:3(?=\.model\.)|[56](?=\.weight))")  # behind a norm: inner block, upsampling
+    return {places.sub(lambda place: str(int(place[0]) - 1), str(name)): value for name, value in state.items()}
 
 
 def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> Model:
@@ -245,7 +254,7 @@ def load_training(
         raise UserError(f"{path} belongs to a training with other settings: {'; '.join(unlike)}. Use these, {remedy}")
     if content["fingerprint"] != fingerprint:
         raise UserError(f"{path} belongs to a training on other images: use the same, {remedy}")
-    checkpoint.load_parameters(model, content["model"], path)
+    checkpoint.load_parameters(model, stored_parameters(content), path)
     set_bookkeeping(model, content["bookkeeping"], path)
     if len(content["optimizers"]) != len(optimizers):
         raise UserError(f"{path} is damaged: it has {len(content['optimizers'])} optimizers, not {len(optimizers)}")

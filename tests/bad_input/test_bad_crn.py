@@ -207,7 +207,7 @@ CASES = [
     ),
     *places("train road", {
         "no partner of the same name": (
-            lambda place: (place / HEIGHT).rename(place / "road/good_ones/height_files/900.png"), "no partner",
+            lambda place: (place / HEIGHT).rename(place / "road/good_ones/height_files/900.png"), "partner",
         ),
         "no heights": (lambda place: shutil.rmtree(place / "road/bad_ones/height_files"), "height_files"),
         "no bad ones": (lambda place: shutil.rmtree(place / "road/bad_ones"), "bad_ones"),

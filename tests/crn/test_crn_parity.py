@@ -16,6 +16,7 @@ from crn.training.crn import CompetitiveReconstructionNetwork
 from crn.training.double_skip import DAGAN
 from crn.training.networks import create_scheduler
 from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, UpsampledConv2d, get_norm_layer
+from crn.training.utils import stored_parameters
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # with which the authors' numbers were computed
 PARITY = Path(__file__).parents[1] / "parity"
@@ -125,6 +126,41 @@ def test_step_equals_the_published_passes(norm, improved, pair):
                 model.training_step(x, optimizers, pair, NO_SCALER)
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def names_without_norms(levels, improved, gaps=False):
+    """Parameters of a U-Net in the order of the spec's layers; gaps: our older ones, which kept the norms' places."""
+    norm = ["norm"] if gaps else []
+    up = ["upsample", "conv"] if improved else ["conv"]
+    inside = {0: ["conv", "block", "relu", *up, "tanh"], levels - 1: ["leaky relu", "conv", "relu", *up, *norm]}
+    names = []
+
+    def walk(prefix, level):
+        for place, layer in enumerate(inside.get(level, ["leaky relu", "conv", *norm, "block", "relu", *up, *norm])):
+            if layer == "block":
+                walk(f"{prefix}.model.{place}", level + 1)
+            elif layer == "conv":
+                names.append(f"{prefix}.model.{place}.weight")
+
+    walk("model", 0)
+    if not improved:
+        names.append("model.model.3.bias")
+    return names
+
+
+@pytest.mark.parametrize("improved", [False, True])
+@pytest.mark.parametrize("levels", [5, 7])
+def test_names_without_norms(levels, improved):
+    """Those of the published code, in which nothing takes a norm's place; our older names become them."""
+    model = (UnetGeneratorImproved if improved else UnetGenerator)(3, 3, levels, 2, get_norm_layer("none"))
+    names = names_without_norms(levels, improved)
+    assert "model.model.1.model.2.model.1.weight" in names
+    assert list(model.state_dict()) == names
+    older = {f"competitive_units.0.{name}": torch.zeros(1) for name in names_without_norms(levels, improved, gaps=True)}
+    for norm, expected in (("none", [f"competitive_units.0.{name}" for name in names]), ("batch", list(older))):
+        assert list(stored_parameters({"model": older, "settings": {"norm": norm}})) == expected
+    newer = dict.fromkeys(names, torch.zeros(1))
+    assert list(stored_parameters({"model": newer, "settings": {"norm": "none"}})) == names
 
 
 def test_norm_by_the_image_scores_as_it_trains():

@@ -25,6 +25,7 @@ from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
 from crn.training.utils import make_model
+from tests.crn.test_crn_parity import names_without_norms
 from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,9 +345,9 @@ def test_bad_data(place, tmp_path, capsys):
     argv = [word.replace("datasets/roadimages", "road") for word in training()]
     heights = Path("road/bad_ones/height_files")
     (heights / "003.png").rename(heights / "900.png")
-    refused(capsys, train.main, argv, "003", "no partner")
+    refused(capsys, train.main, argv, "road/bad_ones", "partner", "intensity_files (003.png)", "height_files (900.png)")
     (heights / "900.png").unlink()
-    refused(capsys, train.main, argv, "24", "23", "height_files")
+    refused(capsys, train.main, argv, "1 in intensity_files (003.png)")
     shutil.copyfile(heights / "004.png", heights / "003.png")
     Image.new("L", (9, 9)).save(heights / "003.png")
     refused(capsys, train.main, argv, "bad_ones/height_files/003.png", "size")
@@ -380,11 +381,44 @@ def test_depths_of_road_images(place):
     for folder in folders:
         folder.mkdir(parents=True)
     Image.fromarray(np.dstack([np.full((4, 6), value, np.uint8) for value in (51, 7, 9)])).save(folders[0] / "a.png")
-    Image.fromarray(np.full((4, 6), 0.25, np.float32)).save(folders[1] / "b.tiff")
+    Image.fromarray(np.full((4, 6), 0.25, np.float32)).save(folders[1] / "a.tiff")
     (item,) = unlabelled(Path("r"), "RoadImages")
     assert read(item, "RoadImages")[:, 0, 0].tolist() == pytest.approx([0.25, 0.2, 0.2])
-    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folders[1] / "b.tiff")
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folders[1] / "a.tiff")
     assert read(item, "RoadImages")[0, 0, 0] == 40000
+
+
+def make_pairs(folder, intensities, heights):
+    shutil.rmtree(folder, ignore_errors=True)
+    for kind, names in (("intensity_files", intensities), ("height_files", heights)):
+        for name in names:
+            path = folder / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("intensities", "heights", "partners"),
+    [
+        ([f"{k:03d}.png" for k in range(1, 13)], [f"{k}.png" for k in range(1, 13)], range(12)),
+        (["b_9.png", "b_10.png"], ["b_9.png", "b_10.tif"], [1, 0]),  # by name, in the order of the intensity files
+        (["a/01.png", "b/01.png"], ["b/1.png", "a/1.png"], None),  # each number twice
+        (["a1_2.png", "a1_3.png"], ["height_1_3.png", "height_1_2.png"], [1, 0]),
+        (["left.png"], ["right.png"], None),
+        (["1.png", "2.png"], ["1.png", "1.tif"], None),
+    ],
+)
+def test_pairs_of_road_images(tmp_path, capsys, intensities, heights, partners):
+    make_pairs(tmp_path, intensities, heights)
+    if partners is None:
+        with pytest.raises(UserError) as error:
+            unlabelled(tmp_path, "RoadImages")
+        assert "intensity_files (" in str(error.value) and "height_files (" in str(error.value)
+        return
+    items = unlabelled(tmp_path, "RoadImages")
+    assert [item.name for item in items] == sorted(f"intensity_files/{name}" for name in intensities)
+    assert [item.height.name for item in items] == [heights[k] for k in partners]
+    assert ("by the numbers" in capsys.readouterr().out) == (intensities[0] != heights[0])
 
 
 def test_splits(place):
@@ -481,6 +515,26 @@ def test_non_finite_loss_keeps_the_model(place, capsys):
     refused(capsys, train.main, training(), "not finite", "batch 2", "--lr")
     Path("ck/last.ckpt").write_bytes(before)
     assert train.main(training()) == 0
+
+
+def test_older_names_without_norms(place):
+    """A training without norms from when their places were kept goes on, and scores as before."""
+    argv = training("RoadImages", "--norm", "none")
+    assert train.main([*argv, "--training-steps", "8"]) == 0
+    assert train.main(inference()) == 0
+    shutil.copytree("ck", "older")
+    content = load("ck/last.ckpt")
+    names = [
+        f"competitive_units.{unit}.{name}" for unit in range(3) for name in names_without_norms(5, True, gaps=True)
+    ]
+    assert len(names) == len(content["model"]) and names != list(content["model"])
+    torch.save({**content, "model": dict(zip(names, content["model"].values()))}, "older/last.ckpt")
+    assert train.main(inference("RoadImages", "--model-input", "older/last.ckpt", "--anomaly-score-file", "b.csv")) == 0
+    assert rows("a.csv") == rows("b.csv")
+    for folder in ("ck", "older"):
+        assert train.main([*argv, "--checkpoint-path", folder]) == 0
+    one, other = load("ck/last.ckpt")["model"], load("older/last.ckpt")["model"]
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_optional_packages_that_are_missing(place, capsys, monkeypatch):
