@@ -38,7 +38,7 @@ from common.files import (
     write_json,
 )
 from common.images import opened_image, visible
-from common.runtime import ArgumentParser, goes_on, say, script
+from common.runtime import ArgumentParser, complain, goes_on, say, script
 
 Command = tuple[str | int | float, ...]  # a program and its options
 Key = tuple[str | int, ...]  # where a number stands in a results file
@@ -699,7 +699,7 @@ def run_all(able: list[Experiment], options: Namespace) -> int:
             found[one.name][name, seed] = run_once(one, name, units[one.data][name], seed, options)
         except UserError as error:  # the other experiments need not wait for this one
             failures.append(f"{one.name}, {name}, seed {seed}: {error}")
-            print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
+            complain(f"error: {failures[-1]}")
             continue
         lines = [entries(e, dict(sorted(found[e.name].items()))) for e in EXPERIMENTS]
         text = write(options.output, [line for of_one in lines for line in of_one])
@@ -707,7 +707,7 @@ def run_all(able: list[Experiment], options: Namespace) -> int:
         say(line)
     say(f"table: {options.output / 'accuracy.md'}")
     for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+        complain(f"failed: {failure}")
     return 1 if failures else 0
 
 

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {options.output} is a folder: give a file")
     require_writable(options.output.parent)
     device = pick_device(options.device)
-    say("| method | quantity | sizes | time of a step | peak memory |\n|---|---|---|---|---|")
+    say("| method | quantity | sizes | time of a step | peak memory |")
+    say("|---|---|---|---|---|")
     rows = []
     for method, quantity, sizes in GROWTH:
         if method not in options.only:
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
         memory = ", ".join(f"{result['memory_gib']:.1f}" for result in results)
         say(f"| {method} | {quantity} | {', '.join(map(str, sizes))} | {times} s | {memory} GiB |")
         write_json(options.output, {"versions": versions(), "cases": rows})
-    say("| method | trained on | CPU time of an epoch | peak memory |\n|---|---|---|---|")
+    say("| method | trained on | CPU time of an epoch | peak memory |")
+    say("|---|---|---|---|")
     for method in options.only:
         results = []
         for count in DATA:

@@ -249,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.only if options.folder else ():
         if (options.folder / name).exists():
             raise UserError(f"{options.folder / name} exists already: choose another --folder")
-    say("| method | items | per second | memory at a fifth | highest after that |\n|---|---|---|---|---|")
+    say("| method | items | per second | memory at a fifth | highest after that |")
+    say("|---|---|---|---|---|")
     results, grown = {}, False
     for name in options.only:
         with tempfile.TemporaryDirectory() as temporary:

@@ -7,11 +7,12 @@ import io
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,8 @@ except ImportError:  # Windows
 MOST_DEPTH, MOST_PARTS = 50, 10**6  # of what a file holds
 MATLAB_CLASSES = {"single", "double", "char", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 UNFINISHED = ".writing-"  # begins the name of a file that is being written
+MAKING = ".making-"  # and this that of a folder that is being filled
+_swept: set[Path] = set()  # folders in which atomic_write has looked for what killed runs left
 
 
 class UserError(Exception):
@@ -76,6 +79,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            _remove_unfinished(path.parent)
         if path.exists():  # nor may a file take the place of /dev/null
             regular(path)
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
@@ -108,13 +114,27 @@ def require_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {reason(error)}") from error
-    for path in Path(folder).glob(f"{UNFINISHED}*"):
+    _remove_unfinished(Path(folder))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in (*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"{MAKING}*")):
         with suppress(OSError):  # its writer lives, or another run was faster
-            # A writer locks its file as soon as it is there, which a minute is ample for.
-            if time.time() - path.stat().st_mtime > 60:
-                with path.open("rb") as file:
-                    _lock(file.fileno())
-                    path.unlink()
+            # A writer locks what it makes as soon as it is there, which a minute is ample for.
+            if time.time() - regular(path).stat().st_mtime > 60:
+                with _locked(path):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def temporary_folder(parent: str | Path) -> Iterator[Path]:
+    """A new folder in `parent`, from which what is complete can be moved to its place; it ends with the block, or,
+    after a kill, when somebody next writes in `parent`."""
+    require_writable(parent)
+    with tempfile.TemporaryDirectory(prefix=MAKING, dir=parent) as folder, ExitStack() as stack:
+        with suppress(OSError):  # of systems without locks
+            stack.enter_context(_locked(folder))
+        yield Path(folder)
 
 
 @contextmanager
@@ -128,14 +148,21 @@ def only_run(folder: str | Path) -> Iterator[None]:
         yield
         return
     require_writable(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _lock(descriptor)
-        yield
+        with _locked(folder):
+            yield
     except BlockingIOError as error:
         raise UserError(
             f"another run is writing to {folder}: wait for its end, or give this one another name"
         ) from error
+
+
+@contextmanager
+def _locked(path: str | Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
     finally:
         os.close(descriptor)
 

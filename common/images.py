@@ -10,7 +10,6 @@ MVTec AD's layout (Bergmann et al., CVPR 2019), where `root` is the folder of on
 
 import hashlib
 import os
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from common.files import UserError, atomic_write, reason, regular
+from common.files import UserError, atomic_write, reason, regular, temporary_folder
 from common.runtime import progress, say
 
 # fmt: off
@@ -368,10 +367,9 @@ def new_synthetic_folder(folder: str | Path, command: str) -> Iterator[Path]:
     try:
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} already holds files: generated data needs a folder of its own")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as temporary:
+        with temporary_folder(folder.parent) as temporary:
             # One level down, because the temporary folder itself is closed to other users.
-            made = Path(temporary, "made")
+            made = temporary / "made"
             made.mkdir()
             yield made
             mark_synthetic(made, command)

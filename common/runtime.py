@@ -30,11 +30,13 @@ __all__ = [
     "UserError",
     "autocast",
     "command_to_continue",
+    "complain",
     "default_text",
     "goes_on",
     "note",
     "notes",
     "pick_device",
+    "printable",
     "progress",
     "run_script",
     "say",
@@ -48,12 +50,25 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def say(message: str) -> None:
-    """Print one line at once, so that a log file shows it while the program still runs.
+    """Print one `printable` line at once, so that a log file shows it while the program still runs.
 
     Of several processes (torchrun), the first one speaks.
     """
     if first_process():
-        print(message, flush=True)
+        print(printable(message), flush=True)
+
+
+def printable(message: str, longest: int = 20_000) -> str:
+    """`message` without what a terminal obeys, such as control characters in files' names, its middle left out where it
+    is too long."""
+    if len(message) > longest:
+        message = f"{message[: longest * 3 // 4]} ... {message[-longest // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def complain(message: str) -> None:
+    """Print one `printable` line on stderr, whichever process it is."""
+    print(printable(message, 2000), file=sys.stderr, flush=True)
 
 
 _notes: list[str] = []
@@ -91,7 +106,7 @@ def script(
     def wrapped(argv: list[str] | None = None) -> int:
         _notes.clear()
         formatwarning = warnings.formatwarning
-        warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+        warnings.formatwarning = lambda message, *_: f"note: {printable(str(message))}\n"
         if hasattr(sys.stdout, "reconfigure"):  # file names and terminals need not be UTF-8
             sys.stdout.reconfigure(errors="backslashreplace")
         main_thread = threading.current_thread() is threading.main_thread()
@@ -103,28 +118,27 @@ def script(
                 raise UserError("this program is of one process: start it without torchrun")
             return main(argv) or 0
         except UserError as error:
-            line = " ".join(str(error).splitlines())  # file names may hold line ends
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            complain(f"error: {' '.join(str(error).splitlines())}")
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{reason(error)}", file=sys.stderr, flush=True)
+            complain(f"error: {where}{reason(error)}")
         except (MemoryError, RuntimeError) as error:
             if str(error).startswith("Symlink loop"):  # what Path.resolve says before Python 3.13
-                print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+                complain(f"error: {' '.join(str(error).splitlines())}")
                 return 2
             if "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and of what
                 words = "what was saved is kept, the same command goes on from there"
-                print(f"error: another process of this run has ended: {words}", file=sys.stderr, flush=True)
+                complain(f"error: another process of this run has ended: {words}")
                 return 2
             if not _out_of_memory(error):
                 raise
             where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
-            print(f"error: not enough memory{where}: try {memory}", file=sys.stderr, flush=True)
+            complain(f"error: not enough memory{where}: try {memory}")
         except KeyboardInterrupt:
             if first_process():
-                print("stopped", file=sys.stderr, flush=True)
+                complain("stopped")
             return 130
         finally:
             warnings.formatwarning = formatwarning
@@ -269,6 +283,7 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
 
     Both go to stderr and show rate and remaining time. `hide` shows nothing.
     """
+    title = printable(title)
     if hide or not first_process() or sys.stderr is None:
         yield from items
         return
@@ -284,7 +299,7 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
             rate = done / (now - start)
             left = f"/{total}, {_duration((total - done) / rate)} left" if total else ""
             pace = f"{rate:.1f} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
-            print(f"{title}: {done}{left}, {pace}", file=sys.stderr, flush=True)
+            complain(f"{title}: {done}{left}, {pace}")
         yield item
 
 

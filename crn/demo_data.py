@@ -8,7 +8,6 @@ draws more of them.
 import contextlib
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
 from common.demo_data import TEXTURES, make_textures
-from common.files import UserError
+from common.files import UserError, temporary_folder
 from common.images import new_synthetic_folder
 from common.runtime import ArgumentParser, say, script
 
@@ -51,13 +50,12 @@ def draw_streets(kind: str, folder: Path, good: int, bad: int, command: str) -> 
 def _make_textures(folder: Path) -> None:
     """The shared textures' set of the folder's name, or the bricks under that name."""
     texture = folder.name if folder.name in TEXTURES else "brick"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as temporary:
+    with temporary_folder(folder.parent) as temporary:
         with contextlib.redirect_stdout(io.StringIO()):  # it tells of the temporary folder
             make_textures(temporary)
         if folder.exists():
             folder.rmdir()  # empty
-        Path(temporary, texture).rename(folder)
+        (temporary / texture).rename(folder)
 
 
 def _save(values: np.ndarray, path: Path) -> None:

@@ -24,7 +24,17 @@ from common import checkpoint, distributed
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
 from common.memory import reuse_memory
 from common.metrics import image_auroc
-from common.runtime import autocast, command_to_continue, pick_device, progress, say, script, seed_all, stop_on_request
+from common.runtime import (
+    autocast,
+    command_to_continue,
+    pick_device,
+    printable,
+    progress,
+    say,
+    script,
+    seed_all,
+    stop_on_request,
+)
 from crn.demo_data import ensure_data
 from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, parse, plain
@@ -379,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     reuse_memory()
     _start_log(opt)
     words = sys.argv[1:] if argv is None else argv
-    log.info("train.py %s", shlex.join(words))
+    log.info("train.py %s", printable(shlex.join(words)))
     if opt.demo:
         with distributed.first_alone():
             ensure_data(opt.dataset, opt.dataset_path)

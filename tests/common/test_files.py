@@ -13,6 +13,7 @@ from scipy.io import savemat
 
 from common import checkpoint, images
 from common.files import (
+    MAKING,
     UNFINISHED,
     UserError,
     append_csv,
@@ -24,6 +25,7 @@ from common.files import (
     read_text,
     require_plain,
     require_writable,
+    temporary_folder,
     write_csv,
     write_json,
 )
@@ -82,6 +84,23 @@ def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_pa
         assert set(tmp_path.iterdir()) == {own, new}
         file.write("whole")
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_what_killed_runs_left_in_folders_below_goes_with_the_next_file_there(tmp_path):
+    maps = tmp_path / "maps"
+    (maps / f"{MAKING}left").mkdir(parents=True)
+    left = [maps / f"{MAKING}left/1.png", maps / f"{UNFINISHED}left", maps / f"{MAKING}left"]
+    left[0].write_text("a frame")
+    left[1].write_text("half a map")
+    for path in left:
+        os.utime(path, (0, 0))
+    write_csv(maps / "1.csv", ["a"], [])
+    assert [path.name for path in maps.iterdir()] == ["1.csv"]
+    with temporary_folder(maps) as folder:
+        os.utime(folder, (0, 0))
+        require_writable(maps)  # by another run
+        (folder / "made").mkdir()
+    assert [path.name for path in maps.iterdir()] == ["1.csv"]
 
 
 def test_rows_are_added(tmp_path):

@@ -141,6 +141,19 @@ def test_names_that_are_no_text_can_be_printed():
     assert (done.returncode, done.stdout.split()) == (0, [b"b\\udcff.png", b"\\xb2"]), done.stderr
 
 
+def test_what_terminals_obey_is_escaped(capsys):
+    """File names and checkpoints may hold what clears a terminal, sets its title or writes from right to left."""
+    name, shown = "\x1b[2J\x1b]0;a\x07\x9bé\u202e.png", r"\x1b[2J\x1b]0;a\x07\x9bé\u202e.png"
+    runtime.say(f"{name}\n2")
+    list(runtime.progress(range(3), name, every=0))
+    assert raising(UserError(f"{name} is\nno image"))([]) == 2
+    assert raising(UserError("x" * 100_000))([]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{shown}\\n2\n"
+    first, _, error, long = err.split("\n")[:-1]
+    assert first.startswith(f"{shown}: 1/3") and error == f"error: {shown} is no image" and 1900 < len(long) < 2100
+
+
 def test_termination_removes_temporary_files(tmp_path):
     code = (
         "import sys, time; from common.files import atomic_write; from common.runtime import say, script\n"
