@@ -144,7 +144,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
                     torch.manual_seed(torch.initial_seed() + distributed.rank())
                 with autocast(device, options.precision):
                     output = network(corrupted, ratio)
-                loss = weight * F.mse_loss(output.float(), clean)
+                loss = weight * F.mse_loss(output.to(clean.dtype), clean)
                 mean = distributed.mean_of(loss.item(), device)
                 stop_if_not_finite("the loss is", mean, epoch, step + 1)
                 optimizer.zero_grad()

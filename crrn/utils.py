@@ -57,7 +57,7 @@ def inject(clean: Tensor, rate: float, shift: float, generator: torch.Generator)
 def reconstruct(
     model: nn.Module, sequences: Tensor, batch_size: int, device: torch.device, precision: str = "fp32"
 ) -> Tensor:
-    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape, float32, on the CPU.
+    """The network's reconstruction of `sequences` (N, T, 1, H, W): the same shape and dtype, on the CPU.
 
     Of several processes, each reconstructs its part; all get the whole.
     """
@@ -67,7 +67,7 @@ def reconstruct(
     # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
     for batch in (own if len(own) else sequences[:1]).split(batch_size):
         with autocast(device, precision):
-            outputs.append(model(batch.to(device)).float().cpu())
+            outputs.append(model(batch.to(device)).to("cpu", batch.dtype))
     return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(own)].numpy()))
 
 

@@ -22,7 +22,7 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity; kernel 3 takes 
 
 
 @cache
-def transforms(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+def transforms(kernel: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """A^T (m^2, t^2), G (t^2, k^2) and B^T (t^2, t^2) for tiles as vectors."""
     points = torch.tensor(POINTS[: M + kernel - 2], dtype=torch.float64)
 
@@ -30,7 +30,7 @@ def transforms(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([torch.vander(points, n, increasing=True), torch.eye(n, dtype=torch.float64)[-1:]])
 
     matrices = evaluate(M).T, evaluate(kernel), torch.linalg.inv(evaluate(M + kernel - 1)).T
-    return tuple(torch.kron(matrix, matrix).float() for matrix in matrices)
+    return tuple(torch.kron(matrix, matrix).to(dtype) for matrix in matrices)
 
 
 def tiles(x: Tensor, t: int, pad: int) -> Tensor:
@@ -66,7 +66,7 @@ class Winograd(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         outputs, _, kernel = weight.shape[:3]
-        a, g, b = transforms(kernel)
+        a, g, b = transforms(kernel, weight.dtype)
         batch, _, height, width = x.shape
         v = b @ tiles(x, M + kernel - 1, kernel // 2)  # (P, t^2, C)
         y = F.conv2d(as_image(v), Winograd.transformed(weight, g), groups=len(b))  # (1, t^2 C', P, 1)
@@ -84,7 +84,7 @@ class Winograd(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         outputs, inputs, kernel = weight.shape[:3]
-        a, g, b = transforms(kernel)
+        a, g, b = transforms(kernel, weight.dtype)
         grad_products = a.T @ tiles(grad_y, M, 0)  # (P, t^2, C')
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -108,7 +108,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        possible = self.stride == (1, 1) and self.kernel_size in ((3, 3), (5, 5)) and x.dtype == torch.float32
+        possible = self.stride == (1, 1) and self.kernel_size in ((3, 3), (5, 5)) and x.dtype.itemsize >= 4
         on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
         autocast = torch.is_autocast_enabled("cpu")
         if possible and on_cpu and not autocast and not torch.compiler.is_exporting() and pays(x, self):

@@ -51,7 +51,7 @@ def reconstruct(model: nn.Module, frames: Tensor, opt: Namespace, device: torch.
     x = normalise(frames, device)
     with autocast(device, opt.precision):
         out = model(x)
-    return (out["output"] if isinstance(out, dict) else out).float(), x
+    return (out["output"] if isinstance(out, dict) else out).to(x.dtype), x
 
 
 def score_clips(

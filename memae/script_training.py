@@ -130,7 +130,7 @@ def losses_of(network: nn.Module, x: Tensor, opt: Namespace, device: torch.devic
     with autocast(device, opt.precision):
         out = network(x)
     output, att = (out["output"], out["att"]) if isinstance(out, dict) else (out, None)
-    recon = F.mse_loss(output.float(), x)
+    recon = F.mse_loss(output.to(x.dtype), x)
     entropy = torch.zeros((), device=device) if att is None else EntropyLossEncap()(att)
     return {"loss": recon + opt.EntropyLossWeight * entropy, "recon_loss": recon, "entropy_loss": entropy}, output
 

@@ -114,7 +114,7 @@ class CompetitiveReconstructionNetwork(nn.Module):
             with autocast():
                 rec, on_image[g] = observe(self.competitive_units[g], x)
                 feedback, on_reconstruction[d] = observe(self.competitive_units[d], rec.detach())
-            rec, feedback = rec.float(), feedback.float()
+            rec, feedback = rec.to(x.dtype), feedback.to(x.dtype)
 
             reconstruction = F.l1_loss(rec, x)
             adversarial = F.l1_loss(rec, feedback.detach())
@@ -148,8 +148,8 @@ class CompetitiveReconstructionNetwork(nn.Module):
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """G(x) and D(G(x)) of the best generator and discriminator, shaped as x."""
-        rec = self.competitive_units[self.best_gen](x).float()
-        return rec, self.competitive_units[self.best_disc](rec).float()
+        rec = self.competitive_units[self.best_gen](x).to(x.dtype)
+        return rec, self.competitive_units[self.best_disc](rec).to(x.dtype)
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """Both anomaly scores of each image, (B,), the image shown for it, and the difference to it, both (B, 3, H, W).

@@ -72,7 +72,7 @@ class DAGAN(nn.Module):
             rec = self.generator(x)
             (of_rec, _), on_rec = observe(self.discriminator, rec.detach())
             (of_x, _), on_x = observe(self.discriminator, x)
-        rec, of_rec, of_x = rec.float(), of_rec.float(), of_x.float()
+        rec, of_rec, of_x = (output.to(x.dtype) for output in (rec, of_rec, of_x))
 
         adversarial, contextual = F.mse_loss(rec, of_rec.detach()), F.mse_loss(rec, x)
         generator_loss = w_a * adversarial + w_c * contextual
@@ -99,7 +99,7 @@ class DAGAN(nn.Module):
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """G(x) and D(x), shaped as x."""
-        return self.generator(x).float(), self.discriminator(x)[0].float()
+        return self.generator(x).to(x.dtype), self.discriminator(x)[0].to(x.dtype)
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """Both anomaly scores of each image, (B,), the image shown for it, and the difference to it, both (B, 3, H, W).

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Convolution(torch.autograd.Function):
-    """torch.convolution, plain or transposed, with the weight gradient in the contiguous layout for float32."""
+    """torch.convolution, plain or transposed, with the weight gradient in the contiguous layout except in bfloat16."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
@@ -26,7 +26,7 @@ class Convolution(torch.autograd.Function):
             layer.output_padding,
             layer.groups,
         )
-        ctx.in_float32 = x.dtype == torch.float32 or longer_than(x, layer)
+        ctx.contiguous = x.dtype != torch.bfloat16 or longer_than(x, layer)
         return torch.convolution(x, weight, bias, *ctx.options)
 
     @staticmethod
@@ -37,8 +37,9 @@ class Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = convolution_backward(grad_y, x, weight, outputs, *ctx.options, [True, False, False])[0]
         tensors = [grad_y, x, weight]
-        if ctx.in_float32:
-            tensors = [tensor.float().contiguous() for tensor in tensors]
+        if ctx.contiguous:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            tensors = [tensor.to(dtype).contiguous() for tensor in tensors]
         grad_weight = convolution_backward(*tensors, outputs, *ctx.options, [False, True, False])[1]
         grad_bias = grad_y.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight.to(weight.dtype), grad_bias, None
@@ -59,8 +60,7 @@ def convolve(x: Tensor, layer: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
 
 def _applies(x: Tensor, layer: nn.Module) -> bool:
     many = min(layer.in_channels, layer.out_channels) > 3  # with one channel of pixels, nothing is won
-    on_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()
-    return many and on_cpu and x.dtype != torch.float64
+    return many and x.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 class Conv3d(nn.Conv3d):

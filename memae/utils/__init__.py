@@ -84,7 +84,7 @@ def error_maps(output: Tensor, x: Tensor, model_name: str) -> Tensor:
     MemAE: sqrt(sum over channels of r^2), r = output - x. AE: mean over channels of the squared error of grey levels
     in 0..1 (v * 0.5 + 0.5).
     """
-    r = output.float() - x
+    r = output.to(x.dtype) - x
     if model_name == "MemAE":
         return r.square().sum(dim=1).sqrt()
     return (0.5 * r).square().mean(dim=1)

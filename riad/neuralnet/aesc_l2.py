@@ -40,7 +40,7 @@ class NeuralNet(nn.Module):
         self.dec_4_out = nn.ModuleDict({"conv": nn.Conv2d(c[1], channels, ksize, padding=ksize // 2)})
 
     def forward(self, x: Tensor) -> Tensor:
-        layer, skips = dict(self.named_children()), []
+        layer, skips, dtype = dict(self.named_children()), [], x.dtype
         for s in (1, 2, 3):
             x = layer[f"enc_{s}_2"](layer[f"enc_{s}_1"](x))
             skips.append(x)
@@ -52,7 +52,7 @@ class NeuralNet(nn.Module):
             if self.skips:
                 x = torch.cat([x, skip], dim=1)
             x = layer[f"dec_{s}_3"](layer[f"dec_{s}_2"](x))
-        return self.dec_4_out["conv"](x).float().clamp(1e-12, 1 - 1e-12)
+        return self.dec_4_out["conv"](x).to(dtype).clamp(1e-12, 1 - 1e-12)
 
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

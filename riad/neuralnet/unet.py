@@ -32,10 +32,10 @@ class NeuralNet(nn.Module):
         self.out = nn.Conv2d(filters[0], channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = []
+        skips, dtype = [], x.dtype
         for stage in self.down:
             x = stage(x)
             skips.append(x)
         for up, merge, skip in zip(self.up, self.merge, skips[-2::-1]):
             x = merge(torch.cat([up(x), skip], dim=1))
-        return torch.tanh(self.out(x).float())
+        return torch.tanh(self.out(x).to(dtype))

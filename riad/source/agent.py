@@ -71,8 +71,8 @@ class Agent:
         self.steps_per_epoch = batches * (masks if settings.algorithm == "repo" else 1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 to float on the device: 0..1 by each image's minimum and maximum, paper: -1..1."""
-        x = images.to(self.device).float()
+        """(B, C, H, W) uint8 as the network computes: 0..1 by each image's minimum and maximum, paper: -1..1."""
+        x = images.to(self.device, next(self.network.parameters()).dtype)
         if self.settings.algorithm == "paper":
             return (x / 255 - 0.5) / 0.5
         low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)

@@ -12,13 +12,13 @@ from torch import Tensor
 C_GMS = 0.0026  # c of the GMS (Xue et al. 2014)
 TINY = 1e-12
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian, pixels
-PREWITT = torch.tensor([[-1.0, 0.0, 1.0]] * 3) / 3
 
 
 def gradient_magnitude(image: Tensor) -> Tensor:
     """g(I) = sqrt((I * h_x)^2 + (I * h_y)^2) of each channel, with Prewitt's h and zero padding; same shape."""
     b, c, h, w = image.shape
-    kernels = torch.stack([PREWITT, PREWITT.T])[:, None].to(image)  # (2, 1, 3, 3)
+    prewitt = (torch.arange(-1, 2, dtype=image.dtype, device=image.device) / 3).expand(3, 3)
+    kernels = torch.stack([prewitt, prewitt.T])[:, None]  # (2, 1, 3, 3), made on the image's device: no copy
     gx, gy = F.conv2d(image.reshape(b * c, 1, h, w), kernels, padding=1).unbind(1)
     return torch.sqrt(gx**2 + gy**2 + TINY).view(b, c, h, w)
 
@@ -55,22 +55,22 @@ def msgms_loss(of_image: list[Tensor], of_reconstruction: list[Tensor]) -> Tenso
 
 
 @cache
-def _blur(size: int, device: torch.device) -> Tensor:
+def _blur(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Band matrix G (size, size): G x is the zero-padded Gaussian filter of a column x.
 
     Two products filter whole images, G X G^T, in less time than a convolution with one channel.
     """
-    offset = torch.arange(WINDOW) - WINDOW // 2
+    offset = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-(offset**2) / (2 * SIGMA**2))
     window /= window.sum()
     distance = torch.arange(size)[None] - torch.arange(size)[:, None] + WINDOW // 2
     inside = (distance >= 0) & (distance < WINDOW)
-    return torch.where(inside, window[distance.clamp(0, WINDOW - 1)], 0).to(device)
+    return torch.where(inside, window[distance.clamp(0, WINDOW - 1)], 0).to(device, dtype)
 
 
 def ssim_map(x: Tensor, y: Tensor, value_range: float = 1.0) -> Tensor:
     """SSIM of each pixel (Wang et al. 2004), at most 1; value_range: the largest minus the smallest possible value."""
-    rows, columns = _blur(x.shape[2], x.device), _blur(x.shape[3], x.device)
+    rows, columns = (_blur(size, x.dtype, x.device) for size in x.shape[2:])
     stack = torch.stack([x, y, x * x, y * y, x * y])
     mu_x, mu_y, xx, yy, xy = rows @ stack @ columns.T
     c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2

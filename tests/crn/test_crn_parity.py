@@ -1,11 +1,7 @@
 """CRN and DAGAN against numbers of the authors' own code (tests/parity), gradients and whole steps included."""
 
 import copy
-import json
-import runpy
 from argparse import Namespace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,75 +13,51 @@ from crn.training.double_skip import DAGAN
 from crn.training.networks import create_scheduler
 from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, UpsampledConv2d, get_norm_layer
 from crn.training.utils import stored_parameters
+from tests.parity.cases import assert_float32, assert_gradients, assert_parity, case, draw, fill, filled
 
-pytestmark = pytest.mark.usefixtures("two_threads")  # with which the authors' numbers were computed
-PARITY = Path(__file__).parents[1] / "parity"
-_rules = runpy.run_path(str(PARITY / "fill.py"))
-fill, draw = _rules["fill"], _rules["draw"]
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
-
-
-@cache
-def case(name: str):
-    return json.loads((PARITY / f"{name}.json").read_text()), dict(np.load(PARITY / f"{name}.npz"))
-
-
-def assert_parity(ours, theirs, rtol=1e-4) -> None:
-    np.testing.assert_allclose(torch.as_tensor(ours).detach().numpy(), theirs, rtol=rtol, atol=1e-5)
-
-
-def names_and_shapes(model):
-    return [(name, list(value.shape)) for name, value in model.state_dict().items()]
 
 
 @pytest.mark.parametrize("name", ["crn_unet_batch", "crn_unet_improved_batch", "crn_unet_improved_instance"])
 def test_unets(name):
     settings, arrays = case(name)
     unet = UnetGeneratorImproved if "improved" in name else UnetGenerator
-    model = unet(3, 3, settings["num_downs"], norm_layer=get_norm_layer(settings["norm"]))
-    assert names_and_shapes(model) == list(settings["keys"].items())
-    model.load_state_dict(fill(model.state_dict()))
+    model = filled(unet(3, 3, settings["num_downs"], norm_layer=get_norm_layer(settings["norm"])), settings["keys"])
     x = draw(settings["input_seed"], *settings["shape"])
-    output = model.train()(x)
+    output = model(x)
     assert_parity(output.flatten()[::11], arrays["output_first"])
     loss = F.l1_loss(output, x)
     assert_parity(loss, arrays["loss"])
     loss.backward()
-    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
-    theirs = {key.removeprefix("gradnorm/"): float(v) for key, v in arrays.items() if key.startswith("gradnorm/")}
-    assert norms.keys() == theirs.keys()
-    slack = 1e-4 * max(theirs.values())
-    for key, value in theirs.items():
-        assert norms[key] == pytest.approx(value, rel=1e-3, abs=slack), key
+    assert_gradients(dict(model.named_parameters()), arrays)
     with torch.no_grad():
         assert_parity(model.eval()(x).flatten()[::11], arrays["output_eval"])
+        assert_float32(model.float()(x.float()).flatten()[::11], name, "output_eval")
 
 
-def filled_units(settings):
+def units_of(settings):
     model = CompetitiveReconstructionNetwork(
         settings["units"], settings["num_downs"], settings["improved"], settings["norm"],
         reconstruction_weight=settings["reconstruction_weight"], feedback_weight=settings["feedback_weight"],
         discrimination_weight=settings["discrimination_weight"],
     )  # fmt: skip
     model.load_state_dict(fill(model.state_dict()))
-    return model.train()
+    return model.double().train()
 
 
 def test_competitive_steps():
     settings, arrays = case("crn_step")
-    model = filled_units(settings)
+    model = units_of(settings)
     optimizers = [torch.optim.Adam(unit.parameters(), settings["lr"], fused=True) for unit in model.networks]
     for step, seed in enumerate(settings["input_seeds"]):
         model.training_step(draw(seed, *settings["shape"]), optimizers, (0, 1), NO_SCALER)
         for g, d in ((0, 1), (1, 0)):
             theirs = arrays[f"step{step}/gen{g}"]  # |x - G(x)|, |G(x) - D(G(x))|, |x - D(x)|, and the second again
-            assert_parity(model.reconstruction_losses[g], theirs[0])
-            assert_parity(model.reconstruction_losses[d], theirs[2])
-            assert_parity(model.advantages[d], theirs[3] - theirs[2])
+            found = model.reconstruction_losses[g], model.reconstruction_losses[d], model.advantages[d]
+            assert_parity(np.array(found), np.array([theirs[0], theirs[2], theirs[3] - theirs[2]]))
             assert theirs[1] == theirs[3]
     for i, unit in enumerate(model.competitive_units):
-        total = sum(parameter.abs().double().sum().item() for parameter in unit.parameters())
-        assert total == pytest.approx(float(arrays[f"paramsum/{i}"]), rel=1e-4)
+        assert_parity(sum(parameter.abs().sum() for parameter in unit.parameters()), arrays[f"paramsum/{i}"])
     model.best_gen, model.best_disc = settings["generator_for_scores"], settings["discriminator_for_scores"]
     with torch.no_grad():
         scores = model.eval().scores(draw(settings["eval_input_seed"], *settings["shape"]))
@@ -114,7 +86,7 @@ def published_step(model, optimizers, pair, x):
 def test_step_equals_the_published_passes(norm, improved, pair):
     """Also for a unit that plays both roles, and for instance norms."""
     torch.manual_seed(0)
-    ours = CompetitiveReconstructionNetwork(len(set(pair)), 5, improved, norm, ngf=4)
+    ours = CompetitiveReconstructionNetwork(len(set(pair)), 5, improved, norm, ngf=4).double()
     theirs = copy.deepcopy(ours)
     for step in range(2):
         x = draw(step, 2, 3, 32, 32)
@@ -125,7 +97,7 @@ def test_step_equals_the_published_passes(norm, improved, pair):
             else:
                 model.training_step(x, optimizers, pair, NO_SCALER)
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10, msg=name)
 
 
 def names_without_norms(levels, improved, gaps=False):
@@ -191,27 +163,28 @@ def test_dagan():
         contextual_loss_weight=settings["contextual_loss_weight"],
         discriminator_reconstruction_loss_weight=settings["discriminator_reconstruction_loss_weight"],
     )  # fmt: skip
-    assert names_and_shapes(model.generator) == list(settings["generator_keys"].items())
-    assert names_and_shapes(model.discriminator) == list(settings["discriminator_keys"].items())
+    for network in ("generator", "discriminator"):
+        filled(getattr(model, network), settings[f"{network}_keys"])
     model.load_state_dict(fill(model.state_dict()))
     x = draw(settings["input_seed"], *settings["shape"])
     optimizers = [torch.optim.SGD(network.parameters(), 0) for network in model.networks]
-    losses = list(model.train().training_step(x, optimizers, (0, 1), NO_SCALER).values())
+    losses = list(model.training_step(x, optimizers, (0, 1), NO_SCALER).values())
     adversarial, contextual, generator = arrays["generator_losses"]
     reconstruction, discrimination, discriminator = arrays["discriminator_losses"]
     assert adversarial == discrimination
-    assert_parity(losses, [generator, adversarial, contextual, discriminator, reconstruction])
+    assert_parity(np.array(losses), np.array([generator, adversarial, contextual, discriminator, reconstruction]))
     with torch.no_grad():  # the running statistics have seen D's three passes
         model.eval()
         assert_parity(model.scores(x)["validation"], arrays["score"])
         assert_parity(model.generator(x).flatten()[::11], arrays["reconstruction"])
         assert_parity(model.discriminator(x)[0].flatten()[::11], arrays["discrimination"])
+        assert_float32(model.float().discriminator(x.float())[0].flatten()[::11], "crn_dagan", "discrimination")
 
 
 def test_dagans_step_equals_the_published_passes():
     """One network's loss does not reach the other one; D's running statistics see G(x) twice, then x."""
     torch.manual_seed(0)
-    ours = DAGAN(5, ngf=4, adversarial_loss_weight=0.7, contextual_loss_weight=3.0).train()
+    ours = DAGAN(5, ngf=4, adversarial_loss_weight=0.7, contextual_loss_weight=3.0).double()
     theirs = copy.deepcopy(ours)
     optimizers = [[torch.optim.SGD(network.parameters(), 1e-2) for network in m.networks] for m in (ours, theirs)]
     generator, discriminator = theirs.networks
@@ -227,7 +200,7 @@ def test_dagans_step_equals_the_published_passes():
     (F.mse_loss(of_x, x) - 0.7 * F.mse_loss(of_rec, rec)).backward()
     optimizers[1][1].step()
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10, msg=name)
 
 
 def test_initial_weights():

@@ -1,10 +1,5 @@
 """The flow and its extractors against numbers of the authors' own code (tests/parity), and the paper's properties."""
 
-import json
-import runpy
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -27,22 +22,17 @@ from csflow.model import (
     save_model,
 )
 from csflow.utils import anomaly_maps, get_loss, image_scores
+from tests.parity import cases
+from tests.parity.cases import assert_float32, assert_gradients, assert_parity, authors_state, draw, fill
 
-PARITY = Path(__file__).parents[1] / "parity"
-_rules = runpy.run_path(str(PARITY / "fill.py"))
-fill, draw = _rules["fill"], _rules["draw"]
 CPU = torch.device("cpu")
 CASES = ("csflow_a", "csflow_b")
 
 
-@cache
 def case(name: str):
-    """Settings of a parity case, the authors' arrays, and the state dict under the authors' names."""
-    settings = json.loads((PARITY / f"{name}.json").read_text())
-    arrays = dict(np.load(PARITY / f"{name}.npz"))
-    whole = {k: torch.zeros(shape, dtype=torch.long) for k, shape in settings["keys"].items() if k.endswith("_tracked")}
-    state = fill({key: torch.empty(shape) for key, shape in settings["keys"].items()} | whole)
-    return settings, arrays, state
+    """Settings of a parity case, the authors' arrays, and the float32 state dict under the authors' names."""
+    settings, arrays = cases.case(name)
+    return settings, arrays, authors_state(settings["keys"])
 
 
 def config_of(settings: dict, **changes) -> Config:
@@ -59,17 +49,13 @@ def inputs_of(settings: dict) -> list[torch.Tensor]:
     ]
 
 
-def assert_parity(ours, theirs) -> None:
-    np.testing.assert_allclose(torch.as_tensor(ours).detach().numpy(), theirs, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_flow_loss_scores_map_and_gradients(name):
     settings, arrays, state = case(name)
     model = get_cs_flow_model(config_of(settings), settings["n_feat"])
     ours = from_authors(state)
     model.load_state_dict(ours)
-    z, log_det = model(inputs_of(settings))
+    z, log_det = model.double()(inputs_of(settings))
     loss = get_loss(z, log_det)
     loss.backward()
     for s in range(3):
@@ -81,25 +67,21 @@ def test_flow_loss_scores_map_and_gradients(name):
     assert_parity(scores["mean"], arrays["score_mean"])
     assert_parity(anomaly_maps(z), arrays["map0"])
 
-    gradients = dict(model.named_parameters())
-    slack = 1e-4 * max(float(value) for key, value in arrays.items() if key.startswith("gradnorm/"))
-    assert {key.removeprefix("gradnorm/") for key in arrays if key.startswith("gradnorm/")} == set(state)
-    for theirs, name in zip(state, ours):  # from_authors keeps the order
-        norm = gradients[name].grad.norm().item()
-        assert norm == pytest.approx(float(arrays[f"gradnorm/{theirs}"]), rel=1e-3, abs=slack), theirs
+    parameters = dict(model.named_parameters())
+    assert_gradients({theirs: parameters[name] for theirs, name in zip(state, ours)}, arrays)  # in the same order
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_load_model_takes_an_authors_state_dict(name, tmp_path):
-    settings, arrays, state = case(name)
+    settings, _, state = case(name)
     torch.save(state, tmp_path / "authors.pt")
     model, _, content = load_model(tmp_path / "authors.pt", config_of(settings, extractor="effnetB5"), CPU)
     assert content["extractor"] == "effnetB5"
     assert not model.training
     with torch.no_grad():
-        z, _ = model(inputs_of(settings))
+        z, _ = model([x.float() for x in inputs_of(settings)])
     for s in range(3):
-        assert_parity(z[s].flatten()[::7], arrays[f"z{s}"])
+        assert_float32(z[s].flatten()[::7], name, f"z{s}")
 
 
 def test_load_model_refuses_what_does_not_fit(tmp_path):
@@ -181,7 +163,7 @@ def random_flow(channels, hidden=6, kernels=(3, 5), clamp=3.0, n_scales=3, use_g
 
 
 def tiny_inputs(channels, n_scales=3, side=8, batch=2, dtype=torch.float32) -> list[torch.Tensor]:
-    return [draw(s, batch, channels, side >> s, side >> s, low=-2, high=2).to(dtype) for s in range(n_scales)]
+    return [draw(s, batch, channels, side >> s, side >> s, low=-2, high=2, dtype=dtype) for s in range(n_scales)]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +195,7 @@ def test_round_trip_negates_the_log_determinant(channels, options):
 def test_round_trip_of_the_parity_cases(name):
     settings, _, state = case(name)
     model = get_cs_flow_model(config_of(settings), settings["n_feat"])
-    model.load_state_dict(from_authors(state))
+    model.double().load_state_dict(from_authors(state))
     x = inputs_of(settings)
     with torch.no_grad():
         z, log_det = model(x)
@@ -287,10 +269,11 @@ def test_efficientnet_b5_is_the_authors():
     network = EfficientNetB5()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     network.load_weights(state, "the authors' weights")
-    network.eval()
+    network.double().eval()
     x = draw(settings["input_seed"], *settings["shape"])
     with torch.no_grad():
         output = network(x)
+        assert_float32(network.float()(x.float()), "csflow_effnet_b5", "output")
     assert list(output.shape) == settings["output_shape"]
     assert_parity(output, arrays["output"])
 
@@ -299,7 +282,7 @@ def test_efficientnet_b5_is_the_authors():
     network.load_state_dict(before)
     network.load_weights(renamed, "torchvision's names")
     with torch.no_grad():
-        assert torch.equal(network(x), output)
+        assert torch.equal(network.double()(x), output)
     del renamed["features.6.8.block.3.1.running_var"]
     with pytest.raises(
         UserError, match=r"weights\.pth does not fit.*features\.6\.8\.block\.3\.1\.running_var is missing"
@@ -312,7 +295,7 @@ def test_lite0_gives_192_channels_at_stride_32_and_three_scales():
     assert name == "lite0"
     assert not extractor.network.training
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
-    images = draw(1, 2, 3, 128, 256)
+    images = draw(1, 2, 3, 128, 256, dtype=torch.float32)
     features = extractor(images)
     assert [tuple(f.shape) for f in features] == [(2, 192, 4, 8), (2, 192, 2, 4), (2, 192, 1, 2)]
     assert all(f.isfinite().all() and f.std() > 0 and not f.requires_grad for f in features)

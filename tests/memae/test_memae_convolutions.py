@@ -85,9 +85,3 @@ def test_bfloat16_gradients_of_kernels_longer_than_the_clip(make, size):
         gradients += torch.autograd.grad(y.float().square().sum(), weight)
     exact, found = gradients
     assert found.dtype == torch.float32 and (found - exact).norm() < 0.02 * exact.norm()
-
-
-def test_float64_takes_pytorchs_layer(monkeypatch):
-    monkeypatch.setattr(Convolution, "apply", None)
-    layer = ConvTranspose3d(5, 6, 3, padding=1).double()
-    assert layer(torch.randn(1, 5, 2, 3, 3).double()).dtype == torch.float64
