@@ -8,8 +8,11 @@ MVTec AD's layout (Bergmann et al., CVPR 2019), where `root` is the folder of on
     root/ground_truth/<defect>/*.png  masks of the defects: <image's name>_mask.png, or just the image's name
 """
 
+import argparse
 import hashlib
 import os
+import re
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,12 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from common.files import UserError, atomic_write, reason, regular, temporary_folder
-from common.runtime import progress, say
+from common.runtime import note, progress, say
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -35,7 +40,11 @@ FORMATS = (
     "PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF", "DIB", "PCX", "QOI", "SGI", "TGA",
 )
 # fmt: on
+LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")  # their pixels may have noise around the values that were saved
 MARK = "SYNTHETIC"  # the file that generated data carries
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # Pillow's own limit
+MAX_PIXELS_HELP = "refuse images of more pixels, since a small file may hold many"
+MAX_VALUE_HELP = "value of 16-bit images that becomes white, such as 4095 of 12 bits; auto: from the training images"
 # What operating systems and network storage put into folders, beside names that begin with a dot; in lower case.
 SYSTEM_NAMES = frozenset([
     "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "__macosx", "desktop.ini",
@@ -148,6 +157,22 @@ def _images_below(folder: Path) -> list[Path]:
     return [path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS]
 
 
+def max_value_option(text: str) -> int | str:
+    """Type of the option --max_value: "auto" or a number from 1 to 65535; argparse's error else."""
+    if text == "auto":
+        return text
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected auto or a number from 1 to 65535")
+
+
+def set_max_pixels(limit: int) -> None:
+    """From now on, refuse images of more than `limit` pixels. UserError below 1."""
+    if limit < 1:
+        raise UserError(f"--max_pixels {limit}: expected at least 1")
+    Image.MAX_IMAGE_PIXELS = limit
+
+
 @contextmanager
 def opened_image(path: str | Path) -> Iterator[Image.Image]:
     """Pillow's lazy image; whatever fails within the block is a UserError that names the file."""
@@ -155,7 +180,19 @@ def opened_image(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(regular(path), formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise UserError(f"cannot read image {path}: empty, damaged or not an image") from error
+        with Path(path).open("rb") as file:
+            tiff = file.read(4) in (b"II*\0", b"MM\0*")
+        kind = "damaged, or a TIFF of a kind that is not read: convert it to 8 or 16 bits per channel"
+        words = kind if tiff else "empty, damaged or not an image"
+        raise UserError(f"cannot read image {path}: {words}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = re.search(r"\d+ pixels", str(error))[0]
+        raise UserError(
+            f"cannot read image {path}: {size}, more than the limit of {Image.MAX_IMAGE_PIXELS}: if the file is what "
+            "it should be, raise --max_pixels"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"cannot read image {path}: there is not enough memory for it") from error
     except OSError as error:
         raise UserError(f"cannot read image {path}: {reason(error)}") from error
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything: SyntaxError, struct.error...
@@ -178,28 +215,78 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _tag(image: Image.Image, tag: int) -> Any:
+    """Entry of a TIFF; None of other files."""
+    return image.tag_v2.get(tag) if image.format == "TIFF" else None
+
+
+def _wide(image: Image.Image) -> np.ndarray | None:
+    """Pixels of a file of more than 8 bits per channel, upright, uint16 (H, W) or (H, W, C); other files are not
+    decoded, and None.
+
+    Raises ValueError for what cannot be read at its full depth.
+    """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; convert it to 8 or 16 bits per channel")
+    if image.mode == "L" and _tag(image, ExifTags.Base.SampleFormat) == (2,):  # Pillow takes -1 for 255
+        raise ValueError("signed pixels of 8 bits are not read; convert it to 8 or 16 bits per channel without signs")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
+        values = np.asarray(_upright(image))
+        if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
             raise ValueError("pixel values outside 0..65535; convert it to 8 or 16 bits per channel")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values = values.astype(np.uint16, copy=False)
+        # Pillow does not invert 16-bit TIFFs whose white is 0.
+        return 65535 - values if _tag(image, ExifTags.Base.PhotometricInterpretation) == 0 else values
+
+    if image.format not in ("PNG", "TIFF", "SGI") or image.mode not in ("L", "RGB", "RGBA"):
+        return None
+    args = image.tile[0].args
+    layout = args if isinstance(args, str) else args[0]  # Pillow's name, such as RGB;16B
+    planes = _tag(image, ExifTags.Base.PlanarConfiguration) == 2
+    if ";16" not in layout and not (planes and 16 in _tag(image, ExifTags.Base.BitsPerSample)):
+        return None
+    if planes or layout.startswith("RGBa") or image.format == "SGI":
+        kind = "channels in separate planes" if planes else "alpha multiplied in" if image.format == "TIFF" else "SGI"
+        raise ValueError(f"16 bits per channel with {kind} are not read: convert it to a PNG of 16 bits")
+    # Pillow keeps the upper 8 of 16 bits. The same file read with the bytes of each value swapped gives the lower 8.
+    swapped = layout[:-1] + ("B" if layout[-1] == "L" or (layout[-1] == "N" and sys.byteorder == "little") else "L")
+    if layout == "LA;16B":
+        swapped = "RGBA"  # there is no LA;16L: both bytes of both values as channels
+    with Image.open(image.filename, formats=FORMATS) as other:
+        other.tile = [
+            tile._replace(args=swapped if args is layout else (swapped, *tile.args[1:])) for tile in other.tile
+        ]
+        lower = np.asarray(_upright(other))
+    if layout == "LA;16B":
+        return lower.view(">u2").astype(np.uint16)
+    return np.asarray(_upright(image)).astype(np.uint16) << 8 | lower
+
+
+def _rgb(image: Image.Image, max_value: int = 65535) -> Image.Image:
+    """8-bit RGB, upright; of more than 8 bits, max_value and what is above become 255."""
+    wide = _wide(image)
+    if wide is not None:
+        if _tag(image, ExifTags.Base.BitsPerSample) == (12,):
+            max_value = 4095  # as the file itself says
+        scaled = (np.arange(65536) * 255 + max_value // 2) // max_value
+        colours = wide if wide.ndim == 2 else wide[..., 0] if wide.shape[2] == 2 else wide[..., :3]
+        image = Image.fromarray(scaled.clip(max=255).astype(np.uint8)[colours])
+    image = _upright(image)
     if image.mode == "P":  # straight to RGB, Pillow warns about transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The image as 8-bit RGB, upright as EXIF says; of an animation, the first frame.
+def read_image(path: str | Path, max_value: int = 65535) -> Image.Image:
+    """The image as 8-bit RGB, upright as EXIF says; of an animation or several pages, the first.
 
-    16-bit grey becomes 8-bit by one fixed scale (0..65535 to 0..255), so that all images of a set stay comparable.
-    Transparency is dropped. Raises UserError for whatever cannot be read: missing or damaged files, images beyond
-    Pillow's limit on pixels, floating-point pixels and integers beyond 16 bits.
+    max_value: the value of 16-bit pixels that becomes 255, as what is above it does; one for all images of a set, so
+    that they stay comparable (`resolve_max_value`). Transparency is dropped. Raises UserError for whatever cannot be
+    read: missing or damaged files, images beyond the limit on pixels or the memory, floating-point pixels, integers
+    beyond 16 bits and rare kinds of TIFF.
     """
     with opened_image(path) as image:
-        return _rgb(_upright(image))
+        return _rgb(image, max_value)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -211,24 +298,82 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if sideways else (height, width)
 
 
-def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """Mask of a defect, bool (H, W): the pixels above half of the file's maximum; none where all are zero.
+def resolve_max_value(paths: Sequence[Path], option: int | str, others: Sequence[Path] = ()) -> int:
+    """The `max_value` to read a set of images with: `option`, or for "auto" the highest value of the 16-bit images
+    `paths`, rounded up to whole bits (1023, 4095, ...; 65535 where there are none).
 
-    Thus 0/1, 0/255 and JPEG's noise around either are all understood; of colours, the strongest channel counts.
-    size: (height, width) of the image it belongs to. Raises UserError where sizes differ or the file is unreadable.
+    A line tells what "auto" found, and which 16-bit images of `paths` and `others` would be nearly black or are cut
+    off at it. Images that cannot be read are left to who reads them.
     """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip([*paths, *others], pool.map(_highest_value, [*paths, *others])))
+    highest = {path: value for path, value in found.items() if value}
+    trained = [highest[path] for path in paths if path in highest]
+    value = option if option != "auto" else 2 ** max(trained, default=65535).bit_length() - 1
+    if not highest:
+        return value
+    count, first, top = f"{len(highest)} images of more than 8 bits", min(highest), max(highest.values())
+    if option == "auto":
+        note(f"--max_value auto: {value}; the training images' highest value is {max(trained, default='unknown')}")
+    elif value == 65535 and top < 32768:
+        bits = 2 ** top.bit_length() - 1
+        note(f"{count}, such as {first}, have no value above {top} of 65535 and look dark: try --max_value {bits}")
+    if cut := sorted(path for path in highest if highest[path] > value):
+        note(f"{len(cut)} of {count}, such as {cut[0]}, have values above --max_value {value}, which are cut to it")
+    return value
+
+
+def _highest_value(path: Path) -> int | None:
+    """Of the pixels of a 16-bit image; None of others."""
+    try:
+        with opened_image(path) as image:
+            wide = None if _tag(image, ExifTags.Base.BitsPerSample) == (12,) else _wide(image)
+            if wide is None:
+                return None
+            return int((wide if wide.ndim == 2 else wide[..., : wide.shape[2] - (wide.shape[2] % 2 == 0)]).max())
+    except UserError:  # require_readable and read_image tell
+        return None
+
+
+def read_mask(mask: str | Path | Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+    """Mask of a defect, bool (H, W), from one file or several that are merged: every pixel that is not 0 (black).
+
+    Thus class numbers, 0/1, 0/255 and colours are all understood. Fully transparent pixels are good. So is, in formats
+    that may lose precision (JPEG), what is noise there: values under 10 where the highest is 255, and up to half of the
+    highest value within 7 pixels. A palette's colours count where black is among those used, else its indices.
+    size: (height, width) of the image it belongs to. Raises UserError where sizes differ or a file is unreadable.
+    """
+    marked = np.zeros(size, bool)
+    for path in [mask] if isinstance(mask, (str, Path)) else mask:
+        found = _marked(path)
+        if found.shape != marked.shape:
+            raise UserError(
+                f"mask {path} is {found.shape[1]} x {found.shape[0]} pixels, its image {size[1]} x {size[0]}: "
+                "they must have the same size"
+            )
+        marked |= found
+    return marked
+
+
+def _marked(path: str | Path) -> np.ndarray:
     with opened_image(path) as image:
-        _upright(image)
-        if image.mode.startswith("I"):  # not scaled to 8 bits, where 0 and 1 would both be 0
-            values = np.asarray(image)
-        else:
-            values = np.asarray(_rgb(image)).max(axis=2)  # (H, W, 3) -> (H, W)
-    if values.shape != tuple(size):
-        raise UserError(
-            f"mask {path} is {values.shape[1]} x {values.shape[0]} pixels, its image {size[1]} x {size[0]}: "
-            "they must have the same size"
-        )
-    return values > values.max() / 2
+        values = _wide(image)
+        if values is None:
+            plain = _upright(image)
+            transparent = image.has_transparency_data
+            if image.mode not in ("1", "L") or transparent:
+                plain = image.convert("RGBA" if transparent else "RGB")
+            values = np.asarray(plain)
+        visible = values[..., -1] > 0 if values.ndim == 3 and values.shape[2] % 2 == 0 else None
+        if values.ndim == 3:
+            values = values[..., : values.shape[2] - (visible is not None)].max(axis=2)
+        marked = values > 0
+        if image.format in LOSSY:
+            nearby = ndimage.maximum_filter(values, 15)  # an edge's noise ends with its block of 8 x 8 pixels
+            marked &= (values >= values.max() * (10 / 255)) & (values > nearby // 2)
+        if image.mode == "P" and visible is None and marked.all():
+            marked = np.asarray(image) > 0
+        return marked if visible is None else marked & visible
 
 
 def check_images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -290,20 +435,38 @@ def mvtec_dataset(root: Path) -> tuple[list[Sample], list[Sample], list[str], bo
 
 
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
-    """16 hexadecimal digits that tell whether features stored earlier still belong to these images in this order.
+    """32 hexadecimal digits that tell whether what was stored still belongs to these images in this order.
 
-    Made of the paths relative to `root`, sizes and checksums of the first 64 KiB. Raises UserError on unreadable files.
+    The first 16 are older versions' fingerprint, of the paths relative to `root`, sizes and the first 64 KiB; the
+    others are of every byte. Raises UserError on unreadable files.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with regular(path).open("rb") as file:
-                head, size = file.read(65536), os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise UserError(f"cannot read image {path}: {reason(error)}") from error
-        name = os.fsencode(path.relative_to(root).as_posix())
-        digest.update(name + f"\0{size} {zlib.crc32(head)}\0".encode())
-    return digest.hexdigest()[:16]
+    start, whole = hashlib.sha256(), hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, (head, size, content) in zip(paths, pool.map(_contents, paths)):
+            name = os.fsencode(path.relative_to(root).as_posix())
+            start.update(name + f"\0{size} {head}\0".encode())
+            whole.update(name + b"\0" + content)
+    return start.hexdigest()[:16] + whole.hexdigest()[:16]
+
+
+def _contents(path: Path) -> tuple[int, int, bytes]:
+    """Checksum of the first 64 KiB, size, and digest of every byte."""
+    try:
+        with regular(path).open("rb") as file:
+            head = zlib.crc32(file.read(65536))
+            file.seek(0)
+            return head, os.fstat(file.fileno()).st_size, hashlib.file_digest(file, hashlib.blake2b).digest()
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {reason(error)}") from error
+
+
+def same_images(stored: str, now: str) -> bool:
+    """Whether a stored `fingerprint` is of the images that have the fingerprint `now`. A line tells where an older
+    version stored it, which saw the first 64 KiB of each image only."""
+    older = now[:16] + now[32:]  # behind both, what a method adds of its own
+    if stored == older != now:
+        note("stored by an older version of this program: changes of images are seen in their first 64 KiB only")
+    return stored in (now, older)
 
 
 def synthetic(folder: str | Path, inputs: Sequence[str] = ("*",)) -> bool:

@@ -1,32 +1,40 @@
 """Image folders: which files are found, in which order, and that each format is read, checked or refused rightly."""
 
+import argparse
 import os
 import runpy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
-from common import images
+from common import images, runtime
 from common.files import UserError
 from common.images import (
     EXTENSIONS,
+    MAX_PIXELS,
     check_images,
     fingerprint,
     image_files,
     image_size,
     mark_synthetic,
+    max_value_option,
     mvtec_samples,
     new_synthetic_folder,
     read_image,
     read_mask,
     require_fitting_masks,
     require_readable,
+    resolve_max_value,
+    same_images,
+    set_max_pixels,
     synthetic,
 )
+from tests.common.test_image_decoding import write_png, write_tiff
 
 
 def save(path: Path, values=128, **options) -> Path:
@@ -369,14 +377,76 @@ def test_closed_file(tmp_path):
         fingerprint([path], tmp_path)
 
 
+def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path):
+    values = np.array([[0, 8, 2048], [4095, 5000, 65535]], np.uint16)
+    grey = save(tmp_path / "a.png", values)
+    assert np.asarray(read_image(grey, 4095))[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
+    assert np.asarray(read_image(save(tmp_path / "b.png", (values % 256).astype(np.uint8)), 4095)).max() == 255
+    write_png(tmp_path / "c.png", np.stack([values] * 3, axis=2), 16, 2)
+    assert np.array_equal(read_image(tmp_path / "c.png", 4095), read_image(grey, 4095))
+
+
+def test_max_value_is_found_or_told(tmp_path, capsys):
+    def told(option: int | str, tops: list[int], others: Sequence[int] = ()) -> tuple[int, str]:
+        runtime._notes.clear()
+        paths = [save(tmp_path / f"{i}.png", np.array([[3, top]], np.uint16)) for i, top in enumerate([*tops, *others])]
+        paths.append(save(tmp_path / "8bit.png"))
+        return resolve_max_value(paths[: len(tops)], option, paths[len(tops) :]), capsys.readouterr().out
+
+    value, said = told(65535, [900, 4000], [100])
+    assert value == 65535 and "3 images" in said and "above 4000 of 65535" in said and "--max_value 4095" in said
+    assert told(65535, [900, 40000]) == (65535, "")
+    value, said = told("auto", [900, 4000])
+    assert value == 4095 and "4000" in said and said.count("\n") == 1
+    assert told(4095, [900, 4095]) == (4095, "")
+    value, said = told("auto", [900, 1000], [1023, 1500])
+    assert value == 1023 and "1 of 4 images" in said and "3.png" in said and said.count("\n") == 2
+    value, said = told(255, [900, 4000])
+    assert value == 255 and "2 of 2 images" in said and "0.png" in said
+    (tmp_path / "broken.png").write_text("no image")
+    eight = [save(tmp_path / "8bit.png"), tmp_path / "broken.png"]
+    assert resolve_max_value(eight, "auto") == 65535 and resolve_max_value(eight, 4095) == 4095
+    assert resolve_max_value([], 65535) == 65535 and not capsys.readouterr().out
+
+
+def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
+    values = np.array([[0, 2048, 4095]])[..., None]
+    write_tiff(tmp_path / "a.tif", values, 12, 1)
+    for max_value in (65535, 4095):
+        assert np.asarray(read_image(tmp_path / "a.tif", max_value))[0, :, 0].tolist() == [0, 128, 255]
+    assert resolve_max_value([tmp_path / "a.tif"], 65535) == 65535 and not capsys.readouterr().out
+
+
+def test_max_value_option():
+    assert max_value_option("auto") == "auto" and max_value_option("4095") == 4095
+    for text in ("0", "65536", "-1", "Auto", "1.5", "", "²", "1_0"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected auto or a number from 1 to 65535"):
+            max_value_option(text)
+
+
 @pytest.mark.parametrize("limit", [25, 10])  # Pillow only warns of 30 pixels at the first, and refuses at the second
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     path = save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS)  # to be restored
+    set_max_pixels(limit)
     for action in (read_image, image_size):
-        with pytest.raises(UserError, match="30 pixels"):
+        with pytest.raises(UserError, match=f"30 pixels, more than the limit of {limit}.*raise --max_pixels"):
             action(path)
     assert "30 pixels" in check_images([path])[0][1]
+    set_max_pixels(30)
+    assert read_image(path).size == (6, 5)
+    with pytest.raises(UserError, match="--max_pixels 0: expected at least 1"):
+        set_max_pixels(0)
+
+
+def test_what_does_not_fit_into_memory_is_that_images_error(tmp_path, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    path = save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"cannot read image .*a\.png: there is not enough memory"):
+        read_image(path)
 
 
 def test_pillows_warning_of_bombs_is_a_refusal_without_pytests_filters_too(tmp_path, monkeypatch):
@@ -472,6 +542,82 @@ def test_jpeg_masks_carry_noise(tmp_path):
     assert np.array_equal(read_mask(path, (40, 40)), expected)
 
 
+def test_every_pixel_that_is_not_0_is_a_defect(tmp_path):
+    numbers = np.array([[0, 1, 2], [100, 255, 0]], np.uint8)  # of classes
+    wide = numbers.astype(np.uint16) + np.uint16(65535 - 255) * (numbers == 255)
+    for name, values in {
+        "8.png": numbers,
+        "8.bmp": numbers,
+        "16.png": wide,
+        "32.tif": wide.astype(np.int32),
+        "rgb.png": numbers[..., None] * np.uint8([0, 0, 1]),
+        "rgba.png": np.dstack([numbers, 0 * numbers, 0 * numbers, 0 * numbers + 255]),
+        "cmyk.tif": Image.fromarray(numbers).convert("RGB").convert("CMYK"),
+    }.items():
+        assert np.array_equal(read_mask(save(tmp_path / name, values), (2, 3)), numbers > 0), name
+
+
+def test_palettes_count_by_colour_where_black_is_used_else_by_index(tmp_path):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+
+    def read(*colours: int, **options) -> list[list[bool]]:
+        image = Image.fromarray(indices)
+        image.putpalette(colours)
+        return read_mask(save(tmp_path / "p.png", image, **options), (2, 2)).tolist()
+
+    assert read(0, 0, 0, 0, 0, 9, 128, 0, 0) == [[False, True], [True, True]]
+    # What shrinks files orders a palette as it likes.
+    assert read(255, 255, 255, 0, 0, 0, 9, 9, 9) == [[True, False], [True, False]]
+    assert read(68, 1, 84, 33, 145, 140, 253, 231, 37) == [
+        [False, True],
+        [True, True],
+    ]  # of a colour map, without black
+    # What is fully transparent is good, whatever its colour.
+    red_on_nothing = (255, 0, 0, 255, 255, 255, 255, 0, 0)
+    assert read(*red_on_nothing, transparency=bytes([255, 0, 3])) == [[True, False], [True, False]]
+
+
+def test_transparent_pixels_of_masks_are_good(tmp_path):
+    colours = np.zeros((1, 4, 4), np.uint8)
+    colours[0, 0], colours[0, 1], colours[0, 2], colours[0, 3] = (
+        (255,) * 4,
+        (255, 255, 255, 0),
+        (0, 0, 0, 255),
+        (1,) * 4,
+    )
+    expected = [[True, False, False, True]]
+    assert read_mask(save(tmp_path / "a.png", colours), (1, 4)).tolist() == expected
+    assert read_mask(save(tmp_path / "b.png", colours[..., [0, 3]]), (1, 4)).tolist() == expected
+    assert (
+        read_mask(save(tmp_path / "c.webp", colours, lossless=True, exact=True), (1, 4)).tolist()[0][:3]
+        == expected[0][:3]
+    )
+    keyed = save(tmp_path / "d.png", np.array([[7, 255, 0]], np.uint8), transparency=7)
+    assert read_mask(keyed, (1, 3)).tolist() == [[False, True, False]]
+
+
+def test_several_masks_of_an_image_are_merged(tmp_path):
+    paths = []
+    for number in range(3):
+        values = np.zeros((5, 6), np.uint8)
+        values[number, number] = number + 1
+        paths.append(save(tmp_path / f"000/{number}.png", values))
+    mask = read_mask(tuple(paths), (5, 6))
+    assert mask.sum() == 3 and mask[[0, 1, 2], [0, 1, 2]].all()
+    save(paths[1], np.zeros((6, 5), np.uint8))
+    with pytest.raises(UserError, match=r"1\.png is 5 x 6 pixels, its image 6 x 5"):
+        read_mask(tuple(paths), (5, 6))
+
+
+def test_masks_in_formats_with_noise_may_hold_several_values(tmp_path):
+    values = np.zeros((64, 64), np.uint8)
+    values[10:30, 13:31] = 255
+    values[45:60, 40:60] = 60  # far from the other, not noise
+    for name, quality in (("a.jpg", 75), ("b.jpg", 85), ("c.jpg", 95), ("d.webp", 80), ("e.avif", 70)):
+        found = read_mask(save(tmp_path / name, values, quality=quality), (64, 64))
+        assert np.array_equal(found, values > 0), name
+
+
 def test_empty_masks_mean_no_defect(tmp_path):
     assert not read_mask(save(tmp_path / "m.png", 0), (5, 6)).any()
     assert not read_mask(save(tmp_path / "m.tif", np.zeros((5, 6), np.uint16)), (5, 6)).any()
@@ -499,7 +645,7 @@ def test_fingerprint_tells_names_contents_and_order_apart(tmp_path):
         (folder / "a.png").write_bytes(b"aaaa")
         (folder / "b.png").write_bytes(b"bbbb")
     first = take(one, "a.png", "b.png")
-    assert len(first) == 16 and int(first, 16) >= 0
+    assert len(first) == 32 and int(first, 16) >= 0
     assert take(two, "a.png", "b.png") == first
     assert take(one, "b.png", "a.png") != first and take(one, "a.png") != first
     (two / "c.png").write_bytes(b"bbbb")
@@ -509,9 +655,23 @@ def test_fingerprint_tells_names_contents_and_order_apart(tmp_path):
     with (one / "b.png").open("ab") as file:
         file.write(bytes(100_000))
     longer = take(one, "a.png", "b.png")
-    with (one / "b.png").open("ab") as file:  # behind the first 64 KiB: only the size tells
-        file.write(b"0")
-    assert len({first, longer, take(one, "a.png", "b.png")}) == 3
+    with (one / "b.png").open("r+b") as file:
+        file.seek(90_000)
+        file.write(b"1")
+    changed = take(one, "a.png", "b.png")
+    assert changed != longer and changed[:16] == longer[:16] != first[:16]
+
+
+def test_fingerprints_of_older_versions_still_fit_and_are_told(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"aaaa")
+    now = fingerprint([tmp_path / "a.png"], tmp_path)
+    older = "7a166164cf4c8bf8"
+    assert same_images(now, now) and same_images(f"{now}-7", f"{now}-7") and not capsys.readouterr().out
+    assert same_images(older, now) and "first 64 KiB" in capsys.readouterr().out
+    assert same_images(f"{older}-7", f"{now}-7")
+    for stored in (now[16:], "0" * 16, "", f"{older}-8", f"{now[:16]}{'0' * 16}"):
+        assert not same_images(stored, f"{now}-7")
+        assert not same_images(stored, now)
 
 
 def test_fingerprint_of_a_missing_file(tmp_path):
