@@ -34,7 +34,7 @@ from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, 
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, read_json, read_text, require_writable, write_json
-from common.images import Sample, fingerprint, mvtec_samples, read_image, read_mask, synthetic, visible
+from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
 from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, say, script
@@ -71,6 +71,7 @@ class Category(NamedTuple):
     root: Path
     train: list[Sample]
     test: list[Sample]
+    synthetic: bool
     fingerprint: str
 
 
@@ -89,19 +90,16 @@ def categories_of(folder: Path) -> list[Category]:
 
 
 def _category(root: Path) -> Category:
-    train, _ = mvtec_samples(root, "train")
-    try:
-        test, kinds = mvtec_samples(root, "test")
-    except UserError as error:
-        raise UserError(f"methods are compared by labelled test images, and {error}") from error
-    if len(kinds) < 2:
+    found = mvtec_dataset(root)
+    if len(found.class_names) < 2:
         raise UserError(
-            f"{root / 'test'} has good images only: methods are compared by labelled test images, put defective ones "
-            f"into {root / 'test'}/<kind of defect>/ (a single folder such as test/defective will do)"
+            f"{root / 'test'} has {'good images only' if found.test else 'no images'}: methods are compared by "
+            f"labelled test images, put good ones into {root / 'test/good'} and defective ones into "
+            f"{root / 'test'}/<kind of defect>/ (a single folder such as test/defective will do)"
         )
-    if len(train) < 2:
+    if len(found.train) < 2:
         raise UserError(f"{root / 'train/good'} has one image: two are needed, since one is held out")
-    return Category(root, train, test, fingerprint([sample.path for sample in train + test], root))
+    return Category(root, found.train, found.test, found.synthetic, fingerprint(found.paths, root))
 
 
 def held_out(category: Category, options: Namespace) -> int:
@@ -355,7 +353,7 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
         for method in options.only
         if method in NETWORKS[options.networks]
     )
-    made = [category.root.name for category in categories if synthetic(category.root)]
+    made = [category.root.name for category in categories if category.synthetic]
     seeds = ", ".join(map(str, options.seeds))
     spread = f"Mean ± standard deviation over seeds {seeds}, of weights, batches and the images held out."
     lines = [

@@ -23,7 +23,7 @@ from common.runtime import pick_device, progress, say, script
 from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import load_features, upsample
-from csflow.utils import load_dataset, split_calibration
+from csflow.utils import load_dataset
 
 # CS-Flow's options that matter here: those of the data, the features and the split.
 USED = (
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     name = f"nearest_neighbour_{config.class_name}_{extractor}_{size}"
     output = output or Path(__file__).resolve().parent / "results" / name
     require_writable(output)
-    rows, _ = split_calibration(len(train), config.calibration_share, config.seed)
+    rows, _ = dataset.split(config)
     start = time.monotonic()
     maps = distance_maps(train.maps[0][rows], test.maps[0])
     seconds = time.monotonic() - start

@@ -78,7 +78,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         return
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(path.parents) if not path.parent.is_dir() else ():
+            folder.mkdir(exist_ok=True)  # one by one: mkdir(parents=True) calls itself for each level
         if path.parent not in _swept:
             _swept.add(path.parent)
             _remove_unfinished(path.parent)

@@ -5,7 +5,9 @@ MVTec AD's layout (Bergmann et al., CVPR 2019), where `root` is the folder of on
     root/train/good/*.png             images without defects to learn from
     root/test/good/*.png              further images without defects
     root/test/<defect>/*.png          one folder for each kind of defect
-    root/ground_truth/<defect>/*.png  masks of the defects: <image's name>_mask.png, or just the image's name
+    root/ground_truth/<defect>/*.png  masks of the defects: <image's name>_mask.png, or just the image's name, or, to be
+                                      merged, all in a folder of the image's name (MVTec LOCO)
+    root/validation/good/*.png        further images without defects, which set thresholds (MVTec LOCO)
 """
 
 import argparse
@@ -15,11 +17,13 @@ import re
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
-from common.files import UserError, atomic_write, reason, regular, temporary_folder
+from common.files import UserError, atomic_write, digest, reason, regular, temporary_folder
 from common.runtime import note, progress, say
 
 # fmt: off
@@ -51,6 +55,7 @@ SYSTEM_NAMES = frozenset([
     "ehthumbs.db", "icon\r", "lost+found", "network trash folder", "recycler", "system volume information",
     "temporary items", "thumbs.db", "~snapshot",
 ])  # fmt: skip
+GOOD = re.compile(r"[\W_]*(goods?|ok|okay|normal)[\W_]*", re.IGNORECASE)  # what others call the folder "good"
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -60,12 +65,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set: `label` 0 is good; `mask` marks the defect's pixels where there is such a file."""
+    """One image of a data set: `label` 0 is good; `mask`: the files that mark the defect's pixels, if any."""
 
     path: Path
     label: int
     class_name: str
-    mask: Path | None
+    mask: tuple[Path, ...] = ()
 
 
 def is_junk(name: str) -> bool:
@@ -76,43 +81,86 @@ def is_junk(name: str) -> bool:
 def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]:
     """Images of a data set in MVTec AD's layout (see the top of this file).
 
-    part: "train" (the good ones only, whatever else lies there) or "test". Returns the samples, ordered by label and
-    then by path, and the class names, which labels index: "good", then the kinds of defects in alphabetical order.
-    Subfolders of a class belong to it and links to folders in it are not followed. Raises UserError where folders or
-    images are missing.
+    part: "train" or "validation" (the good ones only, whatever else lies there) or "test". Returns the samples, ordered
+    by label and then by path, and the class names, which labels index: "good", then the kinds of defects in
+    alphabetical order. Subfolders of a class belong to it. Raises UserError where folders or images are missing.
     """
-    root = Path(root)
+    root, place = Path(root), Path(root, part)
     layout = f"expected {root}/train/good/*.png and {root}/test/<good or a defect's name>/*.png"
-    for folder in (root, root / part, root / part / "good"):
+    for folder in (root, place):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: {layout}")
-    defects = sorted(entry.name for entry in visible(root / part) if entry.is_dir() and entry.name != "good")
-    if part == "train" and defects:
-        say(f"training uses {root / part / 'good'} only, not {', '.join(defects)} beside it")
+    entries = visible(place)
+    defects = [path.name for path in entries if path.is_dir() and path.name != "good"]
+    like_good = next((place / name for name in defects if GOOD.fullmatch(name)), None)
+    if not (place / "good").is_dir():
+        hint = f"if {like_good} is meant, rename it" if like_good else layout
+        raise UserError(f"there is no folder {place / 'good'}: {hint}")
+    if like_good:
+        raise UserError(f"{like_good} beside {place / 'good'}: move its images there, or give it a defect's name")
+    _note_left_out([path for path in entries if not path.is_dir()], f"in {place} lie in no class folder")
+    if part != "test" and defects:
+        note(f"of {place} only good is used, not {', '.join(defects)} beside it")
         defects = []
+    truth = root / "ground_truth"
+    if part == "test" and truth.is_dir():
+        others = [path for path in visible(truth) if path.name not in defects]
+        _note_left_out(others, f"in {truth} are named after no defect in {place}")
 
-    class_names = ["good", *defects]
     samples = []
-    for label, name in enumerate(class_names):
-        folder, masks_folder = root / part / name, root / "ground_truth" / name
+    for label, name in enumerate(class_names := ["good", *defects]):
+        folder, masks_folder = place / name, truth / name
         images = _images_below(folder)
         if not images:
             raise UserError(f"there are no images in {folder}: {layout}")
-        masks = {}
-        if label and masks_folder.is_dir():
-            masks = {path.relative_to(masks_folder).with_suffix(""): path for path in _images_below(masks_folder)}
-        of_class = []
-        for path in images:
-            stem = path.relative_to(folder).with_suffix("")
-            mask = masks.get(stem.with_name(f"{stem.name}_mask"), masks.get(stem))
-            of_class.append(Sample(path, label, name, mask))
-        if unused := sorted(set(masks.values()) - {sample.mask for sample in of_class}):
-            say(
-                f"{len(unused)} of {len(masks)} masks in {masks_folder} belong to no image, such as {unused[0].name}: "
-                "expected <image's name>_mask.png or the image's name"
+        stems = {_stem(path, folder) for path in images}
+        beside = [path for path in images if _image_of(stem := _stem(path, folder)) in stems - {stem}]
+        if beside:
+            note(f"{len(beside)} files in {folder} are masks of the images beside them, such as {beside[0].name}")
+            images = [path for path in images if path not in beside]
+            stems = {_stem(path, folder) for path in images}
+        if len(stems) < len(images):
+            twin = next(path for path, after in pairwise(images) if _stem(path, folder) == _stem(after, folder))
+            note(
+                f"{len(images) - len(stems)} images in {folder} have another's name but for the extension, such as "
+                f"{twin.name}: masks belong into {masks_folder}"
             )
-        samples += of_class
+        masks = _masks_of(stems, beside, folder)
+        if label and masks_folder.is_dir():
+            masks |= _masks_of(stems, _images_below(masks_folder), masks_folder)
+        samples += [Sample(path, label, name, masks.get(_stem(path, folder), ()) if label else ()) for path in images]
     return samples, class_names
+
+
+def _stem(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder).with_suffix("")
+
+
+def _image_of(stem: Path) -> Path:
+    """The image's stem that a mask's tells: "000" of "000_mask"."""
+    return stem.with_name(re.sub(r"(?<=.)_(mask|gt)$", "", stem.name))
+
+
+def _masks_of(stems: set[Path], masks: Sequence[Path], folder: Path) -> dict[Path, tuple[Path, ...]]:
+    """Each image's masks by its stem: <stem>_mask.png, else <stem>.png, else all <stem>/*.png."""
+    ranked: list[dict[Path, tuple[Path, ...]]] = [{}, {}, {}]
+    for mask in masks:
+        stem = _stem(mask, folder)
+        image = _image_of(stem)
+        rank, key = (2, image) if image != stem and image in stems else (1, stem) if stem in stems else (0, stem.parent)
+        ranked[rank][key] = (*ranked[rank].get(key, ()), mask)
+    found = {stem: paths for rank in ranked for stem, paths in rank.items() if stem in stems}
+    if unused := sorted({*masks} - {path for paths in found.values() for path in paths}):
+        note(
+            f"{len(unused)} of {len(masks)} masks in {folder} belong to no image, such as {unused[0].name}: "
+            "expected <image's name>_mask.png or the image's name"
+        )
+    return found
+
+
+def _note_left_out(paths: Sequence[Path], words: str) -> None:
+    if paths:
+        note(f"{len(paths)} files or folders {words} and are left out, such as {paths[0].name}")
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -141,20 +189,43 @@ def visible(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Files that are no junk, in `folder` and below, sorted by relative path; links to folders are not followed."""
+    """Files that are no junk, in `folder` and below, sorted by relative path.
 
-    def fail(error: OSError) -> None:
+    Links to folders are followed, after all folders that lie there, and no folder is read twice, so that loops end.
+    """
+    files, folders, links, seen, again = [], [folder], [], set(), []
+    try:
+        while folders or links:
+            links.sort(reverse=True)
+            place = (folders or links).pop()
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                again.append(place)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in os.scandir(place):
+                if not is_junk(entry.name):
+                    path, linked = Path(entry.path), entry.is_symlink()
+                    is_folder = path.is_dir() if linked else entry.is_dir()
+                    (files if not is_folder else links if linked else folders).append(path)
+    except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {reason(error)}") from error
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not is_junk(name)]
-        files += [Path(parent, name) for name in names if not is_junk(name)]
+    if again:
+        note(f"{len(again)} linked folders in {folder} are read already and count once, such as {min(again)}")
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return [path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS]
+    files = _files_below(folder)
+    others = [path for path in files if path.suffix.lower() not in EXTENSIONS and path.name != MARK]
+    if others:
+        kinds = Counter(path.suffix.lower() or "without extension" for path in others).most_common(3)
+        first = next(path for path in others if kinds[0][0] in (path.suffix.lower(), "without extension"))
+        note(
+            f"{len(others)} files in {folder} are no images of a format that is read and are left out "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds)}), such as {first.name}: convert images to PNG"
+        )
+    return [path for path in files if path.suffix.lower() in EXTENSIONS]
 
 
 def max_value_option(text: str) -> int | str:
@@ -409,29 +480,76 @@ def require_readable(paths: Sequence[Path]) -> None:
 
 
 def require_fitting_masks(samples: Sequence[Sample]) -> None:
-    """Raise one UserError that names all masks whose size is not that of their images."""
-    problems = []
-    for sample in samples:
-        if sample.mask and (size := image_size(sample.mask)) != (wanted := image_size(sample.path)):
-            problems.append(f"{sample.mask} ({size[1]} x {size[0]} pixels, its image {wanted[1]} x {wanted[0]})")
-    if problems:
-        raise UserError(f"masks must have the size of their images, mend or remove: {'; '.join(problems)}")
+    """Raise one UserError that names all masks that cannot be read or have another size than their images; say how
+    many mark nothing."""
+    with_mask = [sample for sample in samples if sample.mask]
+
+    def marks(sample: Sample) -> bool | UserError:
+        try:
+            return bool(read_mask(sample.mask, image_size(sample.path)).any())
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(progress(pool.map(marks, with_mask), "checking masks", total=len(with_mask)))
+    if problems := [str(answer) for answer in found if isinstance(answer, UserError)]:
+        raise UserError(f"{len(problems)} masks cannot be used, mend or remove them: {'; '.join(problems)}")
+    if empty := [sample for sample, answer in zip(with_mask, found) if not answer]:
+        note(
+            f"{len(empty)} of {len(with_mask)} masks mark no pixel, such as {empty[0].mask[0]}: pixel metrics take the "
+            "whole image for good"
+        )
 
 
-def mvtec_dataset(root: Path) -> tuple[list[Sample], list[Sample], list[str], bool]:
-    """Both parts of a category, checked: samples to train on and to test, class names by label, and whether they are
-    generated stand-ins, which is said.
+@dataclass(frozen=True)
+class Category:
+    """A data set in MVTec AD's layout: samples to train on, good ones held out by it (MVTec LOCO's validation/good),
+    samples to test on, class names by label, and whether all are generated stand-ins."""
 
-    Raises UserError as `mvtec_samples` does, and where an image cannot be read or a mask has another size.
+    train: list[Sample]
+    held_out: list[Sample]
+    test: list[Sample]
+    class_names: list[str]
+    synthetic: bool
+
+    @property
+    def paths(self) -> list[Path]:
+        """All images."""
+        return [sample.path for sample in self.train + self.held_out + self.test]
+
+
+def note_copies(train: Sequence[Path], test: Sequence[Path]) -> None:
+    """Say how many test images are copies, byte for byte, of training images. Raises UserError on unreadable files."""
+    sizes = {path.stat().st_size for path in train} & {path.stat().st_size for path in test}
+    digests = {digest(path) for path in train if path.stat().st_size in sizes}
+    copies = [path for path in test if path.stat().st_size in sizes and digest(path) in digests]
+    if copies:
+        note(
+            f"{len(copies)} of {len(test)} images to test on are copies of training images, such as {copies[0]}: "
+            "what is measured on them tells nothing of new images"
+        )
+
+
+def mvtec_dataset(root: Path) -> Category:
+    """All parts of a category, checked; what is missing or doubtful is said.
+
+    Raises UserError as `mvtec_samples` does (for a missing test part, which is empty then, it does not), and where an
+    image cannot be read or a mask has another size.
     """
     train, _ = mvtec_samples(root, "train")
-    test, class_names = mvtec_samples(root, "test")
-    require_readable([path for sample in train + test for path in (sample.path, sample.mask) if path])
+    held_out = mvtec_samples(root, "validation")[0] if (root / "validation/good").is_dir() else []
+    test, class_names = mvtec_samples(root, "test") if (root / "test").is_dir() else ([], ["good"])
+    category = Category(train, held_out, test, class_names, synthetic(root))
+    require_readable(category.paths)
     require_fitting_masks(test)
-    made = synthetic(root)
-    if made:
+    if category.synthetic:
         say(f"the images in {root} are generated stand-ins, not real data")
-    return train, test, class_names, made
+    if held_out:
+        note(f"the {len(held_out)} images of {root / 'validation/good'} are held out too, to set thresholds")
+    if len(class_names) < 2:
+        note(f"{root} has {'only good' if test else 'no'} test images: there is no AUROC")
+    note_copies([sample.path for sample in train], [sample.path for sample in held_out + test])
+    return category
 
 
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:

@@ -126,7 +126,7 @@ def _pixel_metrics(dataset: Dataset, maps: np.ndarray, config: Config) -> dict[s
         return {}
     metrics, without = PixelMetrics(), 0
     for sample, anomaly_map in zip(progress(dataset.test, "pixel metrics", hide=config.hide_tqdm_bar), maps):
-        if sample.label and sample.mask is None:
+        if sample.label and not sample.mask:
             without += 1  # nobody knows which of its pixels are defective
             continue
         size = image_size(sample.path)

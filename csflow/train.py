@@ -12,7 +12,7 @@ from common.metrics import image_auroc
 from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
-from csflow.utils import Dataset, Features, get_loss, require_same_weights, run_flow, split_calibration
+from csflow.utils import Dataset, Features, get_loss, require_same_weights, run_flow
 
 
 def train(
@@ -25,7 +25,7 @@ def train(
     that name had other settings or images, or the loss is not finite.
     """
     config.extractor = extractor  # "auto" has been decided
-    train_rows, calibration_rows = split_calibration(len(train_set), config.calibration_share, config.seed)
+    train_rows, calibration_rows = dataset.split(config)
     say(
         f"training on {len(train_rows)} good images of {config.class_name}, {len(calibration_rows)} held out for the "
         f"threshold ({extractor} features, {config.img_size[0]} x {config.img_size[1]}, {device})"

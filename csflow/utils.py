@@ -26,7 +26,8 @@ class Dataset:
     """The images of one class folder: samples of both parts, class names by label, and what they are."""
 
     root: Path
-    train: list[Sample]
+    train: list[Sample]  # the last `held_out` of them are never trained on
+    held_out: int
     test: list[Sample]
     class_names: list[str]
     synthetic: bool
@@ -41,12 +42,19 @@ class Dataset:
         """The sample's path within the class folder, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()
 
+    def split(self, config: Config) -> tuple[list[int], list[int]]:
+        """Indices of `train` to train on, and of the images held out to set the threshold."""
+        count = len(self.train) - self.held_out
+        rows, held = split_calibration(count, config.calibration_share, config.seed)
+        return rows, held + list(range(count, len(self.train)))
+
 
 def load_dataset(config: Config) -> Dataset:
     """List the images of config.class_name and check that each can be read. UserError names what is wrong."""
     root = config.dataset_path / config.class_name
-    train, test, class_names, made = mvtec_dataset(root)
-    return Dataset(root, train, test, class_names, made, fingerprint([s.path for s in train + test], root))
+    found = mvtec_dataset(root)
+    train, mark = found.train + found.held_out, fingerprint(found.paths, root)
+    return Dataset(root, train, len(found.held_out), found.test, found.class_names, found.synthetic, mark)
 
 
 def load_images(paths: Sequence[Path], config: Config) -> Tensor:

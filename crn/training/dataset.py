@@ -20,10 +20,10 @@ from torch import Tensor
 
 from common.files import UserError
 from common.images import (
+    Sample,
     fingerprint,
     image_files,
-    image_size,
-    mvtec_samples,
+    mvtec_dataset,
     opened_image,
     read_image,
     require_readable,
@@ -47,7 +47,7 @@ class Item:
     path: Path
     label: int = 0
     height: Path | None = None  # RoadImages
-    mask: Path | None = None  # MVTec
+    mask: tuple[Path, ...] = ()  # MVTec
 
     @property
     def paths(self) -> list[Path]:
@@ -62,6 +62,7 @@ class Dataset:
     kind: str
     root: Path
     train: list[Item]
+    held_out: list[Item]
     test: list[Item]
     synthetic: bool
     fingerprint: str
@@ -79,27 +80,33 @@ def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the data set's with --dataset-path, or try --demo")
+    held_out = []
     if kind == "MVTec":
-        train, test = (_mvtec(root, part) for part in ("train", "test"))
+        found = mvtec_dataset(root)
+        made = found.synthetic
+        train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
     else:
         listed = _road if kind == "RoadImages" else _panorama
-        good, bad = listed(root, "good_ones", 0), listed(root, "bad_ones", 1)
+        good = listed(root, "good_ones", 0)
+        bad = listed(root, "bad_ones", 1) if (root / "bad_ones").is_dir() else []
         split = int(TRAINED_SHARE * len(good))
         if split < 1 or split == len(good):
             raise UserError(f"{root / 'good_ones'} has {len(good)} images: at least 2 are needed to train and to test")
         train = good[:split]
-        test = good[split:] + (bad[: BAD_PER_TRAINED * split] if kind == "Panorama" else bad)
-    made = synthetic(root)
-    if made:
-        say(f"the images in {root} are generated stand-ins, not real data")
+        tested = BAD_PER_TRAINED * split if kind == "Panorama" else len(bad)
+        test = good[split:] + bad[:tested]
+        if bad[tested:]:
+            left = f"{len(bad[tested:])} of {len(bad)} images in {root / 'bad_ones'}"
+            note(f"{left} are left out, such as {bad[tested].path.name}: {BAD_PER_TRAINED} a training image are tested")
+        if not bad:
+            note(f"{root} has no bad images: there is no AUROC")
+        made = synthetic(root)
+        if made:
+            say(f"the images in {root} are generated stand-ins, not real data")
+        require_sound(train + test)
     train, test = _thinned(train, limit), _thinned(test, limit)
-    if len({item.label > 0 for item in test}) < 2:
-        raise UserError(
-            f"the test part of {root} has only {'bad' if test[0].label else 'good'} images: both are needed"
-        )
-    require_sound(train + test)
-    paths = [path for item in train + test for path in item.paths]
-    return Dataset(kind, root, train, test, made, fingerprint(paths, root))
+    paths = [path for item in train + held_out + test for path in item.paths]
+    return Dataset(kind, root, train, held_out, test, made, fingerprint(paths, root))
 
 
 def _thinned(items: list[Item], limit: int | None) -> list[Item]:
@@ -108,8 +115,7 @@ def _thinned(items: list[Item], limit: int | None) -> list[Item]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _mvtec(root: Path, part: str) -> list[Item]:
-    samples, _ = mvtec_samples(root, part)
+def _items(samples: Sequence[Sample], root: Path) -> list[Item]:
     items = [
         Item(sample.path.relative_to(root).as_posix(), sample.path, sample.label, mask=sample.mask)
         for sample in samples
@@ -185,16 +191,11 @@ def unlabelled(folder: Path, kind: str) -> list[Item]:
 
 
 def require_sound(items: Sequence[Item]) -> None:
-    """Raise one UserError that names all images that cannot be read, or masks and height images of other sizes."""
-    plain = [path for item in items if not item.height for path in item.paths]
-    require_readable(plain + [item.mask for item in items if item.mask])
-    problems = []
+    """Raise one UserError that names all images that cannot be read, or height images of other sizes."""
+    require_readable([item.path for item in items if not item.height])
     roads = [item for item in items if item.height]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems += [error for error in progress(pool.map(_road_problem, roads), "checking", len(roads)) if error]
-    for item in items:
-        if item.mask and (size := image_size(item.mask)) != (wanted := image_size(item.path)):
-            problems.append(f"mask {item.mask} is {size[1]} x {size[0]} pixels, its image {wanted[1]} x {wanted[0]}")
+        problems = [error for error in progress(pool.map(_road_problem, roads), "checking", len(roads)) if error]
     if problems:
         raise UserError(f"{len(problems)} images cannot be used, mend or remove them: {'; '.join(problems)}")
 

@@ -244,10 +244,11 @@ def _mvtec(settings: Namespace) -> DataSet:
     if settings.data_path is None:
         raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
     root = settings.data_path
-    train, test, class_names, made = mvtec_dataset(root)
-    paths = [sample.path for sample in train + test]
-    train = train[: settings.train_images or None]
+    found = mvtec_dataset(root)
+    train, test = found.train[: settings.train_images or None], found.test
     rows, held = split(np.arange(len(train)), settings)
+    held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))
+    train = train + found.held_out
     files = InFiles([sample.path for sample in train], settings.img_size)
     both = []
     for chosen in (rows, held):  # decoded once, N * 3 * img_size^2 bytes
@@ -265,9 +266,9 @@ def _mvtec(settings: Namespace) -> DataSet:
         both[0],
         _good(both[1], [name(train[row]) for row in held], 0),
         Part(test_files, classes, (classes > 0).astype(int), [name(sample) for sample in test], test),
-        class_names,
-        "synthetic" if made else str(root.resolve()),
-        fingerprint(paths, root),
+        found.class_names,
+        "synthetic" if found.synthetic else str(root.resolve()),
+        fingerprint(found.paths, root),
     )
 
 

@@ -420,7 +420,7 @@ def _score_test(agent: Agent, part: Part, settings: Namespace) -> tuple[np.ndarr
     for start, maps in score_batches(agent, part.images, settings, "testing"):
         scores.append(maps.amax(dim=(1, 2)).numpy())
         for sample, anomaly_map in zip(part.samples[start : start + len(maps)] if with_masks else [], maps):
-            if sample.label and sample.mask is None:
+            if sample.label and not sample.mask:
                 without += 1  # nobody knows which of its pixels are defective
                 continue
             size = image_size(sample.path)

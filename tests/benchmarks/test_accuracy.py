@@ -189,7 +189,7 @@ def test_btad(tmp_path, capsys):
         image(tmp_path / "BTAD/01" / place, 255)
     ((name, folder),) = accuracy.btad(tmp_path / "BTAD", tmp_path / "out").items()
     samples, _ = mvtec_samples(folder, "test")
-    assert name == "01" and len(mvtec_samples(folder, "train")[0]) == 1 and samples[1].mask.name == "2.png"
+    assert name == "01" and len(mvtec_samples(folder, "train")[0]) == 1 and samples[1].mask[0].name == "2.png"
     with pytest.raises(UserError, match="BTAD's folders"):
         accuracy.btad(tmp_path, tmp_path / "other")
 

@@ -47,10 +47,10 @@ def test_layout(made, texture):
     for sample in train + test:
         with Image.open(sample.path) as image:
             assert (image.mode, image.size, image.format) == ("L", (64, 64), "PNG")
-        assert (sample.mask is None) == (sample.label == 0)
+        assert bool(sample.mask) == (sample.label > 0)
         if sample.mask:
-            assert sample.mask.name == f"{sample.path.stem}_mask.png"
-            assert set(np.unique(Image.open(sample.mask))) == {0, 255}
+            assert sample.mask[0].name == f"{sample.path.stem}_mask.png"
+            assert set(np.unique(Image.open(sample.mask[0]))) == {0, 255}
             assert 0.005 <= read_mask(sample.mask, (64, 64)).mean() < 0.2
     assert len({sample.path.read_bytes() for sample in train + test}) == len(train + test)
 

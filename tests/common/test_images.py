@@ -3,6 +3,7 @@
 import argparse
 import os
 import runpy
+import subprocess
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from common import images, runtime
-from common.files import UserError
+from common.files import UserError, atomic_write
 from common.images import (
     EXTENSIONS,
     MAX_PIXELS,
@@ -82,10 +83,10 @@ def test_mvtec_samples_order_labels_and_masks(mvtec):
     assert names == ["good", "crack", "hole"]
     truth = mvtec / "ground_truth"
     assert [(str(s.path.relative_to(mvtec)), s.label, s.class_name, s.mask) for s in samples] == [
-        ("test/good/0.png", 0, "good", None),
-        ("test/crack/10.png", 1, "crack", truth / "crack/10.bmp"),
-        ("test/hole/0.png", 2, "hole", truth / "hole/0_mask.png"),
-        ("test/hole/1.png", 2, "hole", None),
+        ("test/good/0.png", 0, "good", ()),
+        ("test/crack/10.png", 1, "crack", (truth / "crack/10.bmp",)),
+        ("test/hole/0.png", 2, "hole", (truth / "hole/0_mask.png",)),
+        ("test/hole/1.png", 2, "hole", ()),
     ]
 
 
@@ -109,15 +110,15 @@ def test_masks_follow_subfolders_and_prefer_the_suffix(mvtec):
     save(mvtec / "ground_truth/hole/left/x.y.png")
     save(mvtec / "ground_truth/hole/x.y_mask.png")  # another folder's
     masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
-    assert masks["x.y.png"] == mvtec / "ground_truth/hole/left/x.y.png"
+    assert masks["x.y.png"] == (mvtec / "ground_truth/hole/left/x.y.png",)
     better = save(mvtec / "ground_truth/hole/left/x.y_mask.TIF")
     masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
-    assert masks["x.y.png"] == better
+    assert masks["x.y.png"] == (better,)
 
 
 def test_good_images_have_no_mask(mvtec):
     save(mvtec / "ground_truth/good/0_mask.png", 0)
-    assert mvtec_samples(mvtec, "test")[0][0].mask is None
+    assert mvtec_samples(mvtec, "test")[0][0].mask == ()
 
 
 def test_mvtec_errors_name_folder_and_layout(tmp_path):
@@ -181,11 +182,37 @@ def test_image_files_errors(tmp_path):
         image_files(tmp_path)
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
-    image = save(tmp_path / "a/0.png")
-    (tmp_path / "a/loop").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "a/link.png").symlink_to(image)
-    assert [path.name for path in image_files(tmp_path)] == ["0.png", "link.png"]
+def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path, capsys):
+    inside = tmp_path / "images"
+    image = save(inside / "b/0.png")
+    save(tmp_path / "store/day2/1.png")
+    save(tmp_path / "store/day2/deep/2.png")
+    (inside / "a_link.png").symlink_to(image)
+    (inside / "b/day2").symlink_to("../../store/day2", target_is_directory=True)
+    wanted = ["a_link.png", "b/0.png", "b/day2/1.png", "b/day2/deep/2.png"]
+    assert [path.relative_to(inside).as_posix() for path in image_files(inside)] == wanted
+    assert capsys.readouterr().out == ""
+    for name, target in {"again": inside / "b", "b/up": inside, "z": tmp_path / "store"}.items():
+        (inside / name).symlink_to(target, target_is_directory=True)
+    (tmp_path / "store/back").symlink_to(inside, target_is_directory=True)
+    assert [path.relative_to(inside).as_posix() for path in image_files(inside)] == wanted
+    assert f"4 linked folders in {inside} are read already and count once, such as {inside}/again" in (
+        capsys.readouterr().out
+    )
+
+
+def test_folders_deeper_than_python_recurses(tmp_path):
+    folder = tmp_path
+    for _ in range(1100):
+        folder /= "d"
+        folder.mkdir()
+    image = save(folder / "0.png")
+    try:
+        assert image_files(tmp_path) == [image]
+        with atomic_write(tmp_path / "out" / image.relative_to(tmp_path)) as file:
+            file.write(b"0")
+    finally:
+        subprocess.run(["rm", "-r", *map(str, tmp_path.iterdir())], check=True)  # shutil.rmtree recurses
 
 
 def test_closed_folder_is_an_error_not_an_empty_one(tmp_path):
@@ -496,11 +523,11 @@ def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys)
         save(tmp_path / f"test/hole/{name}.png", Image.new("RGB", (4, 3)))
     save(tmp_path / "ground_truth/hole/a_mask.png", Image.new("L", (4, 3)))
     save(tmp_path / "ground_truth/hole/b_mask.png", Image.new("L", (3, 4)))
-    save(tmp_path / "ground_truth/hole/c_gt.png", Image.new("L", (4, 3)))
+    save(tmp_path / "ground_truth/hole/c_old.png", Image.new("L", (4, 3)))
     samples, _ = mvtec_samples(tmp_path, "test")
-    assert [sample.mask is not None for sample in samples] == [False, True, True, False]
-    assert "1 of 3 masks" in (said := capsys.readouterr().out) and "c_gt.png" in said
-    with pytest.raises(UserError, match=r"b_mask\.png \(3 x 4 pixels, its image 4 x 3\)") as caught:
+    assert [bool(sample.mask) for sample in samples] == [False, True, True, False]
+    assert "1 of 3 masks" in (said := capsys.readouterr().out) and "c_old.png" in said
+    with pytest.raises(UserError, match=r"b_mask\.png is 3 x 4 pixels, its image 4 x 3") as caught:
         require_fitting_masks(samples)
     assert "a_mask" not in str(caught.value)
 
