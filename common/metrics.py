@@ -23,6 +23,11 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(metrics.roc_auc_score(labels, scores))
 
 
+def in_words(auroc: float) -> str:
+    """ "image AUROC 0.9500", or "no image AUROC" for nan."""
+    return "no image AUROC" if math.isnan(auroc) else f"image AUROC {auroc:.4f}"
+
+
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the precision-recall curve, as the sum of precision * gain of recall over all thresholds (0..1).
 

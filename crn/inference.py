@@ -13,7 +13,7 @@ from common import distributed
 from common.checkpoint import versions
 from common.files import require_writable, write_csv, write_json
 from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, image_auroc
+from common.metrics import PixelMetrics, image_auroc, in_words
 from common.runtime import UserError, progress, say
 from common.scoring import rates, thresholds, verdict_of
 from crn import report
@@ -120,7 +120,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     path = opt.anomaly_score_file.with_suffix(".json")
     write_json(path, results)
     say(
-        f"image AUROC {results['image_auroc']:.4f} (inference score), {results['image_auroc_validation']:.4f} "
+        f"{in_words(results['image_auroc'])} (inference score), {in_words(results['image_auroc_validation'])} "
         f"(validation score): {opt.anomaly_score_file}, {path.name}, pictures in {opt.image_output_path}"
     )
     if opt.report:

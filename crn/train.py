@@ -23,7 +23,7 @@ import torch
 from common import checkpoint, distributed
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
 from common.memory import reuse_memory
-from common.metrics import image_auroc
+from common.metrics import image_auroc, in_words
 from common.runtime import (
     autocast,
     command_to_continue,
@@ -106,7 +106,7 @@ class Training:
         self.model = load_model(opt)[0] if opt.model_input else make_model(opt)  # the former may bring the images' size
         images = partial(Images, kind=dataset.kind, imsize=opt.imsize, antialias=opt.antialias, threads=opt.num_workers)
         self.train_images = images([dataset.train[row] for row in rows])
-        self.held_images = images([dataset.train[row] for row in held])
+        self.held_images = images([dataset.train[row] for row in held] + dataset.held_out)
         self.test_images = images(dataset.test)
         self.labels = [item.label for item in dataset.test]
 
@@ -220,7 +220,7 @@ class Training:
             "epoch": self.state["epoch"],
             "batch": self.state["batch"],
             "metrics/score": aurocs["validation"],
-            "metrics/max_roc_auc": max(best, aurocs["validation"]),
+            "metrics/max_roc_auc": max(aurocs["validation"], best),  # nan without good or defective test images
             "metrics/inference_roc_auc": aurocs["inference"],
             "metrics/traintime": self.state["seconds"],
         }
@@ -323,11 +323,13 @@ def _train(training: Training) -> Training:
 
 
 def _say_validation(entry: dict[str, Any]) -> None:
-    say(
-        f"epoch {entry['epoch']}, batch {entry['batch']}: image AUROC {entry['metrics/score']:.4f} (validation score), "
-        f"{entry['metrics/inference_roc_auc']:.4f} (inference score); best {entry['metrics/max_roc_auc']:.4f}, chosen "
-        "on the test set"
-    )
+    found = in_words(entry["metrics/score"])
+    if not np.isnan(entry["metrics/score"]):
+        found += (
+            f" (validation score), {entry['metrics/inference_roc_auc']:.4f} (inference score); best "
+            f"{entry['metrics/max_roc_auc']:.4f}, chosen on the test set"
+        )
+    say(f"epoch {entry['epoch']}, batch {entry['batch']}: {found}")
 
 
 def _write_results(training: Training) -> None:
@@ -343,7 +345,7 @@ def _write_results(training: Training) -> None:
             "batches": state["batch"],
             "last_auroc": last["metrics/score"],
             "best_auroc": best["metrics/score"],
-            "best_auroc_batch": best["batch"],
+            "best_auroc_batch": None if np.isnan(best["metrics/score"]) else best["batch"],
             "last_auroc_inference": last["metrics/inference_roc_auc"],
             "best_auroc_inference": max(entry["metrics/inference_roc_auc"] for entry in state["history"]),
             "best_chosen_on": "test set",

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common.demo_data import DEFECTS
 from common.files import UserError, only_run
 from common.images import synthetic
 from common.metrics import image_auroc
@@ -359,8 +358,8 @@ def test_bad_data(place, tmp_path, capsys):
     refused(capsys, train.main, argv, "003.tiff", "nan")
     shutil.rmtree(heights)
     refused(capsys, train.main, argv, "height_files")
-    shutil.rmtree("road/bad_ones")
-    refused(capsys, train.main, argv, "bad_ones")
+    shutil.rmtree("road/good_ones")
+    refused(capsys, train.main, argv, "good_ones")
     argv = [word.replace("datasets/panorama", "datasets/roadimages") for word in training("Panorama")]
     refused(capsys, train.main, argv, "--dataset RoadImages")
     assert not Path("ck").exists()
@@ -369,10 +368,23 @@ def test_bad_data(place, tmp_path, capsys):
     argv = [word.replace("datasets/mvtec/brick", "brick") for word in training("MVTec")]
     shutil.copyfile("brick/test/good/000.png", "brick/test/good/more.png")
     refused(capsys, train.main, argv, "SYNTHETIC")  # real files beside generated ones
-    Path("brick/SYNTHETIC").unlink()
-    for kind in DEFECTS:
-        shutil.rmtree(f"brick/test/{kind}")
-    refused(capsys, train.main, argv, "brick", "only good")
+
+
+@pytest.mark.parametrize("kept", ["good", None])
+def test_without_defective_test_images(place, capsys, kept):
+    shutil.copytree("datasets/mvtec/brick", "brick", ignore=shutil.ignore_patterns("SYNTHETIC", "ground_truth"))
+    for folder in Path("brick/test").iterdir() if kept else [Path("brick/test")]:
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    for argv in (training, inference):
+        words = [word.replace("datasets/mvtec/brick", "brick") for word in argv("MVTec")]
+        assert train.main(words) == 0
+        said = capsys.readouterr().out
+        assert f"brick has {'only good' if kept else 'no'} test images: there is no AUROC" in said
+    assert "no image AUROC" in said and "nan" not in said
+    trained, tested = json.loads(Path("lm/version_0/results.json").read_text()), json.loads(Path("a.json").read_text())
+    assert trained["best_auroc"] is None and tested["image_auroc"] is None and tested["threshold"]["images"] == 4
+    assert train.main([word.replace("datasets/mvtec/brick", "brick") for word in training("MVTec")]) == 0  # goes on
 
 
 def test_depths_of_road_images(place):
