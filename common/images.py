@@ -504,13 +504,14 @@ def require_fitting_masks(samples: Sequence[Sample]) -> None:
 @dataclass(frozen=True)
 class Category:
     """A data set in MVTec AD's layout: samples to train on, good ones held out by it (MVTec LOCO's validation/good),
-    samples to test on, class names by label, and whether all are generated stand-ins."""
+    samples to test on, class names by label, whether all are generated stand-ins, and `read_image`'s max_value."""
 
     train: list[Sample]
     held_out: list[Sample]
     test: list[Sample]
     class_names: list[str]
     synthetic: bool
+    max_value: int
 
     @property
     def paths(self) -> list[Path]:
@@ -530,8 +531,8 @@ def note_copies(train: Sequence[Path], test: Sequence[Path]) -> None:
         )
 
 
-def mvtec_dataset(root: Path) -> Category:
-    """All parts of a category, checked; what is missing or doubtful is said.
+def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:
+    """All parts of a category, checked; what is missing or doubtful is said. max_value: see `resolve_max_value`.
 
     Raises UserError as `mvtec_samples` does (for a missing test part, which is empty then, it does not), and where an
     image cannot be read or a mask has another size.
@@ -539,17 +540,19 @@ def mvtec_dataset(root: Path) -> Category:
     train, _ = mvtec_samples(root, "train")
     held_out = mvtec_samples(root, "validation")[0] if (root / "validation/good").is_dir() else []
     test, class_names = mvtec_samples(root, "test") if (root / "test").is_dir() else ([], ["good"])
-    category = Category(train, held_out, test, class_names, synthetic(root))
-    require_readable(category.paths)
+    trained, others = [sample.path for sample in train], [sample.path for sample in held_out + test]
+    made = synthetic(root)
+    require_readable(trained + others)
     require_fitting_masks(test)
-    if category.synthetic:
+    if made:
         say(f"the images in {root} are generated stand-ins, not real data")
     if held_out:
         note(f"the {len(held_out)} images of {root / 'validation/good'} are held out too, to set thresholds")
     if len(class_names) < 2:
         note(f"{root} has {'only good' if test else 'no'} test images: there is no AUROC")
-    note_copies([sample.path for sample in train], [sample.path for sample in held_out + test])
-    return category
+    note_copies(trained, others)
+    highest = resolve_max_value(trained, max_value, others)
+    return Category(train, held_out, test, class_names, made, highest)
 
 
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
