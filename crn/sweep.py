@@ -9,27 +9,38 @@ import contextlib
 import csv
 import io
 import itertools
+import math
+import reprlib
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.files import atomic_write, read_text, require_plain, require_writable
-from common.runtime import ArgumentParser, UserError, say, script
+from common.runtime import ArgumentParser, UserError, note, say, script
 from crn.options import HERE, parse
 
 METHODS = ("bayes", "grid", "random")
+# Distributions of Weights & Biases; those with q_ round to multiples of q.
+RANGES = ("int_uniform", "uniform", "log_uniform", "log_uniform_values", "normal", "log_normal")
+RANGES += ("q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal")
+DEFAULTS = {"mu": 0, "sigma": 1, "q": 1}
+ENDS = (1e-9, 1 - 1e-9)  # of the quantiles that are drawn: at 0 and 1, a normal distribution is infinite
+COMMAND = ["${program}", "--mode=train", "--model=crn", "--auto-set-name", "${args}"]  # of a file without one
+LARGEST_GRID = 10_000  # trials
 # Exit statuses of trials that Ctrl-C or SIGTERM ended.
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """method, goal, metric's name, and each parameter's values (a list), of a sweep file with `values` or `value` for
-    each parameter. Raises UserError for anything else."""
+    """A sweep file's method, metric, goal, command (see `read_command`) and parameters (see `read_parameter`).
+    Raises UserError for what is not supported."""
     text = read_text(path)
     try:
         import yaml  # comes with optuna and wandb
@@ -45,43 +56,129 @@ def read_sweep(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no sweep: its lists or mappings are nested too deeply") from error
     try:
         method, metric, goal = content["method"], content["metric"]["name"], content["metric"]["goal"]
-        parameters = {}
-        for name, entry in content["parameters"].items():
-            parameters[str(name)] = entry["values"] if "values" in entry else [entry["value"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        entries = {str(name): dict(entry) for name, entry in content["parameters"].items()}
+        unknown = {*content} - {"method", "metric", "parameters", "program", "command"}
+        unknown |= {f"the metric's {name}" for name in content["metric"] if name not in ("name", "goal")}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is no sweep of this kind: expected method, metric (name, goal) and parameters, each with values "
-            "or value"
+            f"{path} is no sweep of this kind: expected method, metric (name, goal) and parameters, each with values, "
+            "value, or min and max"
         ) from error
-    for name, values in parameters.items():
-        plain = isinstance(values, list) and all(isinstance(value, (str, int, float)) for value in values)
-        if not plain or not values:
-            raise UserError(f"{path}: parameter {name} needs a list of one or more plain values")
     if not isinstance(metric, str):
         raise UserError(f"{path}: the metric's name is {metric!r}, expected a column of metrics.csv")
     if method not in METHODS or goal not in ("maximize", "minimize"):
         raise UserError(f"{path}: method {method}, goal {goal}: expected {', '.join(METHODS)}; maximize or minimize")
-    return {"method": method, "metric": metric, "goal": goal, "parameters": parameters}
+    if idle := sorted(unknown & {"name", "description", "project", "entity"}):
+        note(f"{path}: {', '.join(idle)}: for Weights & Biases, without effect here")
+    if unknown := sorted(map(str, unknown.difference(idle))):
+        raise UserError(f"{path}: {unknown[0]} is not supported here (--trials says how many)")
+    try:
+        command = read_command(content.get("command", COMMAND), content.get("program", "train.py"))
+        parameters = {name: read_parameter(name, entry, method) for name, entry in entries.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if method == "grid" and (count := math.prod(map(len, parameters.values()))) > LARGEST_GRID:
+        raise UserError(f"{path}: a grid of {count} trials, expected at most {LARGEST_GRID}")
+    return {"method": method, "metric": metric, "goal": goal, "command": command, "parameters": parameters}
 
 
-def trial_command(values: dict[str, Any], folder: Path, more: list[str]) -> list[str]:
+def read_command(words: Any, program: Any) -> list[str]:
+    """What follows ${program} in a sweep file's command, without --wandb; "${args}" stands for the parameters.
+
+    UserError where that is not train.py, started by Python alone, or where there are other macros.
+    """
+    if not any((folder / str(program)).resolve() == HERE / "train.py" for folder in (Path(), HERE, HERE.parent)):
+        raise UserError(f"program {program} is not supported: expected train.py")
+    words = [str(word) for word in words] if isinstance(words, list) else [str(words)]
+    python = ("${env}", "/usr/bin/env", "${interpreter}", "python", "python3")
+    called, *words = [*itertools.dropwhile(python.__contains__, words), ""]
+    wrong = [called] if called not in ("${program}", program) else []
+    wrong += [word for word in words if "${" in word and word != "${args}"]
+    if wrong or words.count("${args}") != 1:
+        words = f"{wrong[0]!r} is not supported" if wrong else "expected ${args} once"
+        raise UserError(f"command: {words}, as in {' '.join(['${env} ${interpreter}', *COMMAND])}")
+    kept = [word for word in words[:-1] if word.partition("=")[0] != "--wandb"]
+    if kept != words[:-1]:
+        note("--wandb in the command is left out (given after --, it counts)")
+    return kept
+
+
+def read_parameter(name: str, entry: dict[str, Any], method: str) -> list[Any] | dict[str, Any]:
+    """A parameter's values; or of a range, "distribution" and what describes it, for `quantile`, and "examples".
+
+    Raises UserError for what is not supported.
+    """
+    kind = entry.get("distribution")
+    if kind in (None, "constant", "categorical") and entry.keys() - {"distribution"} in ({"value"}, {"values"}):
+        values = entry["values"] if "values" in entry else [entry["value"]]
+        if not isinstance(values, list) or not values or not all(isinstance(one, (str, int, float)) for one in values):
+            raise UserError(f"parameter {name} needs a list of one or more plain values")
+        return values
+    whole = type(entry.get("min")) is type(entry.get("max")) is int
+    kind = str(kind) if "distribution" in entry else "int_uniform" if whole else "uniform"
+    keys = ["mu", "sigma"] if kind.endswith("normal") else ["min", "max"]
+    keys += ["q"] if kind.startswith("q_") else []
+    spread = {key: DEFAULTS[key] for key in keys if key in DEFAULTS} | entry | {"distribution": kind}
+    told = f"parameter {name}, {reprlib.repr(entry)},"
+    try:
+        sound = kind in RANGES and spread.keys() == {"distribution", *keys} and (whole or kind != "int_uniform")
+        ends = [quantile(spread, u) for u in ENDS] if sound else [math.nan]
+        sound = all(map(math.isfinite, ends)) and spread.get("min", 0) <= spread.get("max", 0)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"{told} is not supported: expected value, values, or min and max or mu and sigma as numbers (1.0e-5; 1e-5 "
+            f"is a text), with or without a distribution: {', '.join(RANGES)}"
+        )
+    if method != "grid":
+        return spread | {"examples": ends if "min" in entry else [quantile(spread, 0.5)]}
+    if kind != "int_uniform" or ends[1] - ends[0] >= LARGEST_GRID:
+        raise UserError(f"{told} is no part of a grid: expected values, or a few integers")
+    return list(range(entry["min"], entry["max"] + 1))
+
+
+def quantile(spread: Mapping[str, Any], u: float) -> int | float:
+    """The value that a share u of the distribution lies below, as Weights & Biases defines it; with u uniform in 0..1,
+    it has that distribution."""
+    kind = spread["distribution"]
+    if "mu" in spread:
+        value = NormalDist(spread["mu"], spread["sigma"]).inv_cdf(u)
+    else:
+        low, high = spread["min"], spread["max"]
+        if kind == "int_uniform":
+            return min(math.floor(low + u * (high - low + 1)), high)
+        if kind.endswith("_values"):
+            low, high = math.log(low), math.log(high)
+        value = low + u * (high - low)
+    value = math.exp(value) if "log_" in kind else value
+    if "q" in spread:
+        value = round(value / spread["q"]) * spread["q"]
+        value = int(value) if float(spread["q"]).is_integer() else value  # --batch-size takes no 32.0
+    return value
+
+
+def trial_command(sweep: dict[str, Any], values: dict[str, Any], folder: Path, more: list[str]) -> list[str]:
     """train.py with one set of parameters; its files go to `folder`."""
     own = {"log-dir": folder, "image-output-path": folder / "images", "log-file": folder / "log.log"}
-    pairs = [f"--{name}={value}" for name, value in {**values, **own}.items()]
-    return [sys.executable, str(HERE / "train.py"), "--mode=train", "--model=crn", "--auto-set-name", *pairs, *more]
+    pairs = [f"--{name}={value}" for name, value in values.items()]
+    words = [word for one in sweep["command"] for word in (pairs if one == "${args}" else [one])]
+    return [sys.executable, str(HERE / "train.py"), *(f"--{name}={path}" for name, path in own.items()), *words, *more]
 
 
 def require_options(sweep: dict[str, Any], path: Path, more: list[str]) -> None:
     """UserError where train.py would refuse a parameter or one of its values: in every trial, after its start."""
-    parameters = sweep["parameters"]
-    first = {name: values[0] for name, values in parameters.items()}
-    for name, values in parameters.items():
+    tried = {name: one if isinstance(one, list) else one["examples"] for name, one in sweep["parameters"].items()}
+    first = {name: values[0] for name, values in tried.items()}
+    for name, values in tried.items():
         for value in values:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # notes on options without effect
-                    parse(trial_command({**first, name: value}, Path(), more)[2:])
+                    opt = parse(trial_command(sweep, {**first, name: value}, Path(), more)[2:])
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
+            if opt.mode != "train" or opt.log_dir != Path():
+                raise UserError(f"{path}: --mode {opt.mode} --log-dir {opt.log_dir}: trials train, each in --output")
 
 
 def last_value(folder: Path, metric: str) -> float:
@@ -135,17 +232,20 @@ def main(argv: list[str] | None = None) -> int:
         known = study.get_trials(deepcopy=False)
     except Exception as error:  # of optuna, or of whichever database stands behind it
         raise UserError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
-    if study.direction.name.lower() != sweep["goal"] or any(
-        list(distribution.choices) != choices.get(key)
+    changed = study.user_attrs.get("choices", choices) != choices or any(
+        list(drawn.choices) != choices.get(key)
         for trial in known
-        for key, distribution in trial.distributions.items()
-    ):
+        for key, drawn in trial.distributions.items()
+        if hasattr(drawn, "choices")  # values; ranges are drawn by their quantiles
+    )
+    if changed or study.direction.name.lower() != sweep["goal"]:
         raise UserError(f"{opt.file} is not the sweep that {name} in {storage} began with: give it another --name")
+    study.set_user_attr("choices", choices)
 
     total = opt.trials
     seed = None if opt.seed is None else opt.seed + len(known)  # what is continued does not begin anew
     if sweep["method"] == "grid":
-        total = len(list(itertools.product(*choices.values())))
+        total = math.prod(map(len, choices.values()))
         study.sampler = optuna.samplers.GridSampler(choices, seed=seed)
     elif sweep["method"] == "bayes":
         # Trials that still run count as bad ones, so that workers do not try the same.
@@ -155,10 +255,16 @@ def main(argv: list[str] | None = None) -> int:
     running: set[subprocess.Popen] = set()
 
     def run(trial: "optuna.Trial") -> float:
-        chosen = {key: trial.suggest_categorical(key, values) for key, values in choices.items()}
-        values = {key: values[0] for key, values in sweep["parameters"].items()} | chosen
+        chosen = {
+            key: quantile(one, trial.suggest_float(key, *ENDS))
+            if isinstance(one, dict)
+            else trial.suggest_categorical(key, one)
+            for key, one in choices.items()
+        }
+        trial.set_user_attr("values", chosen)
+        values = {key: chosen[key] if key in chosen else one[0] for key, one in sweep["parameters"].items()}
         folder = opt.output / name / f"trial_{trial.number:04d}"
-        command = trial_command(values, folder, more)
+        command = trial_command(sweep, values, folder, more)
         say(f"trial {trial.number}: {shlex.join(f'{key}={value}' for key, value in chosen.items())}")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.add(process)
@@ -179,17 +285,12 @@ def main(argv: list[str] | None = None) -> int:
         say(f"trial {trial.number}: {sweep['metric']} {value:.4f}")
         return value
 
-    def finished() -> int:
-        return sum(one.state.is_finished() for one in study.get_trials(deepcopy=False))
-
-    def enough(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
-        if finished() >= total:
-            study.stop()
-
-    done = finished()
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+    done = len(study.get_trials(deepcopy=False, states=ended))
     say(f"sweep {name}: {done} of {total} trials finished so far, {opt.workers} at a time, {storage}")
     try:
         if done < total:
+            enough = optuna.study.MaxTrialsCallback(total, states=ended)
             study.optimize(run, n_trials=total - done, n_jobs=opt.workers, catch=UserError, callbacks=[enough])
     except (KeyboardInterrupt, SystemExit) as stop:
         for process in list(running):
@@ -202,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     best = study.best_trial
     say(
         f"best of {len(completed)} trials: number {best.number}, {sweep['metric']} {best.value:.4f} (chosen on the "
-        f"test set), {best.params}"
+        f"test set), {best.user_attrs.get('values', best.params)}"
     )
     return 0
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from common.files import UserError, only_run
 from common.images import synthetic
@@ -572,10 +573,147 @@ def test_sweep_files():
     assert len(grid["parameters"]["dataset-path"]) == 15
     for found in (search, grid):
         values = {name: values[0] for name, values in found["parameters"].items()}
-        opt = parse(sweep.trial_command(values, Path("x"), [])[2:])  # every parameter is an option of train.py
+        opt = parse(sweep.trial_command(found, values, Path("x"), [])[2:])  # every parameter is an option of train.py
         assert opt.dataset == "MVTec" and opt.save is False
     content = yaml.safe_load((ROOT / "crn/wandb_sweep.yml").read_text())
     assert content["command"][-1] == "${args}" and "--wandb" in content["command"]
+
+
+HEAD = "metric: {name: metrics/score, goal: maximize}\n"
+
+
+def sweep_file(text, method="random", parameters="lr: {value: 0.1}, dataset: {value: MVTec}, dataset-path: {value: d}"):
+    Path("s.yml").write_text(f"method: {method}\n{HEAD}parameters: {{{parameters}}}\n{text}")
+    return sweep.read_sweep(Path("s.yml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["--mode=train", "--model=crn", "--auto-set-name", "--lr=0.1", "--dataset=MVTec", "--dataset-path=d"]),
+        (
+            "program: crn/train.py\n"
+            "command: ['${env}', python3, crn/train.py, --mode=train, --wandb, '${args}', --seed, 7, --model=dagan]",
+            ["--mode=train", "--lr=0.1", "--dataset=MVTec", "--dataset-path=d", "--seed", "7", "--model=dagan"],
+        ),
+    ],
+)
+def test_the_command_of_a_sweep_file(place, capsys, monkeypatch, text, words):
+    pytest.importorskip("yaml")
+    monkeypatch.setattr("common.runtime._notes", [])
+    command = sweep.trial_command(sweep_file(text), {"lr": 0.1, "dataset": "MVTec", "dataset-path": "d"}, Path("x"), [])
+    assert command[:2] == [sys.executable, str(ROOT / "crn/train.py")]
+    assert command[5:] == words and all(word.startswith("--") for word in command[2:5])
+    assert ("--wandb in the command is left out" in capsys.readouterr().out) == ("--wandb" in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("program: other.py", "other.py"),
+        ("command: [torchrun, '${program}', '${args}']", "torchrun"),
+        ("command: ['${program}', '--x=${envvar:X}', '${args}']", "${envvar:X}"),
+        ("command: ['${program}', '${args_no_hyphens}']", "${args_no_hyphens}"),
+        ("command: ['${program}', --mode=train]", "${args}"),
+        ("command: ['${program}', --mode=inference, --model-input=x, '${args}']", "--mode inference"),
+        ("command: ['${program}', --mode=train, --log-dir=x, '${args}']", "--log-dir x"),
+        ("command: 3", "'3'"),
+        ("early_terminate: {type: hyperband, min_iter: 3}", "early_terminate"),
+        ("run_cap: 10", "run_cap"),
+        ("name: mine\nproject: p\nrun_cap: 10", "run_cap"),
+    ],
+)
+def test_what_sweeps_do_not_support_is_named(place, capsys, text, named):
+    pytest.importorskip("yaml")
+    with contextlib.suppress(UserError):
+        sweep_file(text)
+    refused(capsys, sweep.main, ["s.yml"], "s.yml", named)
+
+
+def quantiles(entry, count=2000):
+    found = sweep_file("", parameters=f"x: {entry}")["parameters"]["x"]
+    return np.array([sweep.quantile(found, (k + 0.5) / count) for k in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("entry", "distribution", "of"),
+    [
+        ("{min: 0.5, max: 2}", stats.uniform(0.5, 1.5), np.asarray),
+        ("{min: 1, max: 4}", stats.randint(1, 5), np.asarray),
+        ("{distribution: uniform, min: -1, max: 3}", stats.uniform(-1, 4), np.asarray),
+        ("{distribution: log_uniform, min: -7, max: -2}", stats.uniform(-7, 5), np.log),
+        ("{distribution: log_uniform_values, min: 1.0e-5, max: 0.1}", stats.loguniform(1e-5, 0.1), np.asarray),
+        ("{distribution: normal, mu: 3, sigma: 2}", stats.norm(3, 2), np.asarray),
+        ("{distribution: log_normal}", stats.norm(0, 1), np.log),
+    ],
+)
+def test_ranges_have_the_distributions_of_weights_and_biases(place, entry, distribution, of):
+    pytest.importorskip("yaml")
+    values = of(quantiles(entry))
+    expected = distribution.ppf((np.arange(2000) + 0.5) / 2000)
+    assert values == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_rounded_ranges_and_grids(place):
+    pytest.importorskip("yaml")
+    values, counts = np.unique(quantiles("{distribution: q_uniform, min: 0, max: 40, q: 16}"), return_counts=True)
+    assert values.tolist() == [0, 16, 32] and counts.tolist() == [400, 800, 800] and values.dtype == int
+    values = quantiles("{distribution: q_log_uniform_values, min: 1, max: 100, q: 0.5}")
+    assert values == pytest.approx(np.round(2 * 100 ** ((np.arange(2000) + 0.5) / 2000)) / 2)
+    assert isinstance(sweep_file("", parameters="x: {min: 2, max: 4}")["parameters"]["x"]["examples"][1], int)
+    assert sweep_file("", "grid", "x: {min: 2, max: 4}")["parameters"] == {"x": [2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("{values: [1, 2], probabilities: [0.1, 0.9]}", "probabilities"),
+        ("{parameters: {lr: {value: 1}}}", "'parameters'"),
+        ("{distribution: beta, a: 1}", "'beta'"),
+        ("{distribution: inv_log_uniform, min: 1, max: 2}", "'inv_log_uniform'"),
+        ("{distribution: [], min: 1, max: 2}", "distribution"),
+        ("{min: 1}", "min"),
+        ("{min: 1e-5, max: 0.1}", "1.0e-5"),
+        ("{min: 2, max: 1}", "'max': 1"),
+        ("{min: 0.0, max: .inf}", "inf"),
+        ("{distribution: log_uniform_values, min: 0, max: 1}", "log_uniform_values"),
+        ("{distribution: log_uniform, min: 0, max: 1000}", "1000"),
+        ("{distribution: q_uniform, min: 0, max: 1, q: 0}", "'q': 0"),
+        ("{distribution: int_uniform, min: 0.5, max: 2}", "0.5"),
+        ("{distribution: normal, sigma: 0}", "'sigma': 0"),
+    ],
+)
+def test_ranges_that_are_none(place, capsys, entry, named):
+    pytest.importorskip("yaml")
+    with pytest.raises(UserError, match=r"s\.yml: parameter x") as error:
+        sweep_file("", parameters=f"x: {entry}")
+    assert named in str(error.value)
+    with pytest.raises(UserError, match="grid"):
+        sweep_file("", "grid", "x: {min: 0.0, max: 1.0}")
+    with pytest.raises(UserError, match="a grid of 1000000 trials"):
+        sweep_file("", "grid", "x: {min: 1, max: 1000}, y: {min: 1, max: 1000}")
+
+
+def test_sweep_of_a_range(place, trials, capsys):
+    """Drawn within the range, shown and passed on as they are, and the same sweep when it goes on."""
+    pytest.importorskip("optuna")
+    rates, statuses = trials
+    lr = "lr: {distribution: log_uniform_values, min: 0.001, max: 0.1}"
+    for method in ("random", "bayes"):
+        statuses += [0] * 6
+        for count in ("3", "6"):
+            sweep_file(
+                "",
+                method,
+                f"{lr}, batch-size: {{min: 1, max: 4}}, dataset: {{value: MVTec}}, dataset-path: {{value: d}}",
+            )
+            argv = ["s.yml", "--output", "sw", "--name", method, "--trials", count, "--seed", "1"]
+            assert sweep.main(argv) == 0
+        told = capsys.readouterr().out
+        assert all(0.001 < rate < 0.1 and f"lr={rate}" in told for rate in rates[-6:]) and len({*rates[-6:]}) == 6
+        assert f"'lr': {max(rates[-6:])}" in told.splitlines()[-1]
+        sweep_file("", method, "lr: {min: 0.0, max: 0.1}, dataset: {value: MVTec}, dataset-path: {value: d}")
+        refused(capsys, sweep.main, argv, "s.yml", "--name")
 
 
 def test_sweep_with_two_workers(place, capsys):
