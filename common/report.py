@@ -98,18 +98,19 @@ def write_image_report(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         image_row(folder / "normal.jpg", normal)
-        score_histogram(folder / "histogram.png", labels, scores, title, threshold, score_name=score_name)
-        roc_figure(folder / "roc.png", {"all defects": (labels, scores)}, title)
-        curves = [
-            (folder / "histogram.png", "How the scores are distributed."),
-            (folder / "roc.png", "ROC: what share of the defective images is found at which false-positive rate."),
-        ]
         sections = [
             Section("Results", about, ("metric", "value"), numbers),
             Section("Normal data", pictures=[(folder / "normal.jpg", "Some of the good images given for training.")]),
-            Section("Scores", pictures=curves),
-            case_section(folder, cases(labels, scores), labels, scores, column),
         ]
+        if len(labels):
+            score_histogram(folder / "histogram.png", labels, scores, title, threshold, score_name=score_name)
+            roc_figure(folder / "roc.png", {"all defects": (labels, scores)}, title)
+            curves = [
+                (folder / "histogram.png", "How the scores are distributed."),
+                (folder / "roc.png", "ROC: what share of the defective images is found at which false-positive rate."),
+            ]
+            sections.append(Section("Scores", pictures=curves))
+            sections.append(case_section(folder, cases(labels, scores), labels, scores, column))
         write_report(path, title, sections)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,13 @@ def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) ->
             "the threshold is their highest score"
         )
     return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}
+
+
+def met_in_words(met: Mapping[str, Any]) -> str:
+    """What `rates` found on the test images, as the end of a sentence; nothing where there are none."""
+    good, bad = met["fpr_on_test_good"], met["detection_rate"]
+    found = "" if math.isnan(good) else f"; on the test images, {good:.3f} of the good are called defective"
+    return found + ("" if math.isnan(bad) else f", {bad:.3f} of the defective are")
 
 
 def verdict_of(score: float, threshold: Mapping[str, Any] | None) -> str:

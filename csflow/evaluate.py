@@ -18,10 +18,10 @@ from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import only_run, require_writable, write_csv, write_json
 from common.images import image_size, read_image, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc
+from common.metrics import PixelMetrics, average_precision, image_auroc, in_words
 from common.report import Column
 from common.runtime import pick_device, progress, say, script
-from common.scoring import rates, thresholds, verdict_of
+from common.scoring import met_in_words, rates, thresholds, verdict_of
 from csflow import report
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -113,7 +113,8 @@ def evaluate(
     }
     _write_scores(config, dataset, scored, threshold)
     write_json(config.result_dir / "results.json", results)
-    _draw(config, dataset, scored, threshold)
+    if dataset.test:
+        _draw(config, dataset, scored, threshold)
     _say_results(config, results, about)
     if config.report:
         report.write(config, dataset, labels, scores, results, lambda i: shown_image(dataset, scored["map"], i))
@@ -200,7 +201,7 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
     epoch, step = about.get("epoch"), about.get("step")
     if epoch is not None and (step or epoch < config.meta_epochs * config.sub_epochs):
         say(f"the model's training is not finished: {epoch} epochs" + (f" and {step} steps" if step else ""))
-    say(f"image AUROC {results['image_auroc']:.4f} ({config.score} score)")
+    say(f"{in_words(results['image_auroc'])} ({config.score} score)")
     if "best_auroc" in results:
         say(
             f"  in training: last {results['last_auroc']:.4f} after epoch {results['history'][-1]['epoch']}, best "
@@ -213,9 +214,7 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
         met = results["threshold"]
         say(
             f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from "
-            f"{met['images']} held-out good images; on the test images "
-            f"{met['fpr_on_test_good']:.3f} of the good are called defective"
-            + ("" if np.isnan(met["detection_rate"]) else f", {met['detection_rate']:.3f} of the defective are")
+            f"{met['images']} held-out good images{met_in_words(met)}"
         )
     else:
         say(NO_THRESHOLD)

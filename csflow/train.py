@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from common import checkpoint, distributed
-from common.metrics import image_auroc
+from common.metrics import image_auroc, in_words
 from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
@@ -144,9 +145,9 @@ def _evaluate(
 ) -> tuple[dict[str, float], dict[str, list[float]] | None]:
     """Losses and AUROC on the test part, and the scores of the held-out good images, from which thresholds come."""
     test = run_flow(model, test_set, range(len(labels)), config, device)
-    good = [label == 0 for label in labels]
+    good = test["loss"][np.array(labels) == 0]
     result = {
-        "test_good_loss": float(test["loss"][good].mean()),
+        "test_good_loss": float(good.mean()) if len(good) else math.nan,
         "auroc_std": image_auroc(labels, test["std"]),
         "auroc_mean": image_auroc(labels, test["mean"]),
     }
@@ -171,10 +172,9 @@ def _worth_a_line(epoch: int, config: Config) -> bool:
 
 
 def _say_evaluation(entry: dict[str, float], config: Config) -> None:
-    say(
-        f"epoch {entry['epoch']:4d}: loss {entry['train_loss']:.4f} on training images, {entry['test_good_loss']:.4f} "
-        f"on good test images; image AUROC {entry[f'auroc_{config.score}']:.4f} ({config.score})"
-    )
+    tested = "" if math.isnan(entry["test_good_loss"]) else f", {entry['test_good_loss']:.4f} on good test images"
+    auroc = f"{in_words(entry[f'auroc_{config.score}'])} ({config.score})"
+    say(f"epoch {entry['epoch']:4d}: loss {entry['train_loss']:.4f} on training images{tested}; {auroc}")
 
 
 def _say_continued(config: Config, epoch: int, step: int) -> None:

@@ -178,6 +178,8 @@ def run_flow(
 
     Raises UserError where any of these is not finite: such a score ranks nowhere.
     """
+    if not len(indices):
+        return dict.fromkeys(("std", "mean", "loss"), np.empty(0)) | {"map": np.empty((0, *config.map_size))}
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
     own = distributed.part(indices)
     # A process for which nothing is left scores the first image, to be left out: networks take no empty batch.

@@ -109,7 +109,7 @@ class DataSet:
     @property
     def channels(self) -> int:
         """Of each image."""
-        return self.test.images.batch([0]).shape[1]
+        return self.train.batch([0]).shape[1]
 
 
 def load(settings: Namespace) -> DataSet:

@@ -14,9 +14,9 @@ from torch import Tensor
 from common import checkpoint, distributed
 from common.files import UserError, write_csv, write_json
 from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc
+from common.metrics import PixelMetrics, average_precision, image_auroc, in_words
 from common.runtime import progress, say, stop_on_request
-from common.scoring import rates, thresholds, verdict_of
+from common.scoring import met_in_words, rates, thresholds, verdict_of
 from riad.source import options, report, utils
 from riad.source.agent import Agent
 from riad.source.datamanager import Chosen, DataSet, Images, Part
@@ -256,7 +256,8 @@ def _draw_epoch(
     settings: Namespace, data: DataSet, agent: Agent, shown: list[int], scores: np.ndarray | None, epoch: int
 ) -> None:
     folder = settings.output / "results_tr/gen"
-    _draw_images(folder / f"generation_{epoch:08d}.png", data, agent, shown, f"epoch {epoch}, test images")
+    if shown:
+        _draw_images(folder / f"generation_{epoch:08d}.png", data, agent, shown, f"epoch {epoch}, test images")
     if scores is not None:
         title = f"epoch {epoch}, validation images"
         utils.violin(folder / f"auroc_{epoch:08d}.png", data.validation.labels, scores, title)
@@ -388,12 +389,11 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
     write_json(settings.output / "result.json", result)
     for name, entry in result["models"].items():
         more = f", pixel AUROC {entry['pixel_auroc']:.4f}, AUPRO {entry['aupro']:.4f}" if "aupro" in entry else ""
-        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): test AUROC {entry['auroc']:.4f}{more}")
+        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): {in_words(entry['auroc'])}{more}")
     met = result["threshold"]
     say(
         f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from {met['images']} "
-        f"good validation images: {met['fpr_on_test_good']:.3f} of the good test images are called defective, "
-        f"{met['detection_rate']:.3f} of the others"
+        f"good validation images{met_in_words(met)}"
     )
     say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
     if settings.report:
@@ -416,7 +416,7 @@ def upsample(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
 def _score_test(agent: Agent, part: Part, settings: Namespace) -> tuple[np.ndarray, dict[str, float]]:
     """Scores (N,), and pixel metrics where there are masks."""
     with_masks = part.samples and any(sample.mask for sample in part.samples)
-    metrics, scores, without = PixelMetrics(), [], 0
+    metrics, scores, without = PixelMetrics(), [np.empty(0, np.float32)], 0
     for start, maps in score_batches(agent, part.images, settings, "testing"):
         scores.append(maps.amax(dim=(1, 2)).numpy())
         for sample, anomaly_map in zip(part.samples[start : start + len(maps)] if with_masks else [], maps):
@@ -433,7 +433,7 @@ def _measures(part: Part, entry: dict[str, Any]) -> dict[str, Any]:
     scores = entry["scores"]
     return {
         "auroc": image_auroc(part.labels, scores),
-        "loss": float(scores[part.labels == 0].mean()),
+        "loss": float(scores[part.labels == 0].mean()) if (part.labels == 0).any() else math.nan,
         "average_precision": average_precision(part.labels, scores),
         **entry["pixels"],
     }
@@ -446,7 +446,7 @@ def _write_test(folder: Path, name: str, data: DataSet, entry: dict[str, Any], a
         for label, score, number, image in zip(part.labels, entry["scores"], part.classes, part.names)
     ]
     write_csv(folder / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
-    if not agent.settings.figures_every:
+    if not agent.settings.figures_every or not len(part.labels):
         return
     utils.violin(folder / f"auroc_{stem}.png", part.labels, entry["scores"], f"{stem}, test images")
     _draw_images(folder / f"generation_{stem}.png", data, agent, _first_of_each_class(part), f"{stem}, test images")

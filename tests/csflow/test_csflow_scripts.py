@@ -54,6 +54,24 @@ def results(place):
     return json.loads((place / "results/m/results.json").read_text())
 
 
+def test_without_defective_test_images(bricks, place, capsys):
+    shutil.copytree(bricks / "brick", place / "plain", ignore=shutil.ignore_patterns("SYNTHETIC", "ground_truth"))
+    for kept, line in (("good", "has only good test images"), (None, "has no test images")):
+        for folder in (place / "plain/test").iterdir() if kept else [place / "plain/test"]:
+            if folder.name != kept:
+                shutil.rmtree(folder)
+        shutil.rmtree(place / "features", ignore_errors=True)
+        argv = options(place, place, *TINY, "--meta_epochs", "1", "--sub_epochs", "1", "--report", name="plain")
+        assert main.main([*argv, "--resume", "no"]) == 0
+        said = capsys.readouterr().out
+        assert line in said and "there is no AUROC" in said and "no image AUROC" in said and "nan" not in said
+        result = results(place)
+        assert result["image_auroc"] is None and result["threshold"]["images"] == 1
+        Report(place / "results/m/report.html")
+    assert score.main(["--images", str(place / "plain/train"), "--modelname", "m", "--cpu"]) == 0
+    assert "defective" in capsys.readouterr().out
+
+
 def rows(path):
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
