@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from common.files import atomic_write, require_writable, write_csv, write_json
 from common.images import image_size, read_mask
 from common.metrics import PixelMetrics, image_auroc
-from common.runtime import pick_device, progress, say, script
+from common.runtime import UserError, note, notes, pick_device, progress, say, script
 from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import load_features, upsample
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(config.device, config.gpu_ids, config.cpu)
     ensure_dummy_data(config)
     dataset = load_dataset(config)
+    if not dataset.test:
+        raise UserError(f"{dataset.root} has no test images, and nothing is trained here")
     config.pre_extracted = True
     train, test, extractor = load_features(config, dataset, device)
     size = "x".join(map(str, config.img_size))
@@ -83,7 +85,10 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": seconds,
         "settings": config.as_dict(),
     }
+    results["defective_images_without_mask"] = without = sum(s.label > 0 and not s.mask for s in dataset.test)
     if any(sample.mask for sample in dataset.test):
+        if without:
+            note(f"{without} defective images have no mask: the pixel metrics leave them out")
         pixels = PixelMetrics()
         for sample, distances in zip(dataset.test, maps):
             if sample.label == 0 or sample.mask:
@@ -98,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     write_csv(output / "scores.csv", ["path", "class", "label", "score_mean", "score_max"], table)
     with atomic_write(output / "maps.npy") as file:
         np.save(file, maps.astype(np.float32), allow_pickle=False)
-    write_json(output / "results.json", results)
+    write_json(output / "results.json", {**results, "notes": notes()})
     say(f"results: {output}")
 
 

@@ -45,6 +45,7 @@ FORMATS = (
 )
 # fmt: on
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")  # their pixels may have noise around the values that were saved
+PAGED = (".apng", ".avif", ".gif", ".tif", ".tiff", ".webp")  # may hold several pages or frames
 MARK = "SYNTHETIC"  # the file that generated data carries
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # Pillow's own limit
 MAX_PIXELS_HELP = "refuse images of more pixels, since a small file may hold many"
@@ -170,6 +171,7 @@ def image_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if folder.is_file():
+        _note_pages([folder])
         return [folder]
     if not folder.is_dir():
         special = "{} is a pipe, socket or device: give a file or a folder"
@@ -225,7 +227,23 @@ def _images_below(folder: Path) -> list[Path]:
             f"{len(others)} files in {folder} are no images of a format that is read and are left out "
             f"({', '.join(f'{count} {kind}' for kind, count in kinds)}), such as {first.name}: convert images to PNG"
         )
-    return [path for path in files if path.suffix.lower() in EXTENSIONS]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    _note_pages(images)
+    return images
+
+
+def _note_pages(paths: Sequence[Path]) -> None:
+    several = [path for path in paths if path.suffix.lower() in PAGED and _pages(path) > 1]
+    if several:
+        note(f"{len(several)} files hold several pages or frames, such as {several[0]}: the first one is used")
+
+
+def _pages(path: Path) -> int:
+    try:
+        with opened_image(path) as image:
+            return getattr(image, "n_frames", 1)
+    except UserError:  # whoever reads it tells
+        return 1
 
 
 def max_value_option(text: str) -> int | str:
@@ -529,6 +547,17 @@ def note_copies(train: Sequence[Path], test: Sequence[Path]) -> None:
             f"{len(copies)} of {len(test)} images to test on are copies of training images, such as {copies[0]}: "
             "what is measured on them tells nothing of new images"
         )
+
+
+def note_squeezed(paths: Sequence[Path], size: tuple[int, int], remedy: str) -> None:
+    """Say how many images change their aspect ratio by more than 1.5 when they are resized to `size`, (height, width),
+    and what the user can do. Raises UserError on unreadable files."""
+    sizes = [image_size(path) for path in paths]
+    changes = [height * size[1] / (width * size[0]) for height, width in sizes]
+    if far := [i for i, change in enumerate(changes) if max(change, 1 / change) > 1.5]:
+        height, width = sizes[far[0]]
+        words = f"{len(far)} of {len(paths)} images, such as {paths[far[0]]} of {width} x {height} pixels"
+        note(f"{words}, are squeezed by more than 1.5: {remedy}")
 
 
 def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:

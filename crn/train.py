@@ -22,6 +22,7 @@ import torch
 
 from common import checkpoint, distributed
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
+from common.images import note_squeezed
 from common.memory import reuse_memory
 from common.metrics import image_auroc, in_words
 from common.runtime import (
@@ -396,6 +397,8 @@ def main(argv: list[str] | None = None) -> None:
         with distributed.first_alone():
             ensure_data(opt.dataset, opt.dataset_path)
     dataset = load_dataset(opt.dataset, opt.dataset_path, DEMO_IMAGES if opt.demo else None)
+    paths = [path for item in dataset.train + dataset.held_out + dataset.test for path in item.paths]
+    note_squeezed(paths, (opt.imsize, opt.imsize), "CRN takes squares, cut them into such first")
     if opt.mode == "inference":
         inference(opt, dataset, device)
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from common import distributed
-from common.images import Sample, fingerprint, mvtec_dataset, read_image
+from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
 from common.runtime import UserError
 from csflow.config import Config
 from csflow.model import FeatureExtractor
@@ -53,6 +53,7 @@ def load_dataset(config: Config) -> Dataset:
     """List the images of config.class_name and check that each can be read. UserError names what is wrong."""
     root = config.dataset_path / config.class_name
     found = mvtec_dataset(root)
+    note_squeezed(found.paths, config.img_size, "--img_size takes a height and a width")
     train, mark = found.train + found.held_out, fingerprint(found.paths, root)
     return Dataset(root, train, len(found.held_out), found.test, found.class_names, found.synthetic, mark)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from common.files import UserError, reason
-from common.images import Sample, fingerprint, mvtec_dataset, read_image
+from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
 from common.runtime import progress, say
 from riad.source.options import HERE, SIDES
 
@@ -245,6 +245,7 @@ def _mvtec(settings: Namespace) -> DataSet:
         raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
     root = settings.data_path
     found = mvtec_dataset(root)
+    note_squeezed(found.paths, (settings.img_size, settings.img_size), "RIAD takes squares, cut them into such first")
     train, test = found.train[: settings.train_images or None], found.test
     rows, held = split(np.arange(len(train)), settings)
     held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))

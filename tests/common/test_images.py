@@ -3,6 +3,7 @@
 import argparse
 import os
 import runpy
+import shutil
 import subprocess
 import warnings
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from common.images import (
     image_size,
     mark_synthetic,
     max_value_option,
+    mvtec_dataset,
     mvtec_samples,
     new_synthetic_folder,
+    note_squeezed,
     read_image,
     read_mask,
     require_fitting_masks,
@@ -63,6 +66,11 @@ def close(path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
+
+
+@pytest.fixture(autouse=True)
+def no_notes_before():
+    runtime._notes.clear()
 
 
 @pytest.fixture
@@ -116,6 +124,30 @@ def test_masks_follow_subfolders_and_prefer_the_suffix(mvtec):
     assert masks["x.y.png"] == (better,)
 
 
+def test_masks_in_a_folder_for_each_image_are_merged(mvtec):
+    first, second = (np.zeros((5, 6), np.uint8) for _ in range(2))
+    first[0, 0] = second[4, 5] = 255
+    (mvtec / "ground_truth/hole/0_mask.png").unlink()
+    paths = [save(mvtec / f"ground_truth/hole/0/00{n}.png", values) for n, values in enumerate((first, second))]
+    save(mvtec / "test/hole/0/7.png")  # an image in a folder of that name, whose mask is no part of 0.png's
+    save(mvtec / "ground_truth/hole/0/7_mask.png")
+    masks = {sample.path: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
+    assert masks[mvtec / "test/hole/0.png"] == tuple(paths)
+    assert np.argwhere(read_mask(tuple(paths), (5, 6))).tolist() == [[0, 0], [4, 5]]
+    assert masks[mvtec / "test/hole/0/7.png"] == (mvtec / "ground_truth/hole/0/7_mask.png",)
+
+
+def test_masks_beside_their_images_are_no_images(mvtec, capsys):
+    beside = [save(mvtec / f"test/hole/{name}.png") for name in ("0_mask", "1_mask")]
+    alone = save(mvtec / "test/hole/2_mask.png")  # there is no image 2
+    masks = {sample.path: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
+    assert masks[mvtec / "test/hole/0.png"] == (mvtec / "ground_truth/hole/0_mask.png",)
+    assert masks[mvtec / "test/hole/1.png"] == (beside[1],)
+    assert alone in masks and not masks.keys() & {*beside}
+    said = capsys.readouterr().out
+    assert f"2 files in {mvtec}/test/hole are masks of the images beside them, such as 0_mask.png" in said
+
+
 def test_good_images_have_no_mask(mvtec):
     save(mvtec / "ground_truth/good/0_mask.png", 0)
     assert mvtec_samples(mvtec, "test")[0][0].mask == ()
@@ -166,6 +198,54 @@ def test_hidden_and_system_files_and_folders_are_no_data(mvtec):
             (mvtec / folder / name).touch()
     assert [mvtec_samples(mvtec, part) for part in ("train", "test")] == before
     assert image_files(mvtec / "train") == sorted((mvtec / "train/good").glob("[ab].png"))
+
+
+@pytest.mark.parametrize("name", ["Good", "good ", "goods", "GOOD_", "ok", "Normal"])
+def test_a_second_folder_of_good_images_is_refused_and_another_name_for_it_hinted_at(mvtec, name):
+    save(mvtec / "test" / name / "0.png")
+    with pytest.raises(UserError, match=f"test/{name} beside .*/test/good: move its images there"):
+        mvtec_samples(mvtec, "test")
+    (mvtec / "test/good/0.png").unlink()
+    (mvtec / "test/good").rmdir()
+    with pytest.raises(UserError, match=f"there is no folder .*test/good: if .*test/{name} is meant, rename it"):
+        mvtec_samples(mvtec, "test")
+
+
+def test_what_lies_outside_the_layout_is_said(mvtec, capsys):
+    save(mvtec / "test/loose.png")
+    save(mvtec / "test/twin/a.png")
+    save(mvtec / "test/twin/a.bmp")
+    save(mvtec / "ground_truth/other/0.png")
+    mvtec_samples(mvtec, "test")
+    said = capsys.readouterr().out
+    assert f"1 files or folders in {mvtec}/test lie in no class folder and are left out, such as loose.png" in said
+    assert (
+        f"1 files or folders in {mvtec}/ground_truth are named after no defect in" in said and "such as other" in said
+    )
+    assert "1 images in" in said and "have another's name but for the extension, such as a.bmp" in said
+
+
+def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
+    save(tmp_path / "0.png")
+    for name in ("1.heic", "2.HEIC", "3.jxl", "4.cr2", "a"):
+        (tmp_path / name).touch()
+    assert image_files(tmp_path) == [tmp_path / "0.png"]
+    assert f"5 files in {tmp_path} are no images of a format that is read and are left out (2 .heic, " in (
+        said := capsys.readouterr().out
+    )
+    assert "such as 1.heic: convert" in said
+
+
+def test_pages_after_the_first_are_said(tmp_path, capsys):
+    pages = [Image.new("L", (4, 4), value) for value in (1, 2)]
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
+    save(tmp_path / "a.tif")
+    (tmp_path / "c.tif").touch()  # who reads it tells
+    line = f"1 files hold several pages or frames, such as {tmp_path}/b.tif: the first one is used"
+    for place in (tmp_path, tmp_path / "b.tif"):
+        runtime._notes.clear()
+        image_files(place)
+        assert line in capsys.readouterr().out
 
 
 def test_every_extension_is_one_that_pillow_reads():
@@ -530,6 +610,42 @@ def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys)
     with pytest.raises(UserError, match=r"b_mask\.png is 3 x 4 pixels, its image 4 x 3") as caught:
         require_fitting_masks(samples)
     assert "a_mask" not in str(caught.value)
+
+
+def test_a_category_tells_of_copies_empty_masks_and_images_held_out(mvtec, capsys):
+    save(mvtec / "ground_truth/crack/10.bmp", 0)
+    save(mvtec / "train/good/c.png", 7)
+    held_out = save(mvtec / "validation/good/0.png", 9)
+    category = mvtec_dataset(mvtec)
+    assert [sample.path for sample in category.held_out] == [held_out] and len(category.train) == 3
+    assert category.paths[3] == held_out and len(category.paths) == 8
+    said = capsys.readouterr().out
+    assert f"the 1 images of {mvtec}/validation/good are held out too, to set thresholds" in said
+    assert f"1 of 2 masks mark no pixel, such as {mvtec}/ground_truth/crack/10.bmp" in said
+    # All of the fixture's images are alike.
+    assert f"4 of 5 images to test on are copies of training images, such as {mvtec}/test/good/0.png" in said
+    assert runtime.notes() == said.splitlines()
+
+
+def test_a_category_without_test_images_says_so(mvtec, capsys):
+    for name in ("crack", "hole"):
+        shutil.rmtree(mvtec / "test" / name)
+    assert mvtec_dataset(mvtec).class_names == ["good"]
+    assert f"{mvtec} has only good test images: there is no AUROC" in capsys.readouterr().out
+    shutil.rmtree(mvtec / "test")
+    assert mvtec_dataset(mvtec).test == []
+    assert f"{mvtec} has no test images: there is no AUROC" in capsys.readouterr().out
+
+
+def test_squeezed_images_are_said(tmp_path, capsys):
+    paths = [save(tmp_path / name, Image.new("L", size)) for name, size in (("a.png", (30, 20)), ("b.png", (31, 20)))]
+    paths.append(save(tmp_path / "c.png", Image.new("L", (20, 31))))
+    note_squeezed(paths, (64, 64), "cut them")
+    assert f"2 of 3 images, such as {paths[1]} of 31 x 20 pixels, are squeezed by more than 1.5: cut them" in (
+        capsys.readouterr().out
+    )
+    note_squeezed(paths[:2], (64, 96), "cut them")
+    assert capsys.readouterr().out == ""
 
 
 # Masks
