@@ -28,10 +28,20 @@ Model = CompetitiveReconstructionNetwork | DAGAN
 ARCHITECTURE = ("model", "num_competitive_units", "max_network_depth", "ngf", "improved", "use_dropout", "norm")
 BINDING = (
     *ARCHITECTURE, "dataset", "imsize", "antialias", "batch_size", "seed", "optimizer", "lr",
-    "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share", "validation_interval",
+    "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share",
     "reconstruction_weight", "feedback_weight", "discrimination_weight", "adversarial_loss_weight",
     "contextual_loss_weight", "discriminator_reconstruction_loss_weight",
 )  # fmt: skip
+# Those of them that change nothing unless another one has one of these values.
+ONLY_WITH = {
+    **dict.fromkeys(("num_competitive_units", "max_network_depth", "improved"), ("model", "crn")),
+    **dict.fromkeys(("reconstruction_weight", "feedback_weight", "discrimination_weight"), ("model", "crn")),
+    **dict.fromkeys(("adversarial_loss_weight", "contextual_loss_weight"), ("model", "dagan")),
+    "discriminator_reconstruction_loss_weight": ("model", "dagan"),
+    "lr_factor": ("lr_scheduler", "step", "exponential"),
+    "lr_steps": ("lr_scheduler", "step"),
+    "momentum": ("optimizer", "rmsprop", "sgd"),
+}
 # The authors' checkpoints hold best_gen and best_disc as NumPy integers, which torch does not read unless told to.
 NUMPY_INTEGERS = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
@@ -40,6 +50,12 @@ NUMPY_INTEGERS = [
     np.dtypes.Int64DType,
     np.dtypes.Int32DType,
 ]
+
+
+def counts(name: str, opt: Namespace) -> bool:
+    """Whether a setting changes the training that the others describe."""
+    other, *values = ONLY_WITH.get(name, ("model", opt.model))
+    return getattr(opt, other) in values
 
 
 def make_model(opt: Namespace, levels: int | None = None) -> Model:
@@ -76,7 +92,7 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
     if settings["dataset"] != opt.dataset:
         say(f"{path} was trained on {settings['dataset']}, not on {opt.dataset}")
     for name in ARCHITECTURE:
-        if name in opt.given and getattr(opt, name) != settings[name]:
+        if name in opt.given and getattr(opt, name) != settings[name] and counts(name, opt):
             raise UserError(f"{path} has {name.replace('_', '-')} {settings[name]}, not {getattr(opt, name)}")
         setattr(opt, name, settings[name])
     for name in ("imsize", "antialias"):
@@ -250,7 +266,7 @@ def load_training(
     unlike = [
         f"{name.replace('_', '-')} {theirs.get(name)}, not {getattr(opt, name)}"
         for name in names
-        if theirs.get(name) != getattr(opt, name)
+        if theirs.get(name) != getattr(opt, name) and counts(name, opt)
     ]
     remedy = "or another --checkpoint-path, or --resume no to train anew in its place"
     if unlike:

@@ -24,7 +24,7 @@ from common.metrics import image_auroc
 from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
-from crn.training.utils import make_model
+from crn.training.utils import load_model, make_model
 from tests.crn.test_crn_parity import names_without_norms
 from tests.helpers import Report, refused
 
@@ -488,6 +488,25 @@ def test_checkpoint_of_something_else(place, capsys):
     refused(capsys, train.main, training(), "optimizer")
     Path("ck/last.ckpt").write_bytes(before[: len(before) // 2])
     refused(capsys, train.main, training(), "broken")
+
+
+def test_settings_without_effect_do_not_keep_a_training_from_going_on(place, capsys):
+    dagan = ["--model", "dagan", "--checkpoint-path", "ckd"]
+    few = ["--training-steps", "4"]
+    assert train.main(training("RoadImages", *few)) == train.main(training("MVTec", *dagan, *few)) == 0
+    idle = ["--momentum", "0.5", "--lr-factor", "0.2", "--lr-steps", "1", "--validation-interval", "2"]
+    idle += ["--training-steps", "6"]
+    weights = ["--contextual-loss-weight", "3", "--adversarial-loss-weight", "3"]
+    networks = ["--num-competitive-units", "5", "--max-network-depth", "4", "--improved", "no"]
+    capsys.readouterr()
+    assert train.main(training("RoadImages", *idle, *weights)) == 0
+    assert train.main(training("MVTec", *idle, *networks, *dagan)) == 0
+    load_model(parse(inference("MVTec", *networks, *dagan[:2], "--model-input", "ckd/last.ckpt")))
+    assert capsys.readouterr().out.count("continuing ck") == 2
+    more = ["--training-steps", "8"]
+    refused(capsys, train.main, training("RoadImages", *networks[:2], *more), "num-competitive-units 3, not 5")
+    refused(capsys, train.main, training("MVTec", *weights, *dagan, *more), "contextual-loss-weight 40.0, not 3.0")
+    refused(capsys, train.main, training("MVTec", "--optimizer", "sgd", *dagan, *more), "optimizer adam, not sgd")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "radam", "nadam", "rmsprop", "sgd"])
