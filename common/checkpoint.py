@@ -106,7 +106,7 @@ def _read(path: Path) -> Any:
         warnings.simplefilter("ignore")  # of torch, about files that it then refuses
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of torch before 1.6 are no zip archives and cannot be mapped
+        except (RuntimeError, UnicodeEncodeError):  # of torch before 1.6, no zip archive; or its name is no UTF-8
             return torch.load(path, map_location="cpu", weights_only=True)
 
 

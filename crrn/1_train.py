@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, distributed
-from common.files import only_run, require_writable, write_json
+from common.files import digest, only_run, require_writable, write_json
 from common.memory import reuse_memory
 from common.runtime import (
     YES_NO,
@@ -25,6 +25,8 @@ from common.runtime import (
     UserError,
     autocast,
     command_to_continue,
+    note,
+    notes,
     progress,
     say,
     script,
@@ -83,7 +85,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             scaler.load_state_dict(stored["scaler"])
         before = stored.get("num_epochs") or options.num_epochs
         if before != options.num_epochs and options.init_tr != options.final_tr and first_epoch < options.num_epochs:
-            say(f"the teacher ratio followed --num_epochs {before} so far, from here on {options.num_epochs}")
+            note(f"the teacher ratio followed --num_epochs {before} so far, from here on {options.num_epochs}")
         if first_epoch >= options.num_epochs:
             say(f"{path} is trained for {first_epoch} epochs already (--num_epochs asks for {options.num_epochs})")
         else:
@@ -212,6 +214,7 @@ def _write_summary(
         {
             "method": "CRRN",
             "data": _data_name(prepared),
+            "model_sha256": digest(path),
             "last_test_loss": test_loss[-1],
             "best_test_loss": test_loss[best],
             "best_test_loss_epoch": best + 1,
@@ -220,6 +223,7 @@ def _write_summary(
             "test_loss": test_loss,
             "device": str(device),
             "settings": {name: getattr(options, name) for name in MODEL_SETTINGS + TRAINING_SETTINGS},
+            "notes": notes(),
             "versions": checkpoint.versions(),
         },
     )
@@ -279,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     autocast(device, options.precision)  # refuses what this device cannot do
     reuse_memory()
     with distributed.first_alone():
-        prepared = ensure_prepared(options.data, cycle)
+        prepared = ensure_prepared(options.data, cycle, options.result)
     path = result_folder(options, prepared.folder) / "model_dictionary.pt"
     require_writable(path.parent)
     try:

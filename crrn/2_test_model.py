@@ -20,7 +20,7 @@ from common import checkpoint, distributed
 from common.files import require_writable, write_json
 from common.metrics import average_precision
 from common.report import REPORT_HELP
-from common.runtime import ArgumentParser, UserError, autocast, progress, say, script
+from common.runtime import ArgumentParser, UserError, autocast, notes, progress, say, script
 from crrn import report
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import MODEL_SETTINGS, add_model_options, check_options, load_trained, result_folder
@@ -36,7 +36,7 @@ SHOWN = 4  # boards on a picture
 def test(
     options: Namespace, prepared: Prepared, model: torch.nn.Module, folder: Path, device: torch.device
 ) -> tuple[dict[str, Any], Tensor, list[Tested]]:
-    """Count at every rate and shift, write the curves and pictures to `folder`, and return the results, a clean
+    """Count at every rate and shift, then write the curves and pictures to `folder`, and return the results, a clean
     sequence at its pads, (T, P), and what was tested at the lowest rate."""
     sequences = prepared.test_pcbs
     if options.test_set == "measured":
@@ -76,8 +76,6 @@ def test(
             for kind, sign in KINDS.items():
                 curve, other = counts[kind].curve(), baseline[kind].curve()
                 curves[kind][name], baseline_curves[kind][name] = curve, other
-                saved = {key: curve[key] for key in ("Precision", "Recall", "F1")}
-                checkpoint.write(folder / f"pr_info_{kind[0]}_{round(10 * rate)}.pt", saved)
                 labels = sign * torch.cat(shifts) > 0
                 results.setdefault(kind, {})[name] = {
                     **_best(curve),
@@ -89,8 +87,16 @@ def test(
                 }
 
     all_errors, all_shifts = torch.cat(errors), torch.cat(shifts)
+    added = sum(inject(clean[:1], 0.05, shift, generator) for shift in (-4, 4))
+    shown = place(added, rows, columns, prepared.height, prepared.width)
+    images = sequences[:1] + shown
+    output = reconstruct(model, images, 1, device, options.precision)
+    # All is computed: from here on, the results of an earlier test are replaced.
     about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}, {options.test_set}"
     for kind in KINDS:
+        for number, curve in enumerate(curves[kind].values(), start=1):
+            saved = {key: curve[key] for key in ("Precision", "Recall", "F1")}
+            checkpoint.write(folder / f"pr_info_{kind[0]}_{number}.pt", saved)
         title = f"{kind} paste: {about}"
         draw_precision_recall(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)
     groups = {"fine": all_shifts == 0, "excessive": all_shifts > 0, "insufficient": all_shifts < 0}
@@ -99,12 +105,7 @@ def test(
         {name: all_errors[chosen].numpy() for name, chosen in groups.items()},
         f"anomaly rate {RATES[-1]}: {about}",
     )
-    added = sum(inject(clean[:1], 0.05, shift, generator) for shift in (-4, 4))
-    shifts = place(added, rows, columns, prepared.height, prepared.width)
-    images = sequences[:1] + shifts
-    output = reconstruct(model, images, 1, device, options.precision)
-    shown = torch.cat([shifts, images, images - output])
-    _draw_boards(folder / "boards.png", shown, prepared, about)
+    _draw_boards(folder / "boards.png", torch.cat([shown, images, images - output]), prepared, about)
     return results, clean[0], tested
 
 
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.join(device_of(options.gpu_ids, options.cpu))
     autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
-        prepared = ensure_prepared(options.data, cycle)
+        prepared = ensure_prepared(options.data, cycle, options.result)
     folder = result_folder(options, prepared.folder)
     model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
     options.test_set = options.test_set or options.protocol
@@ -164,6 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     results = {
         "method": "CRRN",
         "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
+        "model_sha256": content["sha256"],
+        "boards_fingerprint": prepared.fingerprint,
         "trained_on": content.get("data"),
         "trained_on_these_boards": content["same_boards"],
         "test_set": options.test_set,
@@ -173,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
         "device": str(device),
         "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "seed", "precision")},
+        "notes": notes(),
         "versions": checkpoint.versions(),
     }
     write_json(folder / "results.json", results)

@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.join(device_of(options.gpu_ids, options.cpu))
     autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
-        prepared = ensure_prepared(options.data, cycle)
+        prepared = ensure_prepared(options.data, cycle, options.result)
     folder = result_folder(options, prepared.folder)
     model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
     inside = options.boards / "spi_measurement"

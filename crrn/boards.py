@@ -1,8 +1,8 @@
 """Solder-paste-inspection (SPI) data: where it lies, how it is read and checked, where its pads are on the grid.
 
 <data>/job.json                          PCBInfo.PCBLenth[0] (sic), PCBInfo.PCBWidth[0] in mm; Pad.ID[], Pad.ShapeID[]
-<data>/spi_measurement/spi_000.json ...  one file per printed board, in print order: PADINFO[] of PosX, PosY (mm),
-                                         Volume, PadID (from 1)
+<data>/spi_measurement/spi_000.json ...  one file per printed board, numbered from 0 in print order, with or without
+                                         leading zeros: PADINFO[] of PosX, PosY (mm), Volume, PadID (from 1)
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short  # numbers may have hundreds of digits
@@ -18,40 +19,45 @@ from typing import Any
 import numpy as np
 
 from common.files import read_json, reason, regular
-from common.images import synthetic
-from common.runtime import ArgumentParser, UserError, progress
+from common.images import synthetic, visible
+from common.runtime import ArgumentParser, UserError, note, progress
 
 HERE = Path(__file__).resolve().parent
 CYCLES = {"ekra": 20, "jabil": 10}  # boards between two stencil cleanings, of the authors' two data sets
 DEFAULT = "ekra"
 INPUTS = ("job.json", "spi_measurement/*")  # what is data in a data folder; results lie beside it
 LARGEST_ID = 2**53  # of a pad: up to here, float64 is exact
+LONGEST_SHAPE = 200  # characters
 FIELDS = ("PosX", "PosY", "Volume", "PadID")
 
 
 def add_data_options(parser: ArgumentParser) -> None:
     """Add --data and --cycle, which `data_folder` and `cycle_of` understand."""
     add = parser.add_argument_group("data").add_argument
-    add("--data", default=DEFAULT, help="name of a folder in crrn/, or path of one elsewhere")
+    add("--data", help=f"path of a folder, or name of one in crrn/; unset: {DEFAULT} there")
     add("--cycle", type=int, help="boards between two stencil cleanings; unset: 10 for jabil, else 20")
 
 
-def data_folder(name: str) -> Path:
-    """The folder that --data names: crrn/<name> for a bare name, else a path relative to where the user stands."""
-    if name.endswith("/") and not Path(name).is_dir():  # what completing crrn/ekra leaves elsewhere
-        name = name.rstrip("/")
-    bare = not name.endswith("/") and Path(name).name == name and name not in (".", "..")
-    if bare and (name in CYCLES or (HERE / name).is_dir()):
-        return HERE / name
-    if Path(name).is_dir():
-        return Path(name)
-    places = f"neither {HERE / name} nor {Path.cwd() / name} is a folder" if bare else f"{name} is no folder"
+def data_folder(name: str | None) -> Path:
+    """The folder that --data names: the path, relative to where the user stands, or where there is none, crrn/<name>
+    for a bare name; None: crrn/ekra, which need not be there."""
+    if name is None:
+        return HERE / DEFAULT
+    path, own = Path(name), HERE / name
+    bare = len(path.parts) == 1 and path.name not in ("", "..")
+    if path.is_dir():
+        if bare and own.is_dir() and not own.samefile(path):
+            note(f"--data {name} is {path.resolve()}, not {own}")
+        return path
+    if bare and not path.exists() and (path.name in CYCLES or own.is_dir()):
+        return own
+    places = f"neither {path.absolute()} nor {own} is a folder" if bare else f"{name} is no folder"
     raise UserError(f"--data {name}: {places}; it has to hold job.json and spi_measurement/spi_000.json ...")
 
 
-def cycle_of(name: str, given: int | None) -> int:
+def cycle_of(name: str | None, given: int | None) -> int:
     """Boards per cycle: the one given, else the published one of that data set."""
-    cycle = CYCLES.get(Path(name).name, CYCLES[DEFAULT]) if given is None else given
+    cycle = CYCLES.get(Path(name or DEFAULT).name, CYCLES[DEFAULT]) if given is None else given
     if cycle < 2:
         raise UserError(f"--cycle {cycle}: expected 2 or more boards between two cleanings")
     return cycle
@@ -129,10 +135,11 @@ def read_layout(path: Path) -> Layout:
     for number, pad in enumerate(ids):
         if type(pad) is not int or abs(pad) > LARGEST_ID:
             raise UserError(f"{path}: Pad.ID[{number}] is {short(pad)}, expected a whole number up to {LARGEST_ID}")
-        if not isinstance(shapes[number], (int, str)):
-            raise UserError(f"{path}: Pad.ShapeID[{number}] is {short(shapes[number])}, expected a number or a name")
+        if not isinstance(shapes[number], (int, str)) or len(str(shapes[number])) > LONGEST_SHAPE:
+            wanted = f"a number or a name, of up to {LONGEST_SHAPE} characters"
+            raise UserError(f"{path}: Pad.ShapeID[{number}] is {short(shapes[number])}, expected {wanted}")
     if len(set(ids)) < len(ids):
-        twice = next(pad for pad in ids if ids.count(pad) > 1)
+        twice = Counter(ids).most_common(1)[0][0]
         raise UserError(f"{path}: pad {twice} stands more than once in Pad.ID")
     return Layout(grid_side(height), grid_side(width), dict(zip(ids, shapes)))
 
@@ -189,26 +196,34 @@ def read_boards(folder: Path, layout: Layout) -> Boards:
                 table[name] = table[name][back]
     stacked = {name: np.stack([table[name] for table in tables]) for name in FIELDS}
     groups = [layout.shapes[pad] for pad in ids.tolist()]
+    if unused := layout.shapes.keys() - set(ids.tolist()):
+        note(f"{folder}: no board has {number_of(len(unused), 'pad')} of job.json, such as pad {min(unused)}")
     names = [path.name for path in paths]
     return Boards(layout, ids, groups, stacked["PosX"], stacked["PosY"], stacked["Volume"], names)
 
 
 def board_files(folder: Path) -> list[Path]:
-    """The files spi_000.json, spi_001.json, ... of `folder`, in order. UserError where there are none, where one is
-    missing, or where two have the same number."""
+    """The files spi_000.json, spi_001.json, ... of `folder`, by number; others are left out, which is said. UserError
+    where there are none, where one is missing, or where two have the same number."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: it has to hold the boards spi_000.json, spi_001.json, ...")
     numbers: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if match := re.fullmatch(r"spi_([0-9]{3,9})\.json", path.name):
+    others = []
+    for path in visible(folder):
+        if match := re.fullmatch(r"spi_([0-9]{1,9})\.json", path.name):
             other = numbers.setdefault(int(match[1]), path)
             if other != path:
                 raise UserError(f"{folder}: {other.name} and {path.name} have the same number")
+        else:
+            others.append(path.name)
     if not numbers:
         raise UserError(f"{folder} holds no boards: expected spi_000.json, spi_001.json, ...")
     for number in range(len(numbers)):
         if number not in numbers:
             raise UserError(f"{folder}/spi_{number:03d}.json is missing: boards are numbered from 000 without gaps")
+    if others:
+        left = number_of(len(others), "file")
+        note(f"{folder}: {left} not called spi_<number>.json, so left out, such as {others[0]}")
     return [numbers[number] for number in range(len(numbers))]
 
 

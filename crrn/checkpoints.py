@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from common import checkpoint
-from common.runtime import PRECISIONS, ArgumentParser, UserError, say
+from common.files import digest
+from common.runtime import PRECISIONS, ArgumentParser, UserError, note
 from crrn.boards import add_data_options, command, number_of
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
@@ -177,21 +178,22 @@ def own_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
 def load_trained(
     path: Path, options: argparse.Namespace, prepared: Prepared, device: torch.device
 ) -> tuple[ST_EncDec, dict]:
-    """The trained network of `path` in eval mode, and the rest of the file with "same_boards": whether it was trained
-    on those of `prepared` (None: its file does not say)."""
+    """The trained network of `path` in eval mode, and the rest of the file with its digest, "sha256", and with
+    "same_boards": whether it was trained on those of `prepared` (None: its file does not say)."""
     if not path.exists():
         raise UserError(f"there is no {path}; {command('1_train.py', *_shared_arguments(options))} makes it")
+    sha256 = digest(path)  # before it is loaded: where it changes meanwhile, results are not taken for the new one's
     content = load_checkpoint(path, options, prepared, train=False)
     model = build_model(options)
     checkpoint.load_parameters(model, content["state_dict"], path)
     done, planned, step = content["epoch"] + 1, content.get("num_epochs"), content.get("step")
     if planned and done < planned:
         steps = f" and {number_of(step, 'step')}" if step else ""
-        say(f"{path} is of a training stopped after {done} of {planned} epochs{steps}")
+        note(f"{path} is of a training stopped after {done} of {planned} epochs{steps}")
     same = content["fingerprint"] == prepared.fingerprint if "fingerprint" in content else None
     if same is False:
-        say(f"{path} was trained on other boards ({content['data']}) than {prepared.folder} holds now")
-    return model.eval().to(device), {**content, "same_boards": same}
+        note(f"{path} was trained on other boards ({content['data']}) than {prepared.folder} holds now")
+    return model.eval().to(device), {**content, "sha256": sha256, "same_boards": same}
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:

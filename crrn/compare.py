@@ -1,22 +1,23 @@
 """Which cell wins where? Train and test several models with several seeds: python compare.py --num_epochs 3 --lr 1e-3
 
 Runs 1_train.py and 2_test_model.py for each seed, protocol and model (a name such as ConvLSTM, with _a for attention
-and _textbook for textbook gates), in <result>/seed<k>/, and sums up what has been tested so far in
-<result>/compare.json and in a table: best F1 at each anomaly rate, mean and standard deviation over the seeds,
-beside the z-score alone. Interrupted, the same command goes on; options that are not listed here go to the training.
+and _textbook for textbook gates), in <result>/seed<k>/, and sums them up in <result>/compare.json and in a table: best
+F1 at each anomaly rate, mean and standard deviation over the seeds, beside the z-score alone. Interrupted, the same
+command goes on, and with fewer --seeds it sums up what is there; options not listed here go to the training.
 """
 
 import re
 import statistics
 import sys
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import checkpoint
-from common.files import read_json, require_writable, write_json
-from common.runtime import ArgumentParser, UserError, goes_on, run_script, say, script
+from common.files import digest, read_json, require_writable, write_json
+from common.runtime import ArgumentParser, UserError, goes_on, notes, run_script, say, script
 from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import CELLS
@@ -31,7 +32,7 @@ OWN = {
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    """Train, test and compare; seed by seed, so that an early end leaves something to compare."""
+    """Train, test and compare, seed by seed."""
     parser = ArgumentParser(
         description="Compare models over several seeds, in both protocols; other options go to 1_train.py.",
         example="python crrn/compare.py --models ConvConjLSTM ConvLSTM --protocols measured --seeds 0 1 2",
@@ -59,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     for model in options.models:
         _mode(model)
     cycle = cycle_of(options.data, options.cycle)
-    folder = ensure_prepared(options.data, cycle).folder
+    prepared = ensure_prepared(options.data, cycle, options.result)
+    folder = prepared.folder
     output = options.result or folder / "compare"
     require_writable(output)
     summary: dict[str, dict] = {}
@@ -75,11 +77,12 @@ def main(argv: list[str] | None = None) -> None:
             say(f"seed {seed}, {protocol}, {model}")
             run_script(HERE / "1_train.py", *shared, *training)
             name = model + ("_measured" if protocol == "measured" else "")
-            if not _is_tested(result / name):
+            now = {"seed": seed, "precision": options.precision or "fp32"}
+            if not _is_tested(result / name, prepared.fingerprint, now):
                 # The anomalies come from a generator of their own: two models see the same ones.
                 run_script(HERE / "2_test_model.py", *shared)
             summary.setdefault(name, {})[f"seed{seed}"] = read_json(result / name / "results.json")
-            write_json(output / "compare.json", summarise(summary) | {"training_options": training})
+        write_json(output / "compare.json", summarise(summary) | {"training_options": training, "notes": notes()})
     for line in table(summarise(summary)):
         say(line)
 
@@ -95,20 +98,22 @@ def _mode(model: str) -> list[str]:
     return options + (["--gates", "textbook"] if textbook else [])
 
 
-def _is_tested(folder: Path) -> bool:
-    """Whether results.json tells of the model as it is: it may have been trained for longer since."""
+def _is_tested(folder: Path, boards: str, settings: Mapping[str, Any]) -> bool:
+    """Whether results.json is of the model that lies beside it now, on boards of this fingerprint, with these settings
+    of the test; says so where it is of others."""
     path = folder / "results.json"
     if not path.is_file():
         return False
     results = read_json(path)
-    epochs = checkpoint.read(folder / "model_dictionary.pt")["epoch"] + 1
-    if not isinstance(results, dict) or results.get("epochs") != epochs:
-        return False
     try:
         summarise({"": {"": results}})
-    except (KeyError, TypeError, AttributeError):  # damaged
-        return False
-    return True
+        found = results["model_sha256"], results["boards_fingerprint"], {n: results["settings"][n] for n in settings}
+    except (KeyError, TypeError, AttributeError):  # damaged, or of an older version
+        found = None
+    if found == (digest(folder / "model_dictionary.pt"), boards, settings):
+        return True
+    say(f"{path} is of another model, other boards or another test, or damaged: tested again")
+    return False
 
 
 def summarise(summary: dict[str, dict]) -> dict[str, dict]:

@@ -22,10 +22,10 @@ import numpy as np
 from scipy.linalg import cholesky
 from scipy.spatial.distance import cdist
 
-from common.files import UserError, write_json
+from common.files import UserError, require_writable, write_json
 from common.images import new_synthetic_folder
-from common.runtime import ArgumentParser, say, script
-from crrn.boards import DEFAULT, data_folder, is_synthetic
+from common.runtime import ArgumentParser, note, say, script
+from crrn.boards import data_folder, is_synthetic
 from crrn.preprocess import Prepared, is_prepared, load_prepared, preprocess
 
 LENGTH, WIDTH = 32.0, 24.0  # mm; on a grid of 33 x 25 pixels
@@ -120,10 +120,10 @@ def _volumes(x: np.ndarray, y: np.ndarray, mean: np.ndarray, boards: int, rng: n
     return mean * (1 + drift + stroke + FIELD * field + NOISE * rng.normal(size=shocks.shape))
 
 
-def ensure_boards(name: str) -> Path:
+def ensure_boards(name: str | None) -> Path:
     """The folder that --data names; the boards of the default one are made where it does not exist."""
     folder = data_folder(name)
-    if folder.name == DEFAULT and not folder.exists():
+    if folder == data_folder(None) and not folder.exists():
         say(f"there is no {folder} yet: making boards to try things on")
         make_boards(folder)
     if not folder.is_dir():
@@ -133,13 +133,22 @@ def ensure_boards(name: str) -> Path:
     return folder
 
 
-def ensure_prepared(name: str, cycle: int) -> Prepared:
-    """The preprocessed boards of --data, made first where they do not exist; both in cycles of `cycle` boards."""
-    folder = ensure_boards(name)
-    if not is_prepared(folder):
+def ensure_prepared(name: str | None, cycle: int, result: Path | None = None) -> Prepared:
+    """The preprocessed boards of --data, made first where they do not exist; both in cycles of `cycle` boards.
+
+    They lie beside the boards, or in `result` (--result) where that folder can only be read, which is said.
+    """
+    folder = output = ensure_boards(name)
+    if result is not None and not is_prepared(folder):
+        try:
+            require_writable(folder)
+        except UserError as error:
+            output = result
+            note(f"{error}; the preprocessed boards lie in {result}")
+    if not is_prepared(output):
         say(f"the boards in {folder} are not preprocessed yet: doing it")
-        preprocess(folder, cycle)
-    return load_prepared(folder, cycle)
+        preprocess(folder, cycle, output=output)
+    return load_prepared(folder, cycle, output)
 
 
 @script

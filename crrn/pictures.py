@@ -1,6 +1,7 @@
 """Pictures of CRRN: volumes over time, the pads' layout, precision-recall curves, error histograms, board maps."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,19 +95,24 @@ def _autocorrelation(path: Path, normalised: np.ndarray, cycle: int) -> None:
 
 def _layout(path: Path, boards: Boards) -> None:
     height, width = boards.layout.height, boards.layout.width
-    kinds = sorted(set(boards.groups), key=str)
+    counts = Counter(boards.groups)
+    kinds = sorted(counts, key=str)
+    spread = colormaps["turbo"](np.linspace(0, 1, len(kinds)))
+    colours = dict(zip(kinds, COLOURS if len(kinds) <= len(COLOURS) else spread))
     scale = 7 / max(width, height)  # inches per mm
     figure = Figure((width * scale + 2.6, height * scale + 0.9), layout="constrained")
     axes = figure.subplots()
-    for number, kind in enumerate(kinds):
-        chosen = np.array([group == kind for group in boards.groups])
-        colour = COLOURS[number] if len(kinds) <= len(COLOURS) else colormaps["turbo"](number / (len(kinds) - 1))
-        # Of very many shapes, the legend names the first ones.
-        label = f"{kind} ({chosen.sum()})" if number < 20 else None
-        axes.scatter(boards.x[0, chosen], boards.y[0, chosen], s=14, marker="s", color=colour, label=label)
+    axes.scatter(boards.x[0], boards.y[0], s=14, marker="s", color=[colours[group] for group in boards.groups])
+    for kind in kinds[:20]:  # of very many shapes, the legend names the first ones
+        axes.scatter([], [], s=14, marker="s", color=colours[kind], label=_text(f"{kind} ({counts[kind]})"))
     axes.set(xlim=(0, width), ylim=(height, 0), xlabel="X in mm", ylabel="Y in mm", aspect="equal")
     axes.legend(title="shape (pads)", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
     save_figure(figure, path)
+
+
+def _text(name: str) -> str:
+    """A user's name as it can be drawn: no mathematics between $, no bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def draw_precision_recall(
@@ -121,7 +127,7 @@ def draw_precision_recall(
         other = baseline[name]
         axes.plot(other["Recall"], other["Precision"], color=colour, linestyle="--", linewidth=1)
     axes.plot([], [], color="black", linestyle="--", linewidth=1, label="z-score alone")
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=title)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=_text(title))
     axes.grid(alpha=0.3)
     axes.legend(title="anomaly rate", fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
@@ -137,7 +143,7 @@ def draw_errors(path: Path, errors: dict[str, np.ndarray], title: str) -> None:
             share = 100 * np.histogram(values.clip(-6, 6), edges)[0] / len(values)
             axes.stairs(share, edges, fill=True, alpha=0.35, color=colour)
             axes.stairs(share, edges, color=colour, label=f"{name} ({len(values)})")
-    axes.set(xlabel="signed error (beyond ±6: in the last bin)", ylabel="share of the pads (%)", title=title)
+    axes.set(xlabel="signed error (beyond ±6: in the last bin)", ylabel="share of the pads (%)", title=_text(title))
     axes.legend(fontsize=9)
     save_figure(figure, path)
 
@@ -176,5 +182,5 @@ def draw_boards(
         ax.set_title(caption, fontsize=9)
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "bwr"), ax=axes, shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("standard deviations of the pad")
-    figure.suptitle("\n".join(textwrap.wrap(title, int(9 * size[0]))), fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(_text(title), int(9 * size[0]))), fontsize=10)
     save_figure(figure, path)

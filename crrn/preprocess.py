@@ -2,8 +2,9 @@
 
 import csv
 import hashlib
+import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.files import UserError, write_csv
-from common.runtime import say
+from common.files import UserError, read_text, write_csv
+from common.runtime import note, say
 from crrn.boards import (
     LARGEST_ID,
     Boards,
@@ -92,7 +93,7 @@ class Prepared:
             raise UserError(f"{self.folder}: no pad's volume changes in the training cycles, nothing is to be learned")
         if constant.any():
             pads = _named([pad for pad, one in zip(self.pad_ids, constant.tolist()) if one])
-            say(f"constant in the training cycles, so normalised by 1 instead of its deviation: {pads}")
+            note(f"constant in the training cycles, so normalised by 1 instead of its deviation: {pads}")
         values = ((cycles - mean) / std).float()
         _require_finite(values.flatten(0, 1), mean, std, self.pad_ids, self.folder)
         images = place(values, *self.pixels, self.height, self.width)
@@ -111,7 +112,8 @@ def _constant(volume: Tensor) -> Tensor:
 
 
 def _named(pads: list[int]) -> str:
-    return f"pad{'' if len(pads) == 1 else 's'} {', '.join(map(str, pads[:5]))}" + (", ..." if len(pads) > 5 else "")
+    more = f", ... ({len(pads)} in all)" if len(pads) > 5 else ""
+    return f"pad{'' if len(pads) == 1 else 's'} {', '.join(map(str, pads[:5]))}{more}"
 
 
 def _require_finite(normalised: Tensor, mean: Tensor, std: Tensor, pad_ids: list[int], source: Path) -> None:
@@ -122,15 +124,31 @@ def _require_finite(normalised: Tensor, mean: Tensor, std: Tensor, pad_ids: list
         raise UserError(f"{source}: the volumes of pad {pad} are too large, or too much alike, to be normalised")
 
 
-def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
-    """Read the boards in `folder`, write pcb_info.pt, test_pcbs.pt and df_info.csv beside them, return the boards.
+def _note_left_out(files: Sequence[Path], cycle: int, pads: list[int], pixels: Sequence, volume: Tensor) -> None:
+    """Say which of the boards `files` lie beyond the last whole cycle, and which `pads` share a pixel with another one
+    or have the same volume (N, P) on all boards."""
+    if more := len(files) % cycle:
+        cycles = number_of(len(files) // cycle, "cycle")
+        note(f"{len(files)} boards are {cycles} of {cycle} and {more} more, left out, from {files[-more]} on")
+    first = dict(zip(reversed(pixels), reversed(pads)))
+    if hidden := [pad for pad, pixel in zip(pads, pixels) if first[pixel] != pad]:
+        note(f"on the pixel of another pad, so hidden by it or hiding it: {_named(hidden)}")
+    if constant := [pad for pad, one in zip(pads, _constant(volume).tolist()) if one]:
+        note(f"the same volume on all boards, so that its normalised volume is 0: {_named(constant)}")
+
+
+def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = None) -> Boards:
+    """Read the boards in `folder`, write pcb_info.pt, test_pcbs.pt and df_info.csv beside them, or to `output`, and
+    return the boards.
 
     cycle: boards between two cleanings; boards beyond the last whole cycle are left out. UserError says what is wrong.
     """
+    output = output or folder
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: expected a number from 0 to {2**32 - 1}")
     layout = read_layout(folder / "job.json")
-    count = len(board_files(folder / "spi_measurement"))
+    files = board_files(folder / "spi_measurement")
+    count = len(files)
     whole = count // cycle * cycle
     inputs = digest_of(folder, whole)  # before they are read: a change meanwhile is noticed later
     boards = read_boards(folder / "spi_measurement", layout)
@@ -138,22 +156,13 @@ def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
         raise UserError(
             f"{folder / 'spi_measurement'} holds {number_of(count, 'board')}, fewer than one cycle of {cycle} (--cycle)"
         )
-    if whole < count:
-        cycles = number_of(whole // cycle, "cycle")
-        say(f"{count} boards are {cycles} of {cycle} and {count - whole} more, left out")
-        boards = boards.first(whole)
-    shared = len(boards.pad_ids) - len(set(zip(boards.rows[0].tolist(), boards.columns[0].tolist())))
-    if shared:
-        say(f"pads on the pixel of another one, which hides them: {shared} of {len(boards.pad_ids)}")
-
+    boards = boards.first(whole)
     volume = torch.from_numpy(boards.volume)  # (N, P)
     mean, std = pad_statistics(volume)
-    constant = _constant(volume)
-    if constant.all():
+    if _constant(volume).all():
         raise UserError(f"{folder}: every pad has the same volume on all boards, nothing is to be learned")
-    if constant.any():
-        pads = _named(boards.pad_ids[constant.numpy()].tolist())
-        say(f"the same volume on all boards, so that its normalised volume is 0: {pads}")
+    pixels = list(zip(boards.rows[0].tolist(), boards.columns[0].tolist()))
+    _note_left_out(files, cycle, boards.pad_ids.tolist(), pixels, volume)
     normalised = (volume - mean) / std
     _require_finite(normalised, mean, std, boards.pad_ids.tolist(), folder)
     age = torch.arange(whole) % cycle
@@ -170,17 +179,17 @@ def preprocess(folder: Path, cycle: int, seed: int = 0) -> Boards:
             boards.groups, normalised[t].tolist(),
         )
     )  # fmt: skip
-    write_csv(folder / "df_info.csv", list(COLUMNS), rows)
+    write_csv(output / "df_info.csv", list(COLUMNS), rows)
 
     generator = torch.Generator().manual_seed(seed)
     drawn = draw_sequences(whole // cycle, len(boards.pad_ids), means, stds, generator)  # (n, cycle, P)
     at = (torch.from_numpy(pixel).unflatten(0, (-1, cycle)) for pixel in (boards.rows, boards.columns))
-    checkpoint.write(folder / "test_pcbs.pt", place(drawn, *at, layout.height, layout.width))
+    checkpoint.write(output / "test_pcbs.pt", place(drawn, *at, layout.height, layout.width))
     info = {"mean": means, "std": stds, "height": layout.height, "width": layout.width}
-    checkpoint.write(folder / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std, "inputs": inputs})
+    checkpoint.write(output / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std, "inputs": inputs})
     say(
         f"{whole} boards in {number_of(whole // cycle, 'cycle')} of {cycle}, "
-        f"{number_of(len(boards.pad_ids), 'pad')}, {layout.height} x {layout.width} pixels: {folder}"
+        f"{number_of(len(boards.pad_ids), 'pad')}, {layout.height} x {layout.width} pixels: {output}"
     )
     return boards
 
@@ -190,45 +199,52 @@ def is_prepared(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("df_info.csv", "test_pcbs.pt", "pcb_info.pt"))
 
 
-def load_prepared(folder: Path, cycle: int | None = None) -> Prepared:
-    """Read what `preprocess` wrote to `folder`. UserError where it is damaged, belongs to other boards than lie there
-    now, or to cycles of another length than `cycle` (None: any)."""
+def load_prepared(folder: Path, cycle: int | None = None, output: Path | None = None) -> Prepared:
+    """Read what `preprocess` wrote of the boards in `folder`, there or to `output`. UserError where it is damaged,
+    belongs to other boards than lie there now, or to cycles of another length than `cycle` (None: any)."""
+    output = output or folder
     again = f"{_again(folder, cycle)} makes it anew"
-    info, tests = checkpoint.read(folder / "pcb_info.pt"), checkpoint.read(folder / "test_pcbs.pt")
-    _require_sound(info, folder / "pcb_info.pt", again)
+    if output != folder:
+        again = f"remove {output / 'pcb_info.pt'} to make it anew"
+    info, tests = checkpoint.read(output / "pcb_info.pt"), checkpoint.read(output / "test_pcbs.pt")
+    _require_sound(info, output / "pcb_info.pt", again)
     ages = len(info["mean"])
     if cycle is not None and ages != cycle:
         raise UserError(
-            f"{folder} was preprocessed for cycles of {ages} boards, not {cycle}: give --cycle {ages}, or run "
-            f"{_again(folder, cycle)}"
+            f"{folder} was preprocessed for cycles of {ages} boards, not {cycle}: give --cycle {ages}, or {again}"
         )
     height, width = info["height"], info["width"]
     if min(height, width) < SMALLEST:
         raise UserError(
             f"{folder}: boards of {height} x {width} pixels are too small for the network, which needs {SMALLEST}"
         )
-    table = _read_table(folder / "df_info.csv", again)
+    table = _read_table(output / "df_info.csv", again)
     pads = int((table["Timestep"] == 0).sum())
     boards = len(table["Timestep"]) // max(pads, 1)
     if problem := _unordered(table, boards, pads, ages):
-        raise UserError(f"{folder / 'df_info.csv'} is damaged ({problem}): {again}")
+        raise UserError(f"{output / 'df_info.csv'} is damaged ({problem}): {again}")
     x, y = (torch.from_numpy(table[name]) for name in "XY")
     if len(info["pcb_mean"]) != pads or not (x.max() < width and y.max() < height):
-        raise UserError(f"{folder / 'df_info.csv'} does not fit pcb_info.pt: {again}")
+        raise UserError(f"{output / 'df_info.csv'} does not fit pcb_info.pt: {again}")
+    files: list[Path] = []
     if (folder / "spi_measurement").is_dir():
-        found = len(board_files(folder / "spi_measurement"))
-        if found // ages * ages != boards:
-            raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {found}: {again}")
+        files = board_files(folder / "spi_measurement")
+        if len(files) // ages * ages != boards:
+            raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {len(files)}: {again}")
         # The authors' files do not know their boards.
         if "inputs" in info and digest_of(folder, boards) != info["inputs"]:
             raise UserError(f"{folder}: job.json or boards have changed since they were preprocessed: {again}")
     if problem := _unfit_tests(tests, (boards // ages, ages, 1, height, width)):
-        raise UserError(f"{folder / 'test_pcbs.pt'} {problem}: {again}")
+        raise UserError(f"{output / 'test_pcbs.pt'} {problem}: {again}")
+    volume = torch.from_numpy(table["Vol"]).view(boards, pads)
+    pad_ids = (table["PadID"][:pads] + 1).astype(int).tolist()
+    pixels = list(zip(y[:pads].long().tolist(), x[:pads].long().tolist()))
+    _note_left_out(files, ages, pad_ids, pixels, volume)
     return Prepared(
         folder=folder,
         **{name: info[name] for name in ("mean", "std", "height", "width")},
-        volume=torch.from_numpy(table["Vol"]).view(boards, pads),
-        pad_ids=(table["PadID"][:pads] + 1).astype(int).tolist(),
+        volume=volume,
+        pad_ids=pad_ids,
         x=x[:pads],
         y=y[:pads],
         test_pcbs=tests,
@@ -302,8 +318,7 @@ def _unordered(table: dict[str, np.ndarray], boards: int, pads: int, cycle: int)
 def _read_table(path: Path, again: str) -> dict[str, np.ndarray]:
     """Columns of df_info.csv but for Group, (rows,) float64 each."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
         header = rows.pop(0) if rows else []
         if len(set(header)) < len(header):
             raise ValueError("a column stands in it twice")

@@ -154,6 +154,7 @@ CASES = [
         "a pad twice": job(lambda c: c["Pad"]["ID"].__setitem__(0, c["Pad"]["ID"][1])),
         "a shape less": job(lambda c: c["Pad"]["ShapeID"].pop() and None),
         "a pad's number beyond floats": job(lambda c: c["Pad"]["ID"].__setitem__(0, 10**30)),
+        "a shape of 131,073 characters": job(lambda c: c["Pad"]["ShapeID"].__setitem__(0, "x" * 131_073)),
         "no shape": job(lambda c: c["Pad"]["ShapeID"].__setitem__(0, [1])),
     }),
     *files("0_preprocessing", BOARD, {**spoil.ANY, **spoil.JSON, **WRONG_BOARD}),

@@ -5,9 +5,11 @@ import csv
 import importlib
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +19,17 @@ import pytest
 import torch
 
 from common import checkpoint
+from common.files import digest
 from common.images import mark_synthetic
-from common.runtime import UserError
-from crrn import compare, demo_boards, report
-from crrn.boards import cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
+from common.runtime import UserError, notes
+from crrn import compare, demo_boards, pictures, report
+from crrn.boards import Boards, Layout, cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
 from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
+from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import load_prepared
 from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
+from tests.bad_input.cases import obeying_permissions
 from tests.helpers import Report, refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,8 +147,8 @@ def test_incomplete_cycles_constant_pads_and_mixed_order(data, capsys, no_pictur
     plain = args(data, "--cycle", "4")
     assert preprocessing.main(plain) == 0
     output = capsys.readouterr().out
-    assert "2 cycles of 4 and 1 more, left out" in output and "the same volume on all boards" in output
-    assert "pad 4\n" in output
+    assert f"2 cycles of 4 and 1 more, left out, from {data}/spi_measurement/spi_008.json on" in output
+    assert "the same volume on all boards, so that its normalised volume is 0: pad 4\n" in output
     table = rows(data / "df_info.csv")
     assert len(table) == 8 * PADS and {row["Vol_norm"] for row in table if row["PadID"] == "3"} == {"0.0"}
     before = (data / "df_info.csv").read_text()
@@ -422,22 +427,102 @@ def test_devices(monkeypatch, capsys):
 
 
 def test_names_and_paths_of_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.runtime._notes", [])
     monkeypatch.setattr("crrn.boards.HERE", tmp_path / "crrn")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crrn/own").mkdir(parents=True)
     (tmp_path / "here").mkdir()
-    assert data_folder("ekra") == tmp_path / "crrn/ekra"
+    assert data_folder("ekra") == data_folder(None) == tmp_path / "crrn/ekra"
     assert data_folder("own") == tmp_path / "crrn/own"
     assert data_folder("ekra/") == tmp_path / "crrn/ekra" and data_folder("here/") == Path("here")
     assert data_folder("here") == Path("here") and data_folder("./here") == Path("here")
-    with pytest.raises(UserError, match=r"neither .*crrn/none nor .*none is a folder"):
+    with pytest.raises(UserError, match=r"neither .*none nor .*crrn/none is a folder"):
         data_folder("none")
+    (tmp_path / "ekra").mkdir()  # what exists is the user's
+    assert data_folder("ekra") == data_folder("ekra/") == Path("ekra") and not notes()
+    (tmp_path / "own").mkdir()
+    assert data_folder("own") == Path("own") and notes() == [f"--data own is {tmp_path}/own, not {tmp_path}/crrn/own"]
+    assert data_folder(None) == tmp_path / "crrn/ekra"
+    (tmp_path / "jabil").touch()
+    with pytest.raises(UserError, match=r"neither .*jabil nor"):
+        data_folder("jabil")
     assert (cycle_of("ekra", None), cycle_of("jabil", None), cycle_of("x/y", None), cycle_of("jabil", 7)) == (
         20,
         10,
         20,
         7,
     )
+
+
+def test_boards_are_ordered_by_number_and_what_is_no_board_is_said(data, capsys, no_pictures):
+    folder = data / "spi_measurement"
+    assert preprocessing.main(args(data)) == 0
+    before = (data / "df_info.csv").read_bytes()
+    for n in range(9):
+        (folder / f"spi_{n:03d}.json").rename(folder / f"spi_{n:0{1 + n % 3}d}.json")  # spi_0, spi_01, spi_002, ...
+    for n in range(9, 11):
+        shutil.copy(folder / "spi_002.json", folder / f"spi_{n}.json")
+    for name in ("Thumbs.db", ".DS_Store", "._spi_0.json", "spi_4.json.bak", "spi_a.json"):
+        (folder / name).touch()
+    (folder / "@eaDir").mkdir()
+    change(data / "job.json", lambda job: (job["Pad"]["ID"].append(77), job["Pad"]["ShapeID"].append("x")))
+    (data / "job.json").write_bytes(b"\xef\xbb\xbf" + (data / "job.json").read_bytes())
+    capsys.readouterr()
+    assert preprocessing.main(args(data)) == 0
+    assert (data / "df_info.csv").read_bytes() == before
+    assert "no board has 1 pad of job.json, such as pad 77" in capsys.readouterr().out
+    (data / "df_info.csv").write_bytes(b"\xef\xbb\xbf" + before)  # as a spreadsheet saves it
+    assert training.main(args(data, "--cpu", *TRAINED)) == 0
+    told = json.loads((data / "result/ConvConjLSTM/training.json").read_text())["notes"]
+    assert told == [
+        f"{folder}: 2 files not called spi_<number>.json, so left out, such as spi_4.json.bak",
+        f"11 boards are 3 cycles of 3 and 2 more, left out, from {folder}/spi_9.json on",
+    ]
+    (folder / "spi_02.json").touch()
+    refused(capsys, preprocessing.main, args(data), "spi_002.json and spi_02.json have the same number")
+
+
+def test_boards_in_a_folder_that_can_only_be_read(data, tmp_path, capsys, no_pictures):
+    where = args(data, "--cpu", "--result", str(tmp_path / "out"))
+    before = sorted(data.rglob("*"))
+    data.chmod(0o500)
+    with obeying_permissions() as obeying:
+        if not obeying:
+            pytest.skip("this user may write everywhere")
+        refused(capsys, training.main, args(data, "--cpu", *TRAINED), "cannot write", data)
+        assert training.main([*where, *TRAINED, "--num_epochs", "1"]) == 0
+    assert sorted(data.rglob("*")) == before and (tmp_path / "out/pcb_info.pt").is_file()
+    told = f"cannot write in {data}: permission denied; the preprocessed boards lie in {tmp_path / 'out'}"
+    assert told in json.loads((tmp_path / "out/ConvConjLSTM/training.json").read_text())["notes"]
+    change(data / "spi_measurement/spi_001.json", pad(0, Volume=48.0))
+    with obeying_permissions():
+        refused(capsys, testing.main, where, "have changed", f"remove {tmp_path / 'out/pcb_info.pt'} to make it anew")
+
+
+def test_names_that_cannot_be_drawn_or_decoded(tmp_path):
+    """Mathematics that is none, bytes that are no UTF-8, half of a pair of surrogates."""
+    data = write_boards(tmp_path / os.fsdecode(b"caf\xe9 $^$"))
+    for number, shape in enumerate(["$x^{$", "\ud800", "=1+1", "\x1b[2J"]):
+        change(data / "job.json", lambda job, n=number, s=shape: job["Pad"]["ShapeID"].__setitem__(n, s))
+    assert preprocessing.main(args(data)) == 0
+    assert load_prepared(data).cycle == CYCLE
+    draw_errors(tmp_path / "errors.png", {"fine": np.zeros(3)}, data.name)
+    draw_precision_recall(tmp_path / "curves.png", {}, {}, data.name)
+    draw_boards(tmp_path / "boards.png", {"": np.zeros((1, 13, 17))}, ["a"], np.ones((13, 17), bool), data.name, 1.0)
+
+
+def test_time_does_not_grow_with_the_square_of_pads_and_shapes(tmp_path):
+    count = 30_000
+    ids = [*range(count), count - 1]
+    job = {"PCBInfo": {"PCBLenth": [200], "PCBWidth": [200]}, "Pad": {"ID": ids, "ShapeID": ids}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    start = time.process_time()
+    with pytest.raises(UserError, match=f"pad {count - 1} stands more than once"):
+        read_layout(tmp_path / "job.json")
+    x = np.arange(4000)[None] % 200.0
+    boards = Boards(Layout(201, 201, {}), np.arange(4000), list(range(4000)), x, x, x, [])
+    pictures._layout(tmp_path / "group.png", boards)
+    assert time.process_time() - start < 8  # 0.8 s; 6 s to count each pad in the list, 30 s for a picture's part each
 
 
 def pad(number, **values):
@@ -663,11 +748,25 @@ def test_compare_tests_longer_trainings_again(data, capsys, monkeypatch, no_pict
         assert found["epochs"] == epochs
         assert found["settings"].items() >= {"held_out": 0.6, "n_layers": 1, "precision": "bf16"}.items()
     assert calls == ["1_train.py", "2_test_model.py"] * 2 + ["1_train.py"]
+    # As many epochs of another training, and the same model tested otherwise.
+    capsys.readouterr()
+    assert compare.main([*argv, "--num_epochs", "2", "--lr", "1e-2", "--resume", "no"]) == 0
+    assert "is of another model" in capsys.readouterr().out and json.loads(results.read_text()) != found
+    found = json.loads(results.read_text())
+    assert found["model_sha256"] == digest(results.with_name("model_dictionary.pt"))
+    change(results, lambda content: content["settings"].update(seed=1))
+    (data / "other/compare.json").unlink()
+    assert compare.main([*argv, "--num_epochs", "2", "--lr", "1e-2"]) == 0
+    assert calls[5:] == ["1_train.py", "2_test_model.py"] * 2
+    summed = json.loads((data / "other/compare.json").read_text())["ConvLSTM_a_measured"]
+    assert summed["excessive"]["0.1"]["best_f1"]["mean"] == found["excessive"]["0.1"]["best_f1"]
+    summed = (data / "other/compare.json").read_bytes()
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setitem(scripts, "1_train.py", SimpleNamespace(main=lambda argv: 130))
         assert compare.main(argv) == 130
     assert "the same command goes on" in capsys.readouterr().out
+    assert (data / "other/compare.json").read_bytes() == summed  # of a comparison that was complete
     for more, words in (
         (["--models", "ConvLSTM", "ConvLSTM_attn"], "--models ConvLSTM_attn"),
         (["--models", "ConvLSTM_textbook_a"], "_a_textbook"),
@@ -675,7 +774,25 @@ def test_compare_tests_longer_trainings_again(data, capsys, monkeypatch, no_pict
         (["--seed=1"], "--seeds says that"),
     ):
         refused(capsys, compare.main, [*argv, *more], words)
-    assert len(calls) == 6
+    assert len(calls) == 10
+
+
+def test_an_interrupted_test_keeps_the_results_of_the_last_one(trained, monkeypatch, no_pictures):
+    folder = trained / "result/ConvConjLSTM"
+    monkeypatch.setattr(testing, "reconstruct", lambda model, images, *_: images * 0.5)
+    assert testing.main(args(trained, "--cpu")) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls = []
+
+    def stopped(model, images, *_):
+        calls.append(images)
+        if len(calls) == 41:  # the boards of the last picture
+            raise KeyboardInterrupt
+        return images * 0
+
+    monkeypatch.setattr(testing, "reconstruct", stopped)
+    assert testing.main(args(trained, "--cpu")) == 130
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("spoiled", ["weights", "weights at Ctrl-C", "test loss"])
