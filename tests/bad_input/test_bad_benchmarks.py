@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from benchmarks import accuracy, compare, demo, growth, load, nearest_neighbour, speed
+from benchmarks import accuracy, compare, demo, nearest_neighbour, speed
 from tests.bad_input import spoil
 from tests.bad_input.cases import State, at, files, make_texture, options, parametrised, places, some
 
@@ -18,8 +18,6 @@ MAINS = {
     "accuracy visa": accuracy.main,
     "compare": compare.main,
     "demo": demo.main,
-    "growth": growth.main,
-    "load": load.main,
     "nearest_neighbour": nearest_neighbour.main,
     "speed": speed.main,
 }
@@ -143,21 +141,6 @@ CASES = [
         "a record's steps are text": (recorded(b'{"finished": "1", "seconds": 1}'), "demo.json"),
     }, more="--only riad --output {place}/results/demo"),
     *options(
-        "growth",
-        "--only", "--only none", ("--only riad none", "none"), "--only ''", "--divice cpu",
-        ("--device toaster", "toaster"), ("--device cuda:x", "cuda:x"), "--output", "--output ''",
-        ("--output 'a\0b'", "NUL"), ("more", "more"), *FILE,
-    ),
-    *places("growth", CLOSED, more="--output {place}/results/growth.json"),
-    *options(
-        "load",
-        "--only", "--only none", "--share 0", "--share nan", "--share 1.1", "--share x", "--bound x", "--bound nan",
-        "--bound -1", "--folder", ("--folder {place}/held --only csflow riad", "riad exists"),
-        ("--folder {place}/results/speed.json", "speed.json"), (f"--folder {'n' * 300}", "too long"),
-        ("--outptu x", "--output"), ("more", "more"), *FILE,
-    ),
-    *places("load", CLOSED, more="--output {place}/results/load.json"),
-    *options(
         "speed",
         "--only none", "--tasks sleep", "--precisions fp8", "--layouts round", "--repeats 4", "--repeats x",
         "--threads -1",
@@ -181,7 +164,7 @@ def place(place, monkeypatch):
     def ran(*_):
         raise AssertionError("what should have been refused was run")
 
-    for module, name in ((accuracy, "run"), (demo, "run"), (growth, "alone"), (load, "measure")):
+    for module, name in ((accuracy, "run"), (demo, "run")):
         monkeypatch.setattr(module, name, ran)
     return place
 

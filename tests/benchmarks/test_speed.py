@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import growth, speed
+from benchmarks import speed
 from tests.helpers import refused
 
 TINY = {
@@ -51,23 +51,3 @@ def test_table_and_file(tmp_path, monkeypatch, capsys):
     refused(capsys, speed.main, ["--repeats", "4"], "--repeats")
     refused(capsys, speed.main, ["--precisions", "fp16", "--device", "cpu"], "fp16")
     refused(capsys, speed.main, ["--only", "nothing"], "--only")
-
-
-def test_growth(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(growth, "alone", lambda case: {"median_s": max(case[5].values()), "memory_gib": 1.0})
-    monkeypatch.setattr(growth, "train_on", lambda method, count, place: {"cpu_s": count, "memory_gib": 2.0})
-    assert growth.main(["--only", "memae", "--device", "cpu", "--output", str(tmp_path / "growth.json")]) == 0
-    said = capsys.readouterr().out
-    assert "| memae | frames | 8, 16, 32 | 8.00, 16.00, 32.00 s |" in said
-    assert "| memae | 300, 1000, 3000 | 300, 1000, 3000 s | 2.00, 2.00, 2.00 GiB |" in said
-    assert len(json.loads((tmp_path / "growth.json").read_text())["cases"]) == 12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", speed.METHODS)
-def test_growth_trains_on_as_many_as_asked_for(method, tmp_path):
-    found = growth.train_on(method, 80, tmp_path)
-    assert found["items"] == 80 and found["cpu_s"] > 1 and 0.1 < found["memory_gib"] < 10
-    # images, the held-out ones among them; boards; clips of 16 of the frames
-    number = {"csflow": " 72 ", "crn": " 72 good", "riad": "64 good", "memae": " 65 clips", "crrn": "80 boards"}[method]
-    assert number in (tmp_path / "said").read_text()

@@ -1,12 +1,12 @@
-"""The load benchmark stops scoring twice, sees whether anything is lost, and samples the memory."""
+"""The load test (load.py) stops scoring twice, sees whether anything is lost, and samples the memory."""
 
 import json
 
 import pytest
 
-from benchmarks import load
 from common.files import UserError
 from tests.helpers import refused
+from tests.robustness import load
 
 
 def test_bad_options(tmp_path, capsys):

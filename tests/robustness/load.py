@@ -1,4 +1,4 @@
-"""Does scoring a lot keep its memory flat and what it has done? python benchmarks/load.py --only memae --share 0.1
+"""Does scoring a lot keep its memory flat and what it has done? python tests/robustness/load.py --share 0.1
 
 10,000 images through CS-Flow's score.py (128 px), CRN's (32 px) and RIAD's (28 px), 90,000 frames of 32 px through
 MemAE's script_testing.py, 1,000 boards through CRRN's 3_score_boards.py, with small networks, on drawn data in --folder
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure the cases, one after the other; exit status 1 where memory grew."""
     parser = ArgumentParser(
         description="Score a lot, with interruptions, and watch the memory.",
-        example="python benchmarks/load.py --only memae --share 0.1",
+        example="python tests/robustness/load.py --only memae --share 0.1",
     )
     add = parser.add_argument_group("load").add_argument
     add("--only", nargs="+", choices=CASES, default=list(CASES), help="methods")
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
 
     add = parser.add_argument_group("files").add_argument
     add("--folder", type=Path, help="for data and results, which stay there; unset: a temporary one")
-    output = Path(__file__).parent / "results/load.json"
+    output = ROOT / "benchmarks/results/load.json"
     add("--output", type=Path, default=output, help="file of the results")
     options = parser.parse_args(argv)
     if not 0 < options.share <= 1 or not Path("/proc/self/statm").exists():
