@@ -192,14 +192,16 @@ def write_json(path: str | Path, content: Any) -> None:
 def plain(value: Any) -> Any:
     """`value` as `write_json` writes it and `read_json` gives it back."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # NumPy's and torch's scalars and arrays
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, (str, Path)):  # of names that are no UTF-8
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def read_text(path: str | Path) -> str:

@@ -8,7 +8,7 @@ scores and plots, no AUC.
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,23 @@ import torch
 from scipy.io import savemat
 
 from common.checkpoint import versions
-from common.files import UserError, atomic_write, digest, read_json, read_mat, write_csv, write_json
+from common.files import UserError, atomic_write, digest, plain, read_json, read_mat, write_csv, write_json
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
-from common.runtime import progress, say, script
+from common.runtime import note, notes, progress, say, script
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
-from memae.data.video_datasets import frame_files, frame_size, read_frame, subfolders
+from memae.data.video_datasets import (
+    file_numbers,
+    frame_files,
+    frame_size,
+    read_frame,
+    read_npy,
+    require_labels,
+    subfolders,
+)
 from memae.options import TestOptions
 from memae.pictures import curve_figure
 from memae.script_testing import listed, middle_frame
@@ -37,13 +45,14 @@ from memae.utils import device_of, load_weights, make_model, plain_settings, set
 
 @dataclass
 class Scored:
-    """One video: the frames that have a score (numbers from 1), their scores, and their labels where known."""
+    """One video: the frames that have a score (places from 1), their scores, and their labels where known."""
 
     name: str
     frames: np.ndarray  # (N,) int
     scores: np.ndarray  # (N,) float64
     labels: np.ndarray | None  # (N,) bool
     all_labels: np.ndarray | None  # of all frames of the video
+    numbers: np.ndarray  # of all frames, in the files that they were made of
 
 
 def scaled(scores: np.ndarray) -> np.ndarray:
@@ -96,11 +105,8 @@ def read_scores(path: Path) -> np.ndarray:
     """Scores (N,) from a .npy file. UserError where it is missing, broken or not finite."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: run script_testing.py with the same options")
-    try:
-        scores = np.load(path, allow_pickle=False)
-    except Exception as error:  # on damaged files, NumPy's reader raises nearly anything
-        raise UserError(f"{path} is broken or not a NumPy array: {error}") from error
-    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim != 1 or not len(scores):
+    scores = read_npy(path)
+    if scores.dtype.kind not in "fiu" or scores.ndim != 1 or not len(scores):
         raise UserError(f"{path} does not hold one score per clip")
     if not np.isfinite(scores).all():
         raise UserError(f"{path} holds scores that are nan or infinite")
@@ -109,12 +115,10 @@ def read_scores(path: Path) -> np.ndarray:
 
 def read_labels(path: Path, video: str, frames: int | None) -> np.ndarray:
     """Labels (frames,) bool from <video>.mat. UserError where there are fewer or more than the video has frames."""
-    labels = read_mat(path, "l")[0].ravel()
-    if labels.dtype.kind not in "buif" or not np.isin(labels, (0, 1)).all():
-        raise UserError(f"{path}: l holds something else than 0 and 1")
+    labels = require_labels(read_mat(path, "l")[0], path)
     if frames is not None and len(labels) != frames:
         raise UserError(f"{path} has labels for {len(labels)} frames, {video} has {frames}")
-    return labels.astype(bool)
+    return labels
 
 
 def read_tested(folder: Path, opt: Namespace) -> dict[str, Any]:
@@ -140,14 +144,18 @@ def scored_frames(tested: dict[str, Any], video: str, frames: int, opt: Namespac
     possible = middle_frames(frames, opt.FrameNum)
     if not tested:
         return possible
-    entry = tested["videos"].get(video)
-    numbers = entry.get("scored_frames") if isinstance(entry, Mapping) else None
+    numbers = _entry(tested, video).get("scored_frames")
     if not isinstance(numbers, list) or not all(type(n) is int and possible[0] <= n <= possible[-1] for n in numbers):
         raise UserError(
             f"testing.json does not say which of the frames {possible[0]} to {possible[-1]} of {video} the scores "
             "belong to: run script_testing.py again"
         )
     return np.array(numbers, dtype=int)
+
+
+def _entry(tested: dict[str, Any], video: str) -> Mapping[str, Any]:
+    entry = tested["videos"].get(plain(video)) if tested else None
+    return entry if isinstance(entry, Mapping) else {}
 
 
 def chosen(tested: dict[str, Any]) -> str:
@@ -167,23 +175,25 @@ def load_videos(opt: Namespace, folder: Path, tested: dict[str, Any]) -> list[Sc
     for name in subfolders(root / "Test"):
         frames = len(frame_files(root / "Test" / name))
         if frames < opt.FrameNum:
-            say(f"{name} is skipped: it has {frames} frames, a clip {opt.FrameNum}")
+            note(f"{name} is skipped: it has {frames} frames, a clip {opt.FrameNum}")
             continue
-        scores = read_scores(folder / f"{name}.npy")
+        path = folder / f"{name}.npy"
+        scores = read_scores(path)
         middles = scored_frames(tested, name, frames, opt)
         if len(middles) != len(scores):
-            raise UserError(
-                f"{folder / name}.npy has {len(scores)} scores, {name} has {len(middles)} clips: run script_testing.py"
-            )
+            raise UserError(f"{path} has {len(scores)} scores, {name} has {len(middles)} clips: run script_testing.py")
+        if _entry(tested, name).get("sha256") not in (None, digest(path)):
+            raise UserError(f"{path} has changed since script_testing.py wrote it: run it again")
         file = root / "Test_gt" / f"{name}.mat"
         labels = read_labels(file, name, frames) if file.is_file() else None
         if labels is None:
             without.append(name)
-        videos.append(Scored(name, middles, scores, None if labels is None else labels[middles - 1], labels))
+        of_scored, numbers = None if labels is None else labels[middles - 1], file_numbers(root / "Test" / name, frames)
+        videos.append(Scored(name, middles, scores, of_scored, labels, numbers))
     if not videos:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
     if without:
-        say(f"no labels in {root / 'Test_gt'} for {', '.join(without)}: scores, but no AUC")
+        note(f"{len(without)} videos have no labels in {root / 'Test_gt'}, such as {without[0]}: scores, but no AUC")
     return videos
 
 
@@ -202,10 +212,7 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
     made = synthetic(root)
     tested = read_tested(folder, opt)
     videos = load_videos(opt, folder, tested)
-    baseline = [
-        Scored(v.name, v.frames, difference_scores(root / "Test" / v.name, v.frames, opt), v.labels, v.all_labels)
-        for v in videos
-    ]
+    baseline = [replace(v, scores=difference_scores(root / "Test" / v.name, v.frames, opt)) for v in videos]
     labelled = [i for i, video in enumerate(videos) if video.labels is not None]
     results = {
         "method": opt.ModelName,
@@ -213,7 +220,7 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
         "model": tested.get("model"),
         "model_sha256": tested.get("model_sha256"),
         "chosen": chosen(tested),
-        "tested_on_training_videos": _same_videos(root),
+        "tested_on_training_videos": _prepared(root).get("same_videos") is True,
         "videos": len(videos),
         "unlabelled_videos": [video.name for video in videos if video.labels is None],
         "frames": sum(len(videos[i].scores) for i in labelled),
@@ -224,6 +231,8 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
         results |= {f"baseline_{key}": value for key, value in aucs([baseline[i] for i in labelled]).items()}
         results["auc_per_video"] = {videos[i].name: _quiet_auc(videos[i]) for i in labelled}
     results |= {"settings": plain_settings(opt), "tested_with": tested.get("settings"), "versions": versions()}
+    before = [line for record in (_prepared(root), tested) for line in record.get("notes") or []]
+    results["notes"] = [*dict.fromkeys([*before, *notes()])]
 
     _write(opt, root, folder, videos, baseline, results)
     _say_results(opt, folder, results, made)
@@ -238,7 +247,7 @@ def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, i
 
     UserError where the model is another one now.
     """
-    path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
+    path = opt.ModelFilePath or Path(str(tested.get("model") or opt.ModelRoot / f"{setting_name(opt)}.pt"))
     device, model = device_of(opt), make_model(opt)
     load_weights(model, path, opt)
     if tested.get("model_sha256") != digest(path):
@@ -251,7 +260,7 @@ def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, i
 
     def column(video: Scored, clip: int) -> Column:
         image, error = middle_frame(model, dataset(video.name), clip, opt, device)
-        return image, error, f"{video.name}, frame {video.frames[clip]}", None
+        return image, error, f"{video.name}, frame {video.numbers[video.frames[clip] - 1]}", None
 
     return column
 
@@ -261,10 +270,10 @@ def _quiet_auc(video: Scored) -> float:
     return aucs([video])["auc_raw"]
 
 
-def _same_videos(root: Path) -> bool:
-    """Whether script_img_prep.py was given the same videos to train on and to test on."""
+def _prepared(root: Path) -> Mapping[str, Any]:
+    """What script_img_prep.py recorded, nothing where it made none of this."""
     record = read_json(root / "prepared.json") if (root / "prepared.json").is_file() else None
-    return isinstance(record, Mapping) and record.get("same_videos") is True
+    return record if isinstance(record, Mapping) else {}
 
 
 def _write(
@@ -273,21 +282,23 @@ def _write(
     with atomic_write(folder / "acc.txt", "w") as file:
         file.write(f"{root}\nAUC: {results.get('auc', float('nan'))}\n")
     rows = []
-    for video, plain in zip(videos, baseline):
+    for video, difference in zip(videos, baseline):
         labels = [""] * len(video.scores) if video.labels is None else video.labels.astype(int).tolist()
         score = scaled(video.scores)
-        for row in zip(video.frames.tolist(), video.scores, score, 1 - score, plain.scores, labels):
+        numbers = video.numbers[video.frames - 1]
+        for row in zip(numbers.tolist(), video.scores, score, 1 - score, difference.scores, labels):
             rows.append([video.name, *row])
         with atomic_write(folder / f"{video.name}_score.mat") as file:
-            savemat(file, {"score": video.scores, "regularity": 1 - score, "frame": video.frames})
+            savemat(file, {"score": video.scores, "regularity": 1 - score, "frame": numbers})
         if video.labels is not None:
             with atomic_write(folder / f"{video.name}_label.mat") as file:
                 savemat(file, {"l": video.labels.astype(np.float64)})
         curves = {
-            opt.ModelName: (video.frames, score),
-            "frame difference": (video.frames, scaled(plain.scores)),
+            opt.ModelName: (numbers, score),
+            "frame difference": (numbers, scaled(difference.scores)),
         }
-        shaded = [] if video.all_labels is None else spans(video.all_labels)
+        runs = [] if video.all_labels is None else spans(video.all_labels)
+        shaded = [(video.numbers[first - 1], video.numbers[last - 1]) for first, last in runs]
         curve_figure(
             folder / "plots" / f"{video.name}.png", curves, f"{video.name} of {opt.Dataset}",
             "frame", "error, scaled to 0..1", shaded, "abnormal",

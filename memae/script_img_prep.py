@@ -13,9 +13,9 @@ import shutil
 import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,10 +24,37 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from common.files import UserError, atomic_write, read_json, reason, regular, write_json
-from common.images import EXTENSIONS, MARK, fingerprint, mark_synthetic, read_image
-from common.runtime import ArgumentParser, goes_on, progress, say, script
-from memae.data.video_datasets import frame_size
+from common.files import (
+    UserError,
+    atomic_write,
+    only_run,
+    plain,
+    read_json,
+    read_mat,
+    read_text,
+    reason,
+    write_json,
+)
+from common.images import (
+    EXTENSIONS,
+    MARK,
+    MAX_PIXELS,
+    MAX_PIXELS_HELP,
+    MAX_VALUE_HELP,
+    fingerprint,
+    image_size,
+    mark_synthetic,
+    max_value_option,
+    read_image,
+    read_mask,
+    resolve_max_value,
+    same_images,
+    set_max_pixels,
+    visible,
+)
+from common.images import _files_below as files_below
+from common.runtime import ArgumentParser, goes_on, note, notes, progress, say, script
+from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
 
 VIDEO_FILES = frozenset([
@@ -36,6 +63,13 @@ VIDEO_FILES = frozenset([
 ])  # fmt: skip
 # No playlists, which would name files elsewhere.
 CONTAINERS = "3gp,asf,avi,flv,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,ogg,webm"
+# Of names such as 2024-01-31_23-59-59.123 or 31.01.2024 235959.
+DATES = (
+    r"(?<!\d)(?P<Y>(?:19|20)\d\d)\D?(?P<m>[01]\d)\D?(?P<d>[0-3]\d)",
+    r"(?<!\d)(?P<d>[0-3]\d)\D(?P<m>[01]\d)\D(?P<Y>(?:19|20)\d\d)",
+)
+CLOCK = r"\D{0,3}(?P<H>[0-2]\d)\D?(?P<M>[0-5]\d)\D?(?P<S>[0-6]\d)(?:\D?(?P<f>\d+))?"
+RECORD = "prepared.json"
 MAX_SIZE = 4096
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
 # Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
@@ -48,127 +82,176 @@ def natural(path: Path) -> list:
     return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=natural)
+def _is_frame(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _is_video_file(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_FILES
 
 
 def _frames_in(folder: Path) -> list[Path]:
     # A link into nothing is a frame that cannot be read, not one to be left out.
-    return [path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
+    return sorted((path for path in visible(folder) if _is_frame(path) and not path.is_dir()), key=natural)
+
+
+def _masks_of(video: Path) -> Path:
+    """Where the masks of a video lie if it has any."""
+    return video.parent / f"{video.name if video.is_dir() else video.stem}_gt"
 
 
 def find_videos(place: Path) -> dict[str, Path]:
-    """Videos by name: `place` itself, or those in it, folders of frames and video files (not masks, <video>_gt).
+    """Videos by name: `place` itself, or those in it and below, folders of frames and video files (not masks,
+    <video>_gt). The name of day1/x.mp4 is day1_x.
 
-    UserError where there is none, two have one name, or frames lie beside videos.
+    What is left out is said. UserError where there is none, two have one name, or frames lie beside videos.
     """
     if not place.exists():
         raise UserError(f"there is no file or folder {place}")
     if place.is_file():
-        if place.suffix.lower() not in VIDEO_FILES:
+        if not _is_video_file(place):
             raise UserError(f"{place} is no video file ({', '.join(sorted(VIDEO_FILES))})")
-        return {place.stem: place}
-    frames, videos, masks = _frames_in(place), {}, []
-    for path in _visible(place):
-        folder = path.is_dir() and (not frames or _frames_in(path))  # beside frames, folders of other things may lie
-        if not folder and not (path.is_file() and path.suffix.lower() in VIDEO_FILES):
-            continue
-        name = path.name if folder else path.stem
-        if frames:
+        return {plain(place.stem): place}
+    files = files_below(place)
+    frames = {path.parent: path for path in reversed(files) if _is_frame(path)}  # the first one of each folder
+    sources = {path: path.relative_to(place).parts for path in [*frames, *filter(_is_video_file, files)]}
+    masks = [path for path, parts in sources.items() if any(part.endswith("_gt") for part in parts)]
+    videos: dict[str, Path] = {}
+    for path in sorted(sources.keys() - masks, key=lambda path: [natural(Path(part)) for part in sources[path]]):
+        if holder := next((folder for folder in path.parents if folder in frames), None):
             raise UserError(
-                f"{place} holds frames, such as {frames[0].name}, beside videos, such as {path.name}: a folder is one "
-                "video or holds videos, put the frames elsewhere"
+                f"{holder} holds frames, such as {frames[holder].name}, beside videos, such as "
+                f"{path.relative_to(holder)}: a folder is one video or holds videos, put the frames elsewhere"
             )
-        if folder and name.endswith("_gt"):
-            masks.append(path)
-            continue
+        path = path if sources[path] else path.resolve()  # whose name, too, is the video's
+        # In the form in which it is written where it is no UTF-8.
+        name = plain("_".join([*sources.get(path, ())[:-1], path.stem if path.is_file() else path.name]))
         if name in videos:
             raise UserError(f"{videos[name]} and {path} would both become the video {name}: rename one")
         videos[name] = path
-    if frames:
-        return {place.resolve().name: place}
-    for path in masks:
-        if path.name.removesuffix("_gt") not in videos:
-            say(f"{path} is left out: folders ending in _gt hold masks, and there is no video of theirs")
     if not videos:
         raise UserError(f"there are no videos in {place}: expected folders of frames, or video files")
+    known = {_masks_of(path) for path in videos.values()}
+    tops = {parts[:1] for parts in sources.values()}
+    for words, left in {
+        "files that are neither frames nor videos of a format that is read": [
+            path for path in files if not _is_frame(path) and not _is_video_file(path) and path.name != MARK
+        ],
+        "folders of masks (their names end in _gt) of no video": [path for path in masks if path not in known],
+        "folders without videos": [path for path in visible(place) if path.is_dir() and (path.name,) not in tops],
+    }.items():
+        if left:
+            note(f"{len(left)} {words} are left out in {place}, such as {left[0].relative_to(place)}")
     return videos
 
 
-def source_frames(video: Path) -> list[Path] | None:
-    """The frame files of a folder in order of their numbers, None for a video file.
+def source_frames(video: Path) -> dict[int, Path] | None:
+    """The frame files of a folder by number, in order; None for a video file.
 
-    UserError where there is none, or a number is there twice or left out: a gap would look like a jump of everything
-    in view.
+    The number is the last one of a file's name that is not the same in all; or the place, from 1, where names hold
+    none, or date and time, by which they are ordered then, which is said. UserError where there is no frame, or a
+    number is there twice or left out: a gap would look like a jump of everything in view.
     """
     if video.is_file():
         return None
     files = _frames_in(video)
     if not files:
         raise UserError(f"there are no frames in {video}")
-    numbers = [re.findall(r"[0-9]+", path.stem) for path in files]
-    steps = np.diff([int(found[-1]) for found in numbers]) if all(numbers) else np.empty(0)
+    times = [_time(path.stem) for path in files]
+    if all(times):
+        files = [path for _, _, path in sorted(zip(times, range(len(files)), files))]
+        note(f"the frames in {video} are ordered by date and time, from {files[0].name} to {files[-1].name}")
+        return dict(enumerate(files, start=1))
+    found = [[int(number) for number in re.findall(r"[0-9]+", path.stem)] for path in files]
+    if without := [path for path, numbers in zip(files, found) if not numbers]:
+        if len(without) == len(files):
+            return dict(enumerate(files, start=1))
+        raise UserError(
+            f"{len(without)} of the {len(files)} frames in {video} have no number, such as {without[0].name}: number "
+            "them, or put them elsewhere"
+        )
     # In names such as 001_v2.png, 002_v2.png, the last number does not count the frames.
-    counted = steps.any() or len({path.stem for path in files}) < len(files)
-    if counted and not steps.all():
+    columns = list(zip(*found)) if len({len(numbers) for numbers in found}) == 1 else [[n[-1] for n in found]]
+    counted = next((column for column in reversed(columns) if len({*column}) > 1), columns[-1])
+    if len({*counted}) == 1 < len(files) == len({path.stem for path in files}):
+        return dict(enumerate(files, start=1))
+    steps = np.diff(counted)
+    if len(steps) and not steps.all():
         i = int(np.flatnonzero(steps == 0)[0])
         raise UserError(f"{files[i].name} and {files[i + 1].name} have the same number in {video}: keep one")
-    if counted and (steps != steps.min()).any():
-        i = int(np.flatnonzero(steps != steps.min())[0])
+    if len(steps) and (jumps := (steps != steps.min()) | (steps < 0)).any():
+        i = int(np.flatnonzero(jumps)[0])
         raise UserError(
             f"the numbers jump from {files[i].name} to {files[i + 1].name} in {video}: add the missing frames, or make "
             "two videos of it"
         )
-    return files
+    return dict(zip(counted if counted[-1] < 2**53 else range(1, len(files) + 1), files))
 
 
-@contextmanager
-def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and stream of a video file. UserError where PyAV is missing or cannot read it."""
+def _time(stem: str) -> tuple[int, ...]:
+    """Year to second, and what follows, of a name that holds date (year first or last) and time; else nothing."""
+    found = next(filter(None, (re.search(date + CLOCK, stem, re.ASCII) for date in DATES)), None)
+    return tuple(int(found[part] or 0) for part in "YmdHMSf") if found else ()
+
+
+def frame_shape(video: Path) -> tuple[int, int]:
+    """Height and width of a video's frames.
+
+    UserError where the video cannot be read, or the frames of a folder have unlike sizes.
+    """
+    if frames := source_frames(video):
+        return frame_size([*frames.values()])
+    for _, image in read_frames(video, f"opening {video.name}"):
+        if image:
+            return image.height, image.width
+    raise UserError(f"{video} holds no frame that can be read")
+
+
+def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tuple[int, Image.Image | None]]:
+    """Numbers and RGB images of a folder's or video file's frames, with progress; None for a frame lost to damage.
+
+    max_value: see `read_image`. What is lost of a video file is said. UserError where one cannot be read, or PyAV is
+    missing.
+    """
+    if frames := source_frames(video):
+        yield from ((number, read_image(path, max_value)) for number, path in progress(frames.items(), title))
+        return
     try:
         import av
-    except ImportError as error:
+    except ImportError:
+        av = None
+    if not hasattr(getattr(av, "VideoFrame", None), "rotation"):
         raise UserError(
-            f"to read {video}, install PyAV (pip install av), or extract its frames into a folder"
-        ) from error
+            f"to read {video}, install PyAV (pip install av), version 14 or later, or extract its frames into a folder"
+        )
+    count, lost = 0, []
     try:
         with av.open(str(video), options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
                 raise UserError(f"{video} holds no video")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            announced = stream.frames
+            for packet in progress(container.demux(stream), title, announced or None):
+                try:
+                    decoded = packet.decode()
+                except av.error.InvalidDataError:
+                    decoded = [None]
+                for frame in decoded:
+                    count += 1
+                    if frame is None or frame.is_corrupt:
+                        lost.append(count)
+                        yield count, None
+                    else:
+                        yield count, frame.to_image().rotate(frame.rotation, expand=True)
     except av.error.FFmpegError as error:
-        raise UserError(f"cannot read video {video}: {reason(error)}") from error
-
-
-def frame_shape(video: Path) -> tuple[int, int]:
-    """Height and width of the frames, as far as they can be told without decoding.
-
-    UserError where the video cannot be read, or the frames of a folder have unlike sizes.
-    """
-    files = source_frames(video)
-    if files is not None:
-        return frame_size(files)
-    with _opened(video) as (_, stream):
-        return stream.height, stream.width
-
-
-def read_frames(video: Path, title: str) -> Iterator[Image.Image]:
-    """The frames of a folder or a video file as RGB images, with progress. UserError where one cannot be read.
-
-    A video file that announces more frames than it holds is named.
-    """
-    files = source_frames(video)
-    if files is not None:
-        yield from (read_image(path) for path in progress(files, title))
-        return
-    with _opened(video) as (container, stream):
-        stream.thread_type = "AUTO"
-        total, count = stream.frames or None, 0
-        for frame in progress(container.decode(stream), title, total):
-            count += 1
-            yield frame.to_image()
-        if total and count < total:
-            say(f"{video} announces {total} frames, only {count} can be read: it seems to be cut off")
+        if not count:
+            raise UserError(f"cannot read video {video}: {reason(error)}") from error
+        note(f"{video} cannot be read beyond frame {count}: {reason(error)}")
+    if lost:
+        note(f"{len(lost)} frames of {video} are damaged and left out, the first of them frame {lost[0]}")
+    if count < announced:
+        note(f"{video} announces {announced} frames, only {count} can be read: it seems to be cut off")
 
 
 def prepare_video(
@@ -176,88 +259,118 @@ def prepare_video(
     output: Path,
     size: int,
     channels: int,
+    max_value: int = 65535,
     part: tuple[int, int | None] = (1, None),
-    before: Callable[[], None] = lambda: None,
+    before: Callable[[list[int]], None] = lambda numbers: None,
 ) -> int:
-    """Write the frames of `video` as `output`/001.jpg and so on, all or none of them; return their number.
+    """Write the frames of `video` as `output`/001.jpg and so on, all or none of them; return how many.
 
-    size: their width and height in pixels, bicubic with antialiasing; channels: 1 grey, 3 colour; part: first and last
-    frame to take, from 1, inclusive; before: called when all are made, before they get their place. Frames that are
-    there already are counted, not made again. UserError for frames that cannot be read or have unlike sizes.
+    size: their width and height in pixels, bicubic with antialiasing; channels: 1 grey, 3 colour; max_value: see
+    `read_image`; part: first and last frame to take of those that can be read, from 1, inclusive; before: called with
+    the frames' numbers in the source when all are made, before they get their place. UserError for frames that cannot
+    be read or have unlike sizes.
     """
-    if output.is_dir():
-        return len(_frames_in(output))
     making = output.parent / f".making-{output.name}"
-    shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    count, like = 0, None
+    place, numbers, like = 0, [], None
     first, last = part
-    for number, image in enumerate(read_frames(video, output.name), start=1):
+    for number, image in read_frames(video, output.name, max_value):
+        if image is None:
+            continue
         like = like or image.size
         if image.size != like:
             raise UserError(
-                f"frame {number} of {video} is {image.width} x {image.height} pixels, frame 1 {like[0]} x {like[1]}: "
-                "all frames of a video have one size"
+                f"frame {number} of {video} is {image.width} x {image.height} pixels, others {like[0]} x {like[1]}: "
+                "make a video of the frames of each size"
             )
-        if number < first or (last is not None and number > last):
+        place += 1
+        if place < first or (last is not None and place > last):
             continue
-        count += 1
+        numbers.append(number)
         image = image.convert("L") if channels == 1 else image
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-        image.save(making / f"{count:03d}.jpg", quality=QUALITY)
-    if not count:
+        image.save(making / f"{len(numbers):03d}.jpg", quality=QUALITY)
+    if not numbers:
         raise UserError(f"{video} holds no frames")
-    before()
+    before(numbers)
     making.rename(output)
-    return count
+    return len(numbers)
 
 
 def labels_from_masks(folder: Path) -> np.ndarray:
-    """1 for each frame whose mask, scaled to 0..1, sums to at least 1, else 0. UserError where masks are unreadable."""
-    masks = source_frames(folder)
-    return np.array([np.asarray(read_image(path).convert("L")).sum() >= 255 for path in masks], np.uint8)
+    """Whether each frame's mask marks any pixel, bool. UserError where masks are unreadable."""
+    masks = source_frames(folder) or {}
+    return np.array([read_mask(path, image_size(path)).any() for path in masks.values()])
 
 
 def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """Abnormal intervals (first and last frame, from 1) of each video from a text file in one of two forms.
+    """Abnormal intervals (first and last frame) of each video from a text file in one of two forms.
 
     The published .m files': one line `...gt_frame = [61:180, 200:210];` per test video, in their order; or lines
     `Test001: 61-180, 200-210` by name, videos left out having none. UserError names what is wrong.
     """
-    try:
-        lines = regular(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the labels {path}: {error}") from error
-    lines = [line for line in (re.split("[%#]", line)[0].strip() for line in lines) if line]
+    lines = [line for line in (re.split("[%#]", line)[0].strip() for line in read_text(path).splitlines()) if line]
     ordered = [line for line in lines if re.search(r"gt_frame\s*=", line)]
-    intervals: dict[str, list[tuple[int, int]]] = {}
     if ordered:
         if len(ordered) != len(videos):
             raise UserError(f"{path} has intervals for {len(ordered)} videos, there are {len(videos)} test videos")
         pairs = [(video, line.split("=", 1)[1].strip(" ;[]")) for video, line in zip(videos, ordered)]
     else:
-        pairs = [tuple(part.strip() for part in line.partition(":")[::2]) for line in lines]
+        pairs = [(name.strip().replace("/", "_"), text) for name, _, text in (line.partition(":") for line in lines)]
+    intervals: dict[str, list[tuple[int, int]]] = {}
+    known = set(videos)
     for video, text in pairs:
-        if video not in videos:
-            raise UserError(f"{path}: there is no test video {video!r} (there are {', '.join(videos[:5])} ...)")
-        intervals[video] = []
-        for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*([:-])\s*", r"\1", text))):
-            match = re.fullmatch(r"([0-9]{1,18})(?:[:-]([0-9]{1,18}))?", part)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-            if not 1 <= first <= last:
-                raise UserError(f"{path}: {part!r} of {video} is no interval of frames, such as 61:180")
-            intervals[video].append((first, last))
+        if video not in known:
+            raise UserError(f"{path}: there is no test video {short(video)} (there are {', '.join(videos[:5])} ...)")
+        found = intervals.setdefault(video, [])
+        text = "-".join(part.strip() for part in text.replace(":", "-").split("-"))
+        for part in filter(None, re.split(r"[,;\s]+", text)):
+            match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last:
+                raise UserError(f"{path}: {short(part)} of {video} is no interval of frames, such as 61:180")
+            found.append((first, last))
     return intervals
 
 
-def labels_from_intervals(intervals: list[tuple[int, int]], frames: int, video: str) -> np.ndarray:
-    """Labels (frames,) with 1 in the intervals. UserError where they reach beyond the video."""
-    labels = np.zeros(frames, np.uint8)
+def labels_from_intervals(intervals: list[tuple[int, int]], numbers: Sequence[int], video: str) -> np.ndarray:
+    """Labels, bool, of the frames with these increasing numbers: whether they lie in an interval.
+
+    UserError where intervals reach beyond the video.
+    """
+    numbers = np.asarray(numbers)
+    labels = np.zeros(len(numbers), bool)
     for first, last in intervals:
-        if last > frames:
-            raise UserError(f"the labels of {video} reach to frame {last}, the video has {frames} frames")
-        labels[first - 1 : last] = 1
+        if first < numbers[0] or last > numbers[-1]:
+            reach = f"reach to frame {last}" if last > numbers[-1] else f"begin at frame {first}"
+            raise UserError(f"the labels of {video} {reach}, its frames have the numbers {numbers[0]} to {numbers[-1]}")
+        labels[np.searchsorted(numbers, first) : np.searchsorted(numbers, last, "right")] = True
     return labels
+
+
+def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarray]:
+    """Labels, bool, of videos from arrays of 0 and 1, one for each frame. frames: how many each video has.
+
+    path: a folder of <video>.npy or <video>.mat (variable l); a .npy file of all videos, one after another; or a .mat
+    file with a variable for each video, or l of the only one. UserError where an array cannot be read.
+    """
+    if path.is_dir():
+        files = {path / f"{name}{suffix}": name for name in frames for suffix in (".mat", ".npy")}
+        arrays = {
+            name: read_npy(file) if file.suffix == ".npy" else read_mat(file, "l")[0]
+            for file, name in files.items()
+            if file.is_file()
+        }
+        if left := [file for file in visible(path) if file not in files]:
+            note(f"left out of {path}: {len(left)} that are labels of no test video, such as {left[0].name}")
+    elif path.suffix.lower() == ".mat":
+        arrays = dict(zip(frames, read_mat(path, *(frames if len(frames) > 1 else "l"))))
+    else:
+        values, ends = read_npy(path).ravel(), np.cumsum([*frames.values()])
+        if len(values) != ends[-1]:
+            raise UserError(f"{path} has {len(values)} labels, the test videos have {ends[-1]} frames")
+        arrays = dict(zip(frames, np.split(values, ends[:-1])))
+    return {name: require_labels(values, path) for name, values in arrays.items()}
 
 
 def save_labels(path: Path, labels: np.ndarray) -> None:
@@ -280,51 +393,95 @@ def prepare(opt: Namespace) -> Path:
     test_videos = find_videos(test) if test else {}
     # What can be refused is refused before anything is written.
     _say_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
-    labels = _labels(opt, test, test_videos)
+    labels = _labels(opt.Labels, test_videos)
     openings = {name: _opening(name, labels, train_videos) for name in opt.Openings}  # normal frames at the start
 
+    train_frames, test_frames = (_frames_of(videos) for videos in (train_videos, test_videos))
+    max_value = resolve_max_value(train_frames or test_frames, opt.max_value, train_frames and test_frames)
     settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum", "Openings")}
     places = {"Train": train, "Test": test, "Labels": opt.Labels}
     settings |= {name: str(place and place.resolve()) for name, place in places.items()}
+    settings["max_value"] = max_value
     settings["same_videos"] = settings["Train"] == settings["Test"]
     settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
     settings["sources"] = _fingerprints("Train", train_videos) | _fingerprints("Test", test_videos)
     if settings["same_videos"]:
-        say("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
-    record = root / "prepared.json"
-    begun = [path for part in ("Train", "Test") if (root / part).is_dir() for path in _visible(root / part)]
-    others = [path for path in _visible(root) if path.name not in ("Train", "Test", MARK)] if root.is_dir() else []
-    if (begun or others) and not record.exists():
-        raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
-    if begun and (other := _differing(read_json(record), settings)):
-        raise UserError(
-            f"{root} was prepared from other videos or settings ({record}: {other} differs): use another --Dataset, or "
-            f"remove {root} to prepare it anew"
-        )
+        note("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
     made_by = next((mark for place in (train, test) if place for mark in _marks(place)), None)
     command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
+    with only_run(root):
+        record = _begin(root, plain(settings))
 
-    def before() -> None:
-        """The record and the mark come with the first video: a preparation that made none is in nobody's way."""
-        if not record.exists() or read_json(record) != settings:
-            if made_by:
-                mark_synthetic(root, command)
-            write_json(record, settings)
+        def save() -> None:
+            record["notes"] = [*dict.fromkeys([*record["notes"], *notes()])]
+            write_json(root / RECORD, record)
 
-    for name, video in train_videos.items():
-        prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, before=before)
-    for name, video in test_videos.items():
-        opening = openings.get(name, 0)
-        if opening:
-            prepare_video(video, root / "Train" / name, opt.Size, opt.ImgChnNum, (1, opening), before)
-        count = prepare_video(video, root / "Test" / name, opt.Size, opt.ImgChnNum, (opening + 1, None), before)
-        if name in labels:
-            if len(labels[name]) - opening != count:
-                raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
-            save_labels(root / "Test_gt" / f"{name}.mat", labels[name][opening:])
-    if made_by:
-        mark_synthetic(root, command)
+        def make(part: str, name: str, video: Path, first: int = 1, last: int | None = None) -> int:
+            """Prepare a video, unless that is done, and count its frames."""
+            output = root / part / name
+
+            def before(numbers: list[int]) -> None:
+                """Record and mark come with the first video: a preparation that made none is in nobody's way."""
+                if made_by and not record["videos"]:
+                    mark_synthetic(root, command)
+                record["videos"][f"{part}/{name}"] = recorded(numbers)
+                save()
+
+            if output.is_dir():
+                if f"{part}/{name}" not in record["videos"]:  # made by an older version
+                    before([number for number, whole in _readable(video).items() if whole][first - 1 : last])
+                return len(file_numbers(output, len(_frames_in(output))))
+            return prepare_video(video, output, opt.Size, opt.ImgChnNum, max_value, (first, last), before)
+
+        for name, video in train_videos.items():
+            make("Train", name, video)
+        for name, video in test_videos.items():
+            opening = openings.get(name, 0)
+            if opening:
+                make("Train", name, video, last=opening)
+            count = make("Test", name, video, first=opening + 1)
+            if name in labels:
+                if len(labels[name]) - opening != count:
+                    raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
+                save_labels(root / "Test_gt" / f"{name}.mat", labels[name][opening:])
+        save()
+        if made_by:
+            mark_synthetic(root, command)
     return root
+
+
+def _frames_of(videos: dict[str, Path]) -> list[Path]:
+    return [path for video in videos.values() for path in (source_frames(video) or {}).values()]
+
+
+def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of what `root` holds: `settings`, and "videos" and "notes" of the runs before this one.
+
+    Removes what a killed run was making. UserError where `root` holds something else.
+    """
+    path = root / RECORD
+    begun = [folder for part in ("Train", "Test") if (root / part).is_dir() for folder in visible(root / part)]
+    others = [entry for entry in visible(root) if entry.name not in ("Train", "Test", MARK)]
+    if (begun or others) and not path.exists():
+        raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
+    before = read_json(path) if begun else settings
+    # Older versions did not have these, nor fingerprints of whole contents.
+    before = {"max_value": 65535, "videos": {}, "notes": [], **(before if isinstance(before, dict) else {})}
+    stored, sources = before.get("sources"), settings["sources"]
+    stored = stored if isinstance(stored, dict) else {}
+    if stored.keys() == sources.keys() and all(same_images(str(stored[name]), now) for name, now in sources.items()):
+        before["sources"] = sources
+    if other := next((name for name in settings if before.get(name) != settings[name]), None):
+        raise UserError(
+            f"{root} was prepared from other videos or settings ({path}: {other} differs): use another --Dataset, or "
+            f"remove {root} to prepare it anew"
+        )
+    if not isinstance(before["videos"], dict) or not isinstance(before["notes"], list):
+        raise UserError(f"{path} is damaged: remove {root} to prepare it anew")
+    for part in ("Train", "Test"):
+        for folder in (root / part).glob(".making-*"):
+            shutil.rmtree(folder)
+    return before
 
 
 def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
@@ -337,18 +494,8 @@ def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
 
 def _fingerprints(part: str, videos: dict[str, Path]) -> dict[str, str]:
     """Of each source: tells whether it has changed."""
-    return {
-        f"{part}/{name}": fingerprint(source_frames(video) or [video], video.parent) for name, video in videos.items()
-    }
-
-
-def _differing(before: Any, settings: dict[str, Any]) -> str | None:
-    """Which entry of a preparation's record is another than `settings`'."""
-    before = before if isinstance(before, dict) else {}
-    for name in settings:
-        if before.get(name) != settings[name]:
-            return name
-    return None
+    sources = {name: [*(source_frames(video) or {0: video}).values()] for name, video in videos.items()}
+    return {f"{part}/{name}": fingerprint(sources[name], video.parent) for name, video in videos.items()}
 
 
 def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, Path]) -> int:
@@ -369,29 +516,35 @@ def _marks(place: Path) -> list[Path]:
     return [folder / MARK for folder in (place, *place.parents) if (folder / MARK).is_file()]
 
 
-def _labels(opt: Namespace, test: Path | None, videos: dict[str, Path]) -> dict[str, np.ndarray]:
-    """Labels of the test videos as far as there are any."""
-    if opt.Labels:
-        intervals = read_intervals(opt.Labels, list(videos))
-        return {
-            name: labels_from_intervals(intervals.get(name, []), _count(video), name) for name, video in videos.items()
-        }
-    masks = {name: test / f"{name}_gt" for name in videos if test.is_dir() and (test / f"{name}_gt").is_dir()}
-    labels = {}
-    for name, folder in masks.items():
-        labels[name] = labels_from_masks(folder)
-        if len(labels[name]) != (count := _count(videos[name])):
-            raise UserError(f"{folder} has {len(labels[name])} masks for the {count} frames of {name}")
-    if masks and len(masks) < len(videos):
-        missing = sorted(videos.keys() - masks.keys())
-        say(f"no masks for {', '.join(missing)}: without labels")
-    return labels
+def _labels(path: Path | None, videos: dict[str, Path]) -> dict[str, np.ndarray]:
+    """Labels, bool, of those frames of the test videos that can be read, as far as there are any."""
+    masks = {name: folder for name, video in videos.items() if (folder := _masks_of(video)).is_dir()}
+    frames = {name: _readable(video) for name, video in videos.items() if path or name in masks}
+    if path is None:
+        found = {name: labels_from_masks(folder) for name, folder in masks.items()}
+    elif path.is_dir() or path.suffix.lower() in (".npy", ".mat"):
+        found = read_label_arrays(path, {name: len(numbers) for name, numbers in frames.items()})
+    else:
+        intervals = read_intervals(path, [*videos])
+        found = {name: labels_from_intervals(intervals.get(name, []), [*frames[name]], name) for name in videos}
+    for name, labels in found.items():
+        if len(labels) != (count := len(frames[name])):
+            what = f"{path} has {len(labels)} labels" if path else f"{masks[name]} has {len(labels)} masks"
+            raise UserError(f"{what} for the {count} frames of {name}")
+    if found and (without := [name for name in videos if name not in found]):
+        note(f"{len(without)} of {len(videos)} test videos have no labels, such as {without[0]}")
+    if first := next((name for name, labels in found.items() if labels.any()), None):
+        number = [*frames[first]][int(found[first].argmax())]
+        file = (source_frames(videos[first]) or {}).get(number)
+        say(f"labels: the first abnormal frame of {first} is number {number}" + (f", {file.name}" if file else ""))
+    return {name: labels[[*frames[name].values()]] for name, labels in found.items()}
 
 
-def _count(video: Path) -> int:
-    files = source_frames(video)
-    # What a video file announces need not be true.
-    return len(files) if files is not None else sum(1 for _ in read_frames(video, f"counting {video.name}"))
+def _readable(video: Path) -> dict[int, bool]:
+    """Whether each frame, by its number, can be read; of a video file, what it announces need not be true."""
+    if frames := source_frames(video):
+        return dict.fromkeys(frames, True)
+    return {number: image is not None for number, image in read_frames(video, f"counting {video.name}")}
 
 
 def build_parser() -> ArgumentParser:
@@ -405,6 +558,8 @@ def build_parser() -> ArgumentParser:
     add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
     add("--Test", type=Path, help="videos to score; unset: none")
     add("--Labels", type=Path, help="file of the test videos' abnormal frames, such as data/UCSDped2.m; unset: none")
+    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
+    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
     add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")
 
     add = parser.add_argument_group("prepared data").add_argument
@@ -423,11 +578,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--Size {opt.Size}: expected a multiple of 16 from 16 to {MAX_SIZE}")
     if not opt.Dataset or opt.Dataset.startswith(".") or set(opt.Dataset) & set("/\\\0"):
         raise UserError(f"--Dataset {opt.Dataset}: expected a plain name without slashes")
+    set_max_pixels(opt.max_pixels)
     with goes_on(opt.DataRoot / opt.Dataset):
         root = prepare(opt)
-    counts = {
-        part: len(_visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
-    }
+    counts = {part: len(visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")}
     say(f"{root}: {counts['Train']} training videos, {counts['Test']} test videos, {counts['Test_gt']} with labels")
 
 

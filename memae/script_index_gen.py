@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scipy.io import savemat
 
-from common.files import UserError
+from common.files import UserError, only_run
 from common.images import MARK, made_by, mark_synthetic
-from common.runtime import ArgumentParser, progress, say, script
+from common.runtime import ArgumentParser, note, progress, say, script
 from memae.data.video_datasets import frame_files, subfolders, windows
 from memae.options.base_options import HERE
 
@@ -25,14 +25,15 @@ def index_part(root: Path, part: str, videos: dict[str, int], frame_num: int, st
     videos: names, and how many frames each has. Replaces an index that is there.
     """
     total = 0
+    for left in (root / f"{part}_idx").glob(".making-*"):  # by a killed run
+        shutil.rmtree(left)
     for video, frames in progress(videos.items(), f"{part} index"):
         folder = root / f"{part}_idx" / video
         making = folder.parent / f".making-{video}"
-        shutil.rmtree(making, ignore_errors=True)
         clips = windows(frames, frame_num, stride)
         if not clips:
             shutil.rmtree(folder, ignore_errors=True)
-            say(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
+            note(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
             continue
         making.mkdir(parents=True)
         for number, idx in enumerate(clips, start=1):
@@ -67,12 +68,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"there is neither {root / 'Train'} nor {root / 'Test'}: prepare videos with script_img_prep.py"
         )
-    # All is looked at before an index is replaced.
-    found = {part: {name: len(frame_files(root / part / name)) for name in subfolders(root / part)} for part in parts}
-    command = made_by(root) if (root / MARK).is_file() else None
-    counts = {part: index_part(root, part, videos, opt.FrameNum, opt.Stride) for part, videos in found.items()}
-    if command:  # the index of generated videos is generated, too
-        mark_synthetic(root, command)
+    with only_run(root):
+        # All is looked at before an index is replaced.
+        found = {
+            part: {name: len(frame_files(root / part / name)) for name in subfolders(root / part)} for part in parts
+        }
+        command = made_by(root) if (root / MARK).is_file() else None
+        counts = {part: index_part(root, part, videos, opt.FrameNum, opt.Stride) for part, videos in found.items()}
+        if command:  # the index of generated videos is generated, too
+            mark_synthetic(root, command)
     say(f"{root}: " + ", ".join(f"{count} clips in {part}_idx" for part, count in counts.items()))
 
 

@@ -9,6 +9,7 @@ The same command continues an interrupted run, also in the midst of a video.
 
 import os
 import sys
+import zlib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from torch import Tensor, nn
 from common import distributed
 from common.checkpoint import versions
 from common.figures import map_sheet
-from common.files import UserError, atomic_write, digest, first_process, naming, only_run, read_json, write_json
+from common.files import UserError, atomic_write, digest, first_process, naming, only_run, plain, read_json, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, goes_on, progress, say, script
+from common.runtime import autocast, goes_on, notes, progress, say, script
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
-from memae.data.video_datasets import index_root, load_batches, subfolders
+from memae.data.video_datasets import index_root, load_batches, read_npy, subfolders
 from memae.options import TestOptions
 from memae.utils import (
     clip_errors,
@@ -42,6 +43,11 @@ from memae.utils import (
     setting_name,
 )
 
+# What scores depend on beside weights, frames and device: with other values of these, all is scored anew.
+BINDING = (
+    "ModelName", "ImgChnNum", "FrameNum", "Backbone", "BackboneDepth", "MemDim", "ShrinkThres", "BatchSize",
+    "precision",
+)  # fmt: skip
 PART = 128  # clips, about, that are decoded at once and after which their scores are written
 
 
@@ -76,32 +82,40 @@ def score_video(
     decoded part by part, so that memory does not grow with the video. FloatingPointError where scores are not finite.
     """
     step = max(PART // opt.BatchSize, 1) * opt.BatchSize * distributed.size()
-    starts = range(0, len(dataset), step)
-    parts = [] if anew else _parts_before(begun, step)
-    done = len(parts)
-    if done:
-        say(f"going on after {done * step} of {len(dataset)} clips of {dataset.videos[0]}")
+    scores = np.empty(0) if anew else _scores_before(begun)
+    scores = scores[: len(scores) // step * step]
+    if len(scores):
+        say(f"going on after {len(scores)} of {len(dataset)} clips of {dataset.videos[0]}")
     distributed.anywhere(False, device)  # every process has looked before the first one writes
     if first_process():
         with naming(begun, "what is scored is kept"):
             begun.touch()
-            os.truncate(begun, 8 * step * done)
-    for start in progress(starts[done:], dataset.videos[0]):
+            os.truncate(begun, 16 * len(scores))
+    for start in progress(range(len(scores), len(dataset), step), dataset.videos[0]):
         clips = range(start, min(start + step, len(dataset)))
-        scores = score_clips(model, dataset, clips, opt, device)
-        if not np.isfinite(scores).all():
+        found = score_clips(model, dataset, clips, opt, device)
+        if not np.isfinite(found).all():
             raise FloatingPointError(f"the scores of {dataset.videos[0]} are not finite")
-        parts.append(scores)
         if first_process():
             with naming(begun, "what is scored is kept"), begun.open("ab") as file:
-                file.write(scores.tobytes())
-    return np.concatenate(parts)
+                file.write(np.stack([found, _checks(found)], axis=1).tobytes())
+        scores = np.append(scores, found)
+    return scores
 
 
-def _parts_before(begun: Path, step: int) -> list[np.ndarray]:
-    """Of the scores in a file, the whole parts of `step` clips."""
+def _checks(scores: np.ndarray) -> np.ndarray:
+    """A checksum of each score."""
+    return np.array([zlib.crc32(score.tobytes()) for score in scores], np.float64)
+
+
+def _scores_before(begun: Path) -> np.ndarray:
+    """The scores in a file of pairs of score and checksum, up to the first one that is damaged."""
     values = np.fromfile(begun) if begun.is_file() else np.empty(0)
-    return list(values[: len(values) // step * step].reshape(-1, step))
+    scores, checks = values[: len(values) // 2 * 2].reshape(-1, 2).T
+    if (damaged := checks != _checks(scores)).any():
+        say(f"{begun} is damaged: what comes after {damaged.argmax()} clips is scored again")
+        return scores[: damaged.argmax()]
+    return scores
 
 
 def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
@@ -128,12 +142,13 @@ def draw_worst(
     path: Path, model: nn.Module, dataset: VideoDatasetOneDir, scores: np.ndarray, opt: Namespace, device: torch.device
 ) -> None:
     """Draw the frames to which the highest scores belong, with their error maps, in order of time."""
-    middle = opt.FrameNum // 2
+    middle, (video,) = opt.FrameNum // 2, dataset.videos
     columns = []
     for clip in sorted(worst_clips(scores, opt.WorstFrames, middle)):
         image, error = middle_frame(model, dataset, clip, opt, device)
-        columns.append((image, error, f"frame {dataset.clips[clip][1][middle]}\nscore {scores[clip]:.4g}"))
-    map_sheet(path, columns, f"{opt.ModelName} on {opt.Dataset}: worst frames of {dataset.videos[0]}", vmin=0)
+        number = dataset.numbers[video][dataset.clips[clip][1][middle] - 1]
+        columns.append((image, error, f"frame {number}\nscore {scores[clip]:.4g}"))
+    map_sheet(path, columns, f"{opt.ModelName} on {opt.Dataset}: worst frames of {video}", vmin=0)
 
 
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
@@ -155,12 +170,20 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
             content = read_json(file)
         except UserError:
             content = None  # damaged: nothing of it is used
-        if isinstance(content, dict) and content.get("about") == about and isinstance(content.get("videos"), dict):
+        content = content if isinstance(content, dict) else {}
+        if isinstance(content.get("videos"), dict) and _binding(content.get("about")) == _binding(about):
             return content["videos"]
     for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
         old.unlink()
     write_json(file, {"about": about, "videos": {}})
     return {}
+
+
+def _binding(about: Any) -> list[Any]:
+    """What scores depend on, of `about` as it is stored."""
+    about = about if isinstance(about, dict) else {}
+    settings = about["settings"] if isinstance(about.get("settings"), dict) else {}
+    return [about.get("model_sha256"), about.get("device"), *map(settings.get, BINDING)]
 
 
 @script(memory="a smaller --BatchSize, or --precision bf16", several=True)
@@ -191,48 +214,64 @@ def main(argv: list[str] | None = None) -> None:
         require_fitting(dataset.size, opt)
     output = opt.OutRoot / f"res_{name}"
     settings = plain_settings(opt)
-    about = {"data": "synthetic" if made else str(root), "model": str(path), "model_sha256": digest(path)}
+    about = {"data": "synthetic" if made else str(root), "model": str(path.absolute()), "model_sha256": digest(path)}
     about |= {"device": device.type, "settings": settings}
     with only_run(output):
         with distributed.first_alone():
             scored = begin(output, about)
         say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
-        entries = {dataset.videos[0]: _entry(dataset, opt) for dataset in datasets}
-        scored = {video: entry for video, entry in scored.items() if entry == entries.get(video)}  # of the same frames
-        finished = {video for video in scored if (output / f"{video}.npy").is_file()}
+        entries = {plain(dataset.videos[0]): _entry(dataset, opt) for dataset in datasets}
+        scored = {key: scored[key] for key, entry in entries.items() if _holds(scored.get(key), entry)}
+        videos = {plain(dataset.videos[0]): dataset for dataset in datasets}
+        finished = {key for key, entry in scored.items() if _whole(output / f"{videos[key].videos[0]}.npy", entry)}
         if finished:
             say(f"an interrupted run of this command has scored {len(finished)} of {len(datasets)} videos: going on")
         with goes_on(output):
-            for dataset in datasets:
+            for key, dataset in videos.items():
                 (video,) = dataset.videos
-                if video in finished:
-                    continue
-                anew = video not in scored
+                file, picture, begun = (output / name.format(video) for name in ("{}.npy", "maps/{}.jpg", "{}.scoring"))
+                anew = key not in scored  # or its frames were others
                 if anew:
-                    scored[video] = entries[video]
+                    scored[key] = entries[key]
                     if first_process():
-                        (output / f"{video}.npy").unlink(missing_ok=True)
+                        file.unlink(missing_ok=True)
+                        picture.unlink(missing_ok=True)
                         write_json(output / "progress.json", {"about": about, "videos": scored})
-                begun = output / f"{video}.scoring"
+                done = key in finished
                 try:
-                    scores = score_video(model, dataset, begun, anew, opt, device)
+                    scores = read_npy(file) if done else score_video(model, dataset, begun, anew, opt, device)
                 except FloatingPointError as error:
                     raise UserError(f"{error}: {path} is no sound model (--precision fp32?)") from None
                 if first_process():
-                    if opt.WorstFrames:
-                        draw_worst(output / "maps" / f"{video}.jpg", model, dataset, scores, opt, device)
-                    with atomic_write(output / f"{video}.npy") as file:
-                        np.save(file, scores, allow_pickle=False)
-                    begun.unlink()
-                del dataset.store
+                    if not done:
+                        with atomic_write(file) as target:
+                            np.save(target, scores, allow_pickle=False)
+                        scored[key] = entries[key] | {"sha256": digest(file)}
+                        write_json(output / "progress.json", {"about": about, "videos": scored})
+                        begun.unlink()
+                    if opt.WorstFrames and not picture.is_file():
+                        draw_worst(picture, model, dataset, scores, opt, device)
+                vars(dataset).pop("store", None)
         if first_process():
-            _finish(output, {"method": opt.ModelName, **about}, entries)
+            write_json(
+                output / "testing.json",
+                {"method": opt.ModelName, **about, "versions": versions(), "videos": scored, "notes": notes()},
+            )
+            (output / "progress.json").unlink()
+            say(f"scores of {sum(map(len, videos.values()))} clips: {output}")
 
 
-def _finish(output: Path, about: dict[str, Any], entries: dict[str, Any]) -> None:
-    write_json(output / "testing.json", {**about, "versions": versions(), "videos": entries})
-    (output / "progress.json").unlink()
-    say(f"scores of {sum(len(entry['scored_frames']) for entry in entries.values())} clips: {output}")
+def _holds(kept: Any, entry: dict[str, Any]) -> bool:
+    """Whether what is kept about a video's scores is of the same frames."""
+    return isinstance(kept, dict) and entry.items() <= kept.items()
+
+
+def _whole(file: Path, entry: dict[str, Any]) -> bool:
+    """Whether a video's scores are complete and undamaged."""
+    whole = "sha256" in entry and file.is_file() and digest(file) == entry["sha256"]
+    if "sha256" in entry and not whole:
+        say(f"{file} is damaged or gone: scored again")
+    return whole
 
 
 def listed(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
-from common.images import synthetic
+from common.images import same_images, synthetic
 from common.memory import reuse_memory
 from common.runtime import autocast, command_to_continue, progress, say, script, seed_all, stop_on_request
 from memae.data import VideoDataset
@@ -300,7 +300,7 @@ def _same_training(
             f"{path} belongs to a training with other settings: {'; '.join(unlike)}. Use these, or another --Suffix, "
             "or --resume no to train anew in its place"
         )
-    if stored["fingerprint"] != about["fingerprint"]:
+    if not same_images(stored["fingerprint"], about["fingerprint"]):
         raise UserError(
             f"{path} belongs to a training on other frames than {about['folder']} holds now: use another --Suffix, or "
             "--resume no to train anew in its place"

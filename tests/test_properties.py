@@ -217,10 +217,10 @@ def test_labels_survive_intervals(labels, sign):
     file = FOLDER / "labels.txt"
     file.write_text("v: " + ", ".join(f"{first}{sign}{last}" for first, last in found))
     intervals = read_intervals(file, ["v"])["v"]
-    assert intervals == found and labels_from_intervals(intervals, len(labels), "v").tolist() == labels
-    if labels[-1]:
+    assert intervals == found and labels_from_intervals(intervals, range(1, len(labels) + 1), "v").tolist() == labels
+    if len(labels) > 1 and labels[-1]:
         with pytest.raises(UserError, match="reach to frame"):
-            labels_from_intervals(intervals, len(labels) - 1, "v")
+            labels_from_intervals(intervals, range(1, len(labels)), "v")
 
 
 @given(

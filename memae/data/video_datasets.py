@@ -12,7 +12,7 @@ import os
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.files import UserError, read_mat, reason
-from common.images import EXTENSIONS, fingerprint, image_size, read_image, require_readable
-from common.runtime import progress, say
+from common.files import UserError, plain, read_json, read_mat, reason
+from common.images import EXTENSIONS, fingerprint, image_size, is_junk, read_image, require_readable, visible
+from common.runtime import note, progress
 
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted. UserError where it is missing or holds none."""
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
+    names = [entry.name for entry in visible(folder) if entry.is_dir()]
     if not names:
         raise UserError(f"there are no folders of videos in {folder}")
     return names
@@ -43,12 +40,8 @@ def frame_files(folder: Path) -> list[Path]:
     UserError where there is none, a number is missing or there twice, or a name is not a number.
     """
     numbered: dict[int, Path] = {}
-    try:
-        entries = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
-    for path in entries:
-        if path.name.startswith("."):
+    for path in visible(folder):
+        if path.suffix.lower() not in EXTENSIONS:
             continue
         if not (path.stem.isascii() and path.stem.isdigit()):
             raise UserError(f"{path} is not named by its number, as 001.jpg is: script_img_prep.py numbers frames")
@@ -68,6 +61,53 @@ def frame_files(folder: Path) -> list[Path]:
                 f"(up to {numbers[-1]:03d} here)"
             )
     return [numbered[number] for number in numbers]
+
+
+def file_numbers(folder: Path, frames: int) -> np.ndarray:
+    """Numbers (frames,) that the frames of the prepared video `folder` had in the files that they were made of.
+
+    From prepared.json, which script_img_prep.py writes; without it 1, 2, and so on. UserError where that tells of more
+    or fewer frames.
+    """
+    record = folder.parent.parent / "prepared.json"
+    content = read_json(record) if record.is_file() else None
+    videos = content.get("videos") if isinstance(content, Mapping) else None
+    entry = videos.get(plain(f"{folder.parent.name}/{folder.name}")) if isinstance(videos, Mapping) else None
+    if entry is None:
+        return np.arange(1, frames + 1)
+    try:
+        runs = [range(*run) for run in entry]
+        if (made := sum(map(len, runs))) == frames:
+            return np.concatenate([np.array(run, np.int64) for run in runs])
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{record} is damaged: it does not tell the frames of {folder}") from None
+    raise UserError(f"{folder} has {frames} frames, script_img_prep.py has made {made}: remove it, prepare it anew")
+
+
+def recorded(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Increasing `numbers` as prepared.json holds them: arguments of ranges, one after another."""
+    steps = np.diff(numbers)
+    step = int(steps.min()) if len(steps) else 1
+    parts = np.split(np.asarray(numbers), np.flatnonzero(steps != step) + 1)
+    return [(int(part[0]), int(part[-1]) + 1, step) for part in parts]
+
+
+def require_labels(values: np.ndarray, source: Path) -> np.ndarray:
+    """`values`, read from `source`, flattened to bool. UserError where they are something else than 0 and 1."""
+    if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
+        raise UserError(f"{source} holds something else than the labels 0 and 1")
+    return values.astype(bool).ravel()
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in a .npy file. UserError where the file is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        # Mapped first: what a damaged file tells of its shape is compared with its size before memory is taken.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except Exception as error:  # on damaged files, NumPy's reader raises nearly anything
+        raise UserError(f"{path} is broken or not a NumPy array: {error}") from error
 
 
 def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]:
@@ -105,11 +145,11 @@ def clips_of(idx_root: Path | None, video: str, frames: int, frame_num: int) -> 
     None, in one line, for a video shorter than a clip. UserError where index files are missing or unsound.
     """
     if frames < frame_num:
-        say(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
+        note(f"{video} is skipped: it has {frames} frames, a clip {frame_num}")
         return []
     if idx_root is None:
         return windows(frames, frame_num)
-    files = [path for path in (idx_root / video).glob("*.mat") if not path.name.startswith(".")]
+    files = [path for path in (idx_root / video).glob("*.mat") if not is_junk(path.name)]
     if not files:
         raise UserError(f"there is no index of {video} in {idx_root}: run script_index_gen.py")
 
@@ -170,8 +210,8 @@ def frame_size(paths: Sequence[Path]) -> tuple[int, int]:
 def _require_size(path: Path, size: tuple[int, int], wanted: tuple[int, int], like: Path) -> None:
     if size != wanted:
         raise UserError(
-            f"{path} is {size[1]} x {size[0]} pixels, {like} {wanted[1]} x {wanted[0]}: all frames of a data set have "
-            "one size (script_img_prep.py)"
+            f"{path} is {size[1]} x {size[0]} pixels, {like} {wanted[1]} x {wanted[0]}: make a video of the frames of "
+            "each size, in a folder of its own; script_img_prep.py brings all videos to one size"
         )
 
 
@@ -211,11 +251,13 @@ class VideoDataset(Dataset):
         self.transform = transform or (lambda clip: clip.float().div(255).sub(0.5).div(0.5))
         self.videos = list(videos) if videos is not None else subfolders(frame_root)
         self.frame_counts: dict[str, int] = {}
+        self.numbers: dict[str, np.ndarray] = {}  # of each video's frames in their source, see `file_numbers`
         self.clips: list[tuple[str, list[int]]] = []  # video and frame numbers of each
         self.first: dict[str, int] = {}  # row of each video's frame 1
         paths: list[Path] = []
         for video in self.videos:
             files = frame_files(frame_root / video)
+            self.numbers[video] = file_numbers(frame_root / video, len(files))
             numbers = clips_of(Path(idx_root) if idx_root else None, video, len(files), frame_num)
             self.frame_counts[video] = len(files)
             self.first[video] = len(paths)

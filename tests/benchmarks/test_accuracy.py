@@ -208,5 +208,5 @@ def test_avenue(tmp_path):
     folder = accuracy.avenue(root, tmp_path / "out")["avenue"]
     assert (folder / "labels.txt").read_text().splitlines() == ["01: 2-4, 8-8", "02: 1-1, 6-6", "10: 10-10"]
     intervals = read_intervals(folder / "labels.txt", ["01", "02", "10"])
-    labels = labels_from_intervals(intervals["01"], 10, "01")
+    labels = labels_from_intervals(intervals["01"], range(1, 11), "01")
     assert np.flatnonzero(labels).tolist() == [1, 2, 3, 7] and (folder / "testing_videos").is_dir()

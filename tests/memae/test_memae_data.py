@@ -42,9 +42,7 @@ def test_preparation_of_ucsd_layout(tmp_path, capsys):
     masks.mkdir()
     for k in range(1, 19):
         mask = np.zeros((24, 36), np.uint8)
-        mask[0, 0] = 254  # sums to less than 1
-        if k in (5, 6):
-            mask[3, 3] = 1  # and this to exactly 1
+        mask[3, 3] = k in (5, 6)
         Image.fromarray(mask).save(masks / f"{k:03d}.bmp")
     root = tmp_path / "out"
     assert prep("--Input", tmp_path / "ucsd", "--DataRoot", root, "--Dataset", "d", "--Size", 32) == 0
@@ -142,7 +140,7 @@ def test_the_published_interval_file(tmp_path):
     assert found["Test001"] == [(61, 180)] and found["Test009"] == [(1, 120)] and found["Test012"] == [(88, 180)]
     (tmp_path / "x.m").write_text("T{end+1}.gt_frame = [5:90, 140:200];\nT{end+1}.gt_frame = [];\n")
     assert read_intervals(tmp_path / "x.m", ["a", "b"]) == {"a": [(5, 90), (140, 200)], "b": []}
-    assert labels_from_intervals([(2, 3)], 4, "a").tolist() == [0, 1, 1, 0]
+    assert labels_from_intervals([(2, 3)], range(1, 5), "a").tolist() == [0, 1, 1, 0]
 
 
 def test_bad_preparations(tmp_path, capsys):
@@ -163,7 +161,7 @@ def test_bad_preparations(tmp_path, capsys):
     refused(capsys, script_img_prep.main, [*test, "--Sise", "3"], "--Size")
     refused(capsys, script_img_prep.main, [*test, "--Openings", "a"], "labelled")
     refused(capsys, script_img_prep.main, [*test, "--Labels", tmp_path / "nowhere"], "nowhere")
-    bad_labels("a: 10-19", "reach to frame 19", "18 frames")
+    bad_labels("a: 10-19", "reach to frame 19", "1 to 18")
     bad_labels("a: 9-3", "'9-3'")
     bad_labels("a: soon", "'soon'")
     bad_labels("b: 1-3", "no test video 'b'")
@@ -209,15 +207,20 @@ def test_sources_that_are_ambiguous_or_uneven(tmp_path, capsys):
     (tmp_path / "v/a/notes").mkdir()
     assert prep(*argv) == 0
     out = capsys.readouterr().out
-    assert "straight_gt is left out" in out and "b is 16 x 16 pixels" in out and "a 32 x 16" in out
+    assert "left out" in out and "such as straight_gt" in out and "b is 16 x 16 pixels" in out and "a 32 x 16" in out
     assert sorted(path.name for path in (tmp_path / "out/d/Test").iterdir()) == ["a", "b"]
 
 
 def test_the_last_number_of_a_name_need_not_count(tmp_path):
     (tmp_path / "v").mkdir()
-    for k in (2, 1, 10):
+    for k in (9, 8, 10):
         grey(k).save(tmp_path / f"v/{k}_cam3.png")
-    assert [path.stem for path in script_img_prep.source_frames(tmp_path / "v")] == ["1_cam3", "2_cam3", "10_cam3"]
+    names = [(number, path.stem) for number, path in script_img_prep.source_frames(tmp_path / "v").items()]
+    assert names == [(8, "8_cam3"), (9, "9_cam3"), (10, "10_cam3")]
+    (tmp_path / "v/9_cam3.png").unlink()
+    grey(1).save(tmp_path / "v/11_cam3.png")
+    with pytest.raises(UserError, match=r"jump from 8_cam3\.png to 10_cam3\.png"):
+        script_img_prep.source_frames(tmp_path / "v")
 
 
 def test_a_failed_preparation_is_in_nobodys_way_and_changed_sources_are_noticed(tmp_path, capsys):
@@ -247,10 +250,15 @@ def test_training_videos_that_are_tested_on(tmp_path, capsys):
     make_video(tmp_path / "v/a", 18)
     argv = ["--DataRoot", tmp_path, "--Size", "16", "--Test", tmp_path / "v", "--Train"]
     assert prep(*argv, tmp_path / "v", "--Dataset", "same") == 0
-    assert "scores mean little" in capsys.readouterr().out and script_eval_video._same_videos(tmp_path / "same")
+    assert (
+        "scores mean little" in capsys.readouterr().out
+        and script_eval_video._prepared(tmp_path / "same")["same_videos"]
+    )
     make_video(tmp_path / "w/a", 18)
     assert prep(*argv, tmp_path / "w", "--Dataset", "other") == 0
-    assert "little" not in capsys.readouterr().out and not script_eval_video._same_videos(tmp_path / "other")
+    assert (
+        "little" not in capsys.readouterr().out and not script_eval_video._prepared(tmp_path / "other")["same_videos"]
+    )
 
 
 def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):
@@ -289,11 +297,13 @@ def test_video_files(tmp_path, capsys):
     assert count < 20 and f"cut.avi announces 20 frames, only {count} can be read" in capsys.readouterr().out
 
 
-def test_masks_of_ones_and_zeros_count_by_their_sum(tmp_path):
-    make_video(tmp_path / "m", 3)  # 16 x 16 of 1, 2 and 3 in 255: sums of 1.004, 2.008, 3.01
-    assert labels_from_masks(tmp_path / "m").tolist() == [1, 1, 1]
-    grey(0).save(tmp_path / "m/002.png")
-    assert labels_from_masks(tmp_path / "m").tolist() == [1, 0, 1]
+def test_a_frame_with_any_marked_pixel_is_abnormal(tmp_path):
+    (tmp_path / "m").mkdir()
+    for k, value in enumerate((0, 1, 2, 100, 255), start=1):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[3, 5] = value
+        Image.fromarray(mask).save(tmp_path / f"m/{k:03d}.png")
+    assert labels_from_masks(tmp_path / "m").tolist() == [0, 1, 1, 1, 1]
 
 
 @pytest.fixture

@@ -303,17 +303,17 @@ def test_the_hand_worked_example():
     assert middle_frames(10, 8).tolist() == [5, 6, 7]
     labels = np.zeros(20, bool)
     labels[9:11] = True  # frames 10 and 11
-    one = Scored("one", np.arange(9, 14), np.array([1.0, 3.0, 5.0, 2.0, 1.0]), labels[8:-7], labels)
+    one = Scored("one", np.arange(9, 14), np.array([1.0, 3.0, 5.0, 2.0, 1.0]), labels[8:-7], labels, None)
     assert scaled(one.scores).tolist() == [0, 0.5, 1, 0.25, 0]
     # within "one", both abnormal frames rank above all three normal ones
     assert aucs([one]) == {"auc": 1.0, "auc_raw": 1.0}
-    constant = Scored("constant", np.arange(9, 11), np.array([4.0, 4.0]), np.array([False, True]), None)
+    constant = Scored("constant", np.arange(9, 11), np.array([4.0, 4.0]), np.array([False, True]), None, None)
     assert scaled(constant.scores).tolist() == [0, 0]
     # 3 abnormal, scaled 0.5, 1, 0; 4 normal, scaled 0, 0.25, 0, 0: 4 + 4 + (3 ties / 2 + 0) = 9.5 of 12 pairs
     assert aucs([one, constant])["auc"] == pytest.approx(9.5 / 12)
     # raw: abnormal 3, 5, 4; normal 1, 2, 1, 4: 3 + 4 + (3 + 1 / 2) = 10.5 of 12
     assert aucs([one, constant])["auc_raw"] == pytest.approx(10.5 / 12)
-    normal = Scored("normal", np.arange(9, 12), np.array([0.0, 10.0, 20.0]), np.zeros(3, bool), None)
+    normal = Scored("normal", np.arange(9, 12), np.array([0.0, 10.0, 20.0]), np.zeros(3, bool), None, None)
     # raw: 3, 5 against 1, 2, 1, 0, 10, 20 win 4 each; scaled: 0.5, 1 against 0, 0.25, 0, 0, 0.5, 1 win 4.5 and 5.5
     assert aucs([one, normal])["auc_raw"] == pytest.approx(8 / 12)
     assert aucs([one, normal])["auc"] == pytest.approx(10 / 12)
