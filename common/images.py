@@ -190,7 +190,7 @@ def visible(folder: Path) -> list[Path]:
         raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Files that are no junk, in `folder` and below, sorted by relative path.
 
     Links to folders are followed, after all folders that lie there, and no folder is read twice, so that loops end.
@@ -218,7 +218,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = _files_below(folder)
+    files = files_below(folder)
     others = [path for path in files if path.suffix.lower() not in EXTENSIONS and path.name != MARK]
     if others:
         kinds = Counter(path.suffix.lower() or "without extension" for path in others).most_common(3)
@@ -659,7 +659,7 @@ def _mark_lines(folder: Path) -> list[str]:
 
 
 def _names_below(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in _files_below(folder) if path != folder / MARK}
+    return {path.relative_to(folder).as_posix() for path in files_below(folder) if path != folder / MARK}
 
 
 def mark_synthetic(folder: str | Path, command: str) -> None:

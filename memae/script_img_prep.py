@@ -41,6 +41,7 @@ from common.images import (
     MAX_PIXELS,
     MAX_PIXELS_HELP,
     MAX_VALUE_HELP,
+    files_below,
     fingerprint,
     image_size,
     mark_synthetic,
@@ -52,7 +53,6 @@ from common.images import (
     set_max_pixels,
     visible,
 )
-from common.images import _files_below as files_below
 from common.runtime import ArgumentParser, goes_on, note, notes, progress, say, script
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
