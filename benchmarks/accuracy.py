@@ -37,7 +37,7 @@ from common.files import (
     require_writable,
     write_json,
 )
-from common.images import opened_image, visible
+from common.images import files_below, fingerprint, opened_image, visible
 from common.runtime import ArgumentParser, complain, goes_on, say, script
 
 Command = tuple[str | int | float, ...]  # a program and its options
@@ -526,7 +526,8 @@ def run_once(
         results = read_json(files[0])
         numbers = {label: number(results, key) for label, key in experiment.numbers.items()}
         more = {"seconds": time.monotonic() - started, "versions": versions(), "commands": commands}
-        more |= {"data": options.folders.get(experiment.data), "settings": settings_of(experiment)}
+        more |= {"data": options.folders.get(experiment.data), "data_fingerprint": options.marks.get(experiment.data)}
+        more["settings"] = settings_of(experiment)
         write_json(record, {"experiment": experiment.name, "category": name, "seed": seed, "numbers": numbers, **more})
     return numbers_of(read_record(record, numbers=dict), experiment, record)
 
@@ -546,18 +547,20 @@ def settings_of(experiment: Experiment) -> str:
 
 def earlier(options: Namespace) -> dict[str, dict[tuple[str, int], dict[str, float | None]]]:
     """The numbers of all runs in options.output, by experiment, then by (category, seed). UserError where they are of
-    another folder than is given now: one table tells of one."""
+    another folder than is given now, or of what it held before: one table tells of one."""
     found: dict[str, dict] = {one.name: {} for one in EXPERIMENTS}
     by_name = {one.name: one for one in EXPERIMENTS}
     for path in sorted((options.output / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
         run = read_record(path, experiment=str, category=str, seed=int, numbers=dict)
         one = by_name.get(run["experiment"])
+        given, mark = (of.get(one.data) if one else None for of in (options.folders, options.marks))
+        if given and (run.get("data") != str(given) or run.get("data_fingerprint", mark) != mark):
+            changed = ", which has changed since" if run.get("data") == str(given) else ""
+            words = f"has results of {run.get('data')}{changed}: choose another --output for {given}"
+            raise UserError(f"{options.output} {words}")
         if one is None or run.get("settings") != settings_of(one):
             continue  # of another version of this program
         numbers = numbers_of(run, one, path)
-        given = options.folders.get(one.data)
-        if given and run.get("data") != str(given):
-            raise UserError(f"{options.output} has results of {run.get('data')}: choose another --output for {given}")
         found[one.name][run["category"], run["seed"]] = numbers
     return found
 
@@ -674,6 +677,7 @@ def main(argv: list[str] | None = None) -> int:
     for one in chosen:
         if one not in able:
             say(f"left out, no --data {one.data}=FOLDER: {one.name}")
+    options.marks = {name: fingerprint(files_below(folder), folder) for name, folder in folders.items()}
     with only_run(options.output), goes_on(options.output):
         return run_all(able, options)
 

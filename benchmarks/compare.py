@@ -33,7 +33,7 @@ import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import only_run, read_json, read_text, require_writable, write_json
+from common.files import digest, only_run, read_json, read_text, require_writable, write_json
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
@@ -239,9 +239,11 @@ def _read(path: Path) -> list[dict[str, str]]:
 def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
     """Train and test a method with one seed, unless that is done already; its numbers and the folder they are in.
 
-    The folder's name tells all options and images apart.
+    The folder's name tells all options, images, masks and given weights apart.
     """
-    about = [plan(method, category, options, seed, Path("run")), category.fingerprint, str(category.root)]
+    masks = fingerprint([path for sample in category.test for path in sample.mask], category.root)
+    about = [plan(method, category, options, seed, Path("run")), category.fingerprint, masks, str(category.root)]
+    about += [digest(options.extractor_weights)] if options.extractor_weights else []
     place = options.output / category.root.name / f"{method}_seed{seed}_{key_of(about)}"
     if not (place / "run.json").exists():
         require_writable(place)

@@ -330,8 +330,8 @@ def main(argv: list[str] | None = None) -> None:
     for case in cases:
         results.append(alone(case))
         say(line(results[-1]))
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
     say(f"results: {options.output}")
 
 

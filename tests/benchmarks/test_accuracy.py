@@ -94,6 +94,11 @@ def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypat
     assert rows()["riad, one", "screw"] == [0, 5] and rows()["crn, other", "screw"] == [4] and len(rows()) == 6
     assert {command[-1] for command in called if command[0] == "train"} == {"0", "5"}
 
+    # The same folder with other content is other data.
+    (tmp_path / "mvtec/screw/train/good/000.png").touch()
+    refused(capsys, accuracy.main, argv, "which has changed since: choose another --output", keeps=tmp_path / "out")
+    (tmp_path / "mvtec/screw/train/good/000.png").unlink()
+
     # What another version of an experiment has found is not its own, and other data have no place in this table.
     monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, replace(other, commands=(("train", "--more"), ONE.commands[1]))])
     assert accuracy.main([*argv, "--only", "one", "--seeds", "0"]) == 0 and len(rows()) == 3

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import compare
 from common.demo_data import make_textures
@@ -93,6 +95,35 @@ def test_the_nearest_neighbour_with_two_seeds(textures, tmp_path, programs, caps
     assert first["image_auroc"] == [run["image_auroc_mean"] for run in runs]
     assert second["image_auroc"] == [run["image_auroc_max"] for run in runs]
     assert (tmp_path / "out/report.html").read_text().count("<img ") == 1 + 2 + 1
+
+
+def test_runs_are_of_the_masks_and_weights_of_now(textures, tmp_path, monkeypatch):
+    """Corrected masks and other weights under the same name are no reason to show the old numbers."""
+    shutil.copytree(textures / "brick", tmp_path / "brick")
+    (tmp_path / "brick/SYNTHETIC").unlink(missing_ok=True)
+    runs = []
+    monkeypatch.setattr(compare, "run", lambda *words: runs.append(words))
+    found = {"image_auroc": {}, "labels": [], "scores": {}, "file": ""}
+    monkeypatch.setattr(compare, "finish", lambda *_: found)
+    weights = tmp_path / "weights"
+    weights.write_text("a")
+    options = Namespace(
+        output=tmp_path / "out", img_size=128, epochs=2, extractor="effnetB5", extractor_weights=weights, held_out=0.2,
+        cpu=True, precision="fp32", networks="small", max_value=65535, max_pixels=None, csflow_options="",
+    )  # fmt: skip
+
+    def ran():
+        runs.clear()
+        (category,) = compare.categories_of(tmp_path / "brick")
+        compare.run_once("csflow", category, options, 0)
+        return len(runs)
+
+    assert [ran(), ran()] == [1, 0]
+    mask = next((tmp_path / "brick/ground_truth").rglob("*.png"))
+    Image.open(mask).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mask)
+    assert [ran(), ran()] == [1, 0]
+    weights.write_text("b")
+    assert [ran(), ran()] == [1, 0]
 
 
 def test_the_same_images_are_held_out():

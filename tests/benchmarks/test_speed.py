@@ -51,3 +51,18 @@ def test_table_and_file(tmp_path, monkeypatch, capsys):
     refused(capsys, speed.main, ["--repeats", "4"], "--repeats")
     refused(capsys, speed.main, ["--precisions", "fp16", "--device", "cpu"], "fp16")
     refused(capsys, speed.main, ["--only", "nothing"], "--only")
+
+
+def test_what_is_complete_stays_until_its_successor_is(tmp_path, monkeypatch):
+    calls = iter(["a case"])
+
+    def stopped(case):
+        for found in calls:
+            return found
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "alone", stopped)
+    monkeypatch.setattr(speed, "line", str)
+    (tmp_path / "speed.json").write_text("complete")
+    assert speed.main(["--only", "memae", "--device", "cpu", "--output", str(tmp_path / "speed.json")]) == 130
+    assert (tmp_path / "speed.json").read_text() == "complete"

@@ -258,12 +258,12 @@ def main(argv: list[str] | None = None) -> int:
             place.mkdir(parents=True)
             found = measure(CASES[name], place, round(CASES[name].count * options.share))
         results[name] = found
-        write_json(options.output, results)
         grown |= found["mib_highest_later"] - found["mib_at_a_fifth"] > options.bound
         say(
             f"| {name} | {found['items']} | {found['per_second']:.1f} | {found['mib_at_a_fifth']:.0f} MiB "
             f"| {found['mib_highest_later']:.0f} MiB |"
         )
+    write_json(options.output, results)
     return int(grown)
 
 
