@@ -159,7 +159,7 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
         problems.append([[path for group in unpaired for path in group[side]] for side in (0, 1)])
     else:
         alone = zip(min(problems, key=lambda sides: sum(map(len, sides))), ROAD_FOLDERS)
-        found = " and ".join(f"{len(paths)} in {name} ({_some(paths)})" for paths, name in alone if paths)
+        found = " and ".join(f"{len(paths)} in {name} ({_some(paths) or 'none'})" for paths, name in alone)
         raise UserError(f"{folder}: images without just one partner of the same name or numbers: {found}")
     pairs = [(one, other) for (one,), (other,) in groups.values()]
     if key is numbers:

@@ -118,13 +118,18 @@ CASES = [
     *places("compare", {
         "no defective images": (
             lambda place: [
-                shutil.rmtree(path) for path in (place / "data/brick/test").iterdir() if path.name != "good"
+                (place / "data/brick/SYNTHETIC").unlink(),
+                *(shutil.rmtree(path) for path in (place / "data/brick/test").iterdir() if path.name != "good"),
             ],
             "good images only",
         ),
         "no test images": (lambda place: shutil.rmtree(place / "data/brick/test"), "test"),
         "one good image": (
-            lambda place: [(place / f"data/brick/train/good/00{k}.png").unlink() for k in (1, 2)], "one image",
+            lambda place: [
+                (place / "data/brick" / name).unlink()
+                for name in ("SYNTHETIC", "train/good/001.png", "train/good/002.png")
+            ],
+            "one image",
         ),
         "an unreadable image": (at("data/brick/test/good/000.png", spoil.ANY["unreadable"]), "000.png"),
         "an image that is a link loop": (at("data/brick/test/good/000.png", spoil.ANY["link loop"]), "000.png"),

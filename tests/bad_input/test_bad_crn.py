@@ -174,14 +174,6 @@ CASES = [
         "authors' checkpoint": lightning(best_gen=0, best_disc=0),
     }),
     *places("train", {
-        "no test images": (lambda place: shutil.rmtree(place / "data/brick/test"), "brick/test"),
-        "only good test images": (
-            lambda place: (
-                (place / "data/brick/SYNTHETIC").unlink(),
-                [shutil.rmtree(p) for p in (place / "data/brick/test").iterdir() if p.name != "good"],
-            ),
-            "only good",
-        ),
         "an empty kind of defect": (lambda place: (place / "data/brick/test/none").mkdir(), "test/none"),
         "real images among generated ones": (
             lambda place: shutil.copy(place / IMAGE, place / "data/brick/test/good/mine.png"), "mine.png",
@@ -210,7 +202,6 @@ CASES = [
             lambda place: (place / HEIGHT).rename(place / "road/good_ones/height_files/900.png"), "partner",
         ),
         "no heights": (lambda place: shutil.rmtree(place / "road/bad_ones/height_files"), "height_files"),
-        "no bad ones": (lambda place: shutil.rmtree(place / "road/bad_ones"), "bad_ones"),
         "one good one": (
             lambda place: [
                 (
