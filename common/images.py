@@ -18,12 +18,11 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,25 +110,24 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
     samples = []
     for label, name in enumerate(class_names := ["good", *defects]):
         folder, masks_folder = place / name, truth / name
-        images = _images_below(folder)
+        images = {path: _stem(path, folder) for path in _images_below(folder)}
         if not images:
             raise UserError(f"there are no images in {folder}: {layout}")
-        stems = {_stem(path, folder) for path in images}
-        beside = [path for path in images if _image_of(stem := _stem(path, folder)) in stems - {stem}]
+        stems = Counter(images.values())
+        beside = [path for path, stem in images.items() if _image_of(stem, stems)]
         if beside:
             note(f"{len(beside)} files in {folder} are masks of the images beside them, such as {beside[0].name}")
-            images = [path for path in images if path not in beside]
-            stems = {_stem(path, folder) for path in images}
-        if len(stems) < len(images):
-            twin = next(path for path, after in pairwise(images) if _stem(path, folder) == _stem(after, folder))
+            for path in beside:
+                del stems[images.pop(path)]
+        if twins := [path for path, stem in images.items() if stems[stem] > 1]:
             note(
-                f"{len(images) - len(stems)} images in {folder} have another's name but for the extension, such as "
-                f"{twin.name}: masks belong into {masks_folder}"
+                f"{len(twins)} images in {folder} have the same name but for the extension, such as {twins[0].name}: "
+                f"masks belong into {masks_folder}"
             )
         masks = _masks_of(stems, beside, folder)
         if label and masks_folder.is_dir():
             masks |= _masks_of(stems, _images_below(masks_folder), masks_folder)
-        samples += [Sample(path, label, name, masks.get(_stem(path, folder), ()) if label else ()) for path in images]
+        samples += [Sample(path, label, name, masks.get(stem, ()) if label else ()) for path, stem in images.items()]
     return samples, class_names
 
 
@@ -137,20 +135,21 @@ def _stem(path: Path, folder: Path) -> Path:
     return path.relative_to(folder).with_suffix("")
 
 
-def _image_of(stem: Path) -> Path:
-    """The image's stem that a mask's tells: "000" of "000_mask"."""
-    return stem.with_name(re.sub(r"(?<=.)_(mask|gt)$", "", stem.name))
+def _image_of(stem: Path, images: Container[Path]) -> Path | None:
+    """Of stems, the image that a mask's is named after: "000" for "000_mask"."""
+    image = stem.with_name(re.sub(r"(?<=.)_(mask|gt)$", "", stem.name))
+    return image if image != stem and image in images else None
 
 
-def _masks_of(stems: set[Path], masks: Sequence[Path], folder: Path) -> dict[Path, tuple[Path, ...]]:
+def _masks_of(images: Container[Path], masks: Sequence[Path], folder: Path) -> dict[Path, tuple[Path, ...]]:
     """Each image's masks by its stem: <stem>_mask.png, else <stem>.png, else all <stem>/*.png."""
-    ranked: list[dict[Path, tuple[Path, ...]]] = [{}, {}, {}]
+    ranked: list[dict[Path, list[Path]]] = [{}, {}, {}]
     for mask in masks:
         stem = _stem(mask, folder)
-        image = _image_of(stem)
-        rank, key = (2, image) if image != stem and image in stems else (1, stem) if stem in stems else (0, stem.parent)
-        ranked[rank][key] = (*ranked[rank].get(key, ()), mask)
-    found = {stem: paths for rank in ranked for stem, paths in rank.items() if stem in stems}
+        image = _image_of(stem, images)
+        rank = 2 if image else 1 if stem in images else 0
+        ranked[rank].setdefault((stem.parent, stem, image)[rank], []).append(mask)
+    found = {stem: tuple(paths) for rank in ranked for stem, paths in rank.items() if stem in images}
     if unused := sorted({*masks} - {path for paths in found.values() for path in paths}):
         note(
             f"{len(unused)} of {len(masks)} masks in {folder} belong to no image, such as {unused[0].name}: "
@@ -221,11 +220,11 @@ def _images_below(folder: Path) -> list[Path]:
     files = files_below(folder)
     others = [path for path in files if path.suffix.lower() not in EXTENSIONS and path.name != MARK]
     if others:
-        kinds = Counter(path.suffix.lower() or "without extension" for path in others).most_common(3)
-        first = next(path for path in others if kinds[0][0] in (path.suffix.lower(), "without extension"))
+        [(kind, count)] = Counter(path.suffix.lower() for path in others).most_common(1)
+        first = next(path for path in others if path.suffix.lower() == kind)
         note(
-            f"{len(others)} files in {folder} are no images of a format that is read and are left out "
-            f"({', '.join(f'{count} {kind}' for kind, count in kinds)}), such as {first.name}: convert images to PNG"
+            f"{len(others)} files in {folder} are no images of a format that is read and are left out, such as "
+            f"{first.name} ({count} {kind or 'without extension'}): convert images to PNG"
         )
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     _note_pages(images)

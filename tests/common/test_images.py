@@ -222,7 +222,7 @@ def test_what_lies_outside_the_layout_is_said(mvtec, capsys):
     assert (
         f"1 files or folders in {mvtec}/ground_truth are named after no defect in" in said and "such as other" in said
     )
-    assert "1 images in" in said and "have another's name but for the extension, such as a.bmp" in said
+    assert f"2 images in {mvtec}/test/twin have the same name but for the extension, such as a.bmp" in said
 
 
 def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
@@ -230,10 +230,10 @@ def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
     for name in ("1.heic", "2.HEIC", "3.jxl", "4.cr2", "a"):
         (tmp_path / name).touch()
     assert image_files(tmp_path) == [tmp_path / "0.png"]
-    assert f"5 files in {tmp_path} are no images of a format that is read and are left out (2 .heic, " in (
-        said := capsys.readouterr().out
+    assert (
+        f"5 files in {tmp_path} are no images of a format that is read and are left out, such as 1.heic (2 .heic): "
+        in (capsys.readouterr().out)
     )
-    assert "such as 1.heic: convert" in said
 
 
 def test_pages_after_the_first_are_said(tmp_path, capsys):
