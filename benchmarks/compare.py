@@ -37,7 +37,7 @@ from common.files import digest, only_run, read_json, read_text, require_writabl
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
-from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, say, script
+from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, notes, say, script
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
@@ -442,7 +442,7 @@ def compare(options: Namespace, categories: list[Category]) -> None:
     about = conditions(options, categories, list(found.values()))
     write_json(
         options.output / "compare.json",
-        {"conditions": about, "seeds": options.seeds, "results": entries, "versions": versions()},
+        {"conditions": about, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()},
     )
     sections = [Section("All in one table", about, HEADER, [row(entry) for entry in entries])]
     for category in categories:
