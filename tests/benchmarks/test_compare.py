@@ -97,6 +97,25 @@ def test_the_nearest_neighbour_with_two_seeds(textures, tmp_path, programs, caps
     assert (tmp_path / "out/report.html").read_text().count("<img ") == 1 + 2 + 1
 
 
+def test_what_is_doubtful_in_the_images_is_said(textures, tmp_path, programs, capsys):
+    root = tmp_path / "data/brick"
+    shutil.copytree(textures / "brick", root, ignore=shutil.ignore_patterns("SYNTHETIC"))
+    copy = shutil.copy(root / "train/good/000.png", root / "test/good/copy.png")
+    (root / "ground_truth/hole/000_mask.png").unlink()
+    for name in ("__MACOSX", "@eaDir"):
+        (tmp_path / "data" / name / "train").mkdir(parents=True)
+    argv = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--methods", "nearest", "--seeds", "0"]
+    assert compare.main([*argv, *TINY]) == 0
+    copies = f"1 of 8 images to test on are copies of training images, such as {copy}"
+    assert copies in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/compare.json").read_text())
+    [result] = [json.loads(path.read_text()) for path in (tmp_path / "out/brick").glob("nearest_seed*/results.json")]
+    assert any(copies in note for note in content["notes"])
+    assert any(copies in note for note in result["notes"])
+    assert result["defective_images_without_mask"] == 1
+    assert "1 defective images have no mask: the pixel metrics leave them out" in result["notes"]
+
+
 def test_runs_are_of_the_masks_and_weights_of_now(textures, tmp_path, monkeypatch):
     """Corrected masks and other weights under the same name are no reason to show the old numbers."""
     shutil.copytree(textures / "brick", tmp_path / "brick")
