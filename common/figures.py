@@ -112,16 +112,16 @@ def map_sheet(
     share one colour scale, so that a good image looks cold: from `vmin` to `vmax`, else from the lowest to the highest
     value of the sheet. Raises ValueError for maps that are not finite, UserError where the file cannot be written.
     """
-    values = np.concatenate([np.ravel(anomaly_map) for _, anomaly_map, _ in columns])
-    if not np.isfinite(values).all():
+    ends = np.array([[np.min(anomaly_map), np.max(anomaly_map)] for _, anomaly_map, _ in columns])
+    if not np.isfinite(ends).all():
         raise ValueError("anomaly map with values that are nan or infinite")
-    low, high = values.min() if vmin is None else vmin, values.max() if vmax is None else vmax
+    low, high = ends.min() if vmin is None else vmin, ends.max() if vmax is None else vmax
     scale = Normalize(low, high + (abs(low) or 1) if high == low else high, clip=True)  # constant maps look cold
 
     # Sizes in inches. A cell is as large as the widest and the highest image need it, and the texts beside them.
-    drawn = [_drawn(image) for image, _, _ in columns]
-    width = max(1.5, *(image.shape[1] / _DPI for image in drawn))
-    height = max(1.3, *(image.shape[0] / _DPI for image in drawn))
+    images = [drawn(image) for image, _, _ in columns]
+    width = max(1.5, *(image.shape[1] / _DPI for image in images))
+    height = max(1.3, *(image.shape[0] / _DPI for image in images))
     gap, left, right, top, bottom = 0.08, 0.55, 1.25, 0.85, 0.1
     sheet = left + len(columns) * (width + gap) + right, top + 3 * (height + gap) + bottom
     figure = Figure(sheet, dpi=_DPI)
@@ -135,7 +135,7 @@ def map_sheet(
         figure.text(
             0.28 / sheet[0], (y + height / 2) / sheet[1], name, rotation=90, fontsize=9, ha="center", va="center"
         )
-        for column, ((_, anomaly_map, caption), image) in enumerate(zip(columns, drawn)):
+        for column, ((_, anomaly_map, caption), image) in enumerate(zip(columns, images)):
             axes = place(left + column * (width + gap), y, width, height)
             if row == 0:
                 axes.imshow(image)
@@ -172,10 +172,14 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float
     anomaly_map: (h, w) finite, resized to (H, W) bilinearly. The heat's opacity grows from 0 at `vmin` and below, where
     the image stays as it is, to `alpha` at `vmax` and above. Raises ValueError for vmin > vmax.
     """
-    heat = Normalize(vmin, vmax, clip=True)(_resized(anomaly_map, image.shape[:2]))[..., None]  # (H, W, 1) in 0..1
-    opacity = alpha * np.asarray(heat)
-    colours = 255 * _HEAT(heat[..., 0])[..., :3]
-    return np.rint(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+    anomaly_map, scale = _resized(anomaly_map, image.shape[:2]), Normalize(vmin, vmax, clip=True)
+    blended, step = np.empty_like(image), max(1, 2**18 // image.shape[1])
+    for top in range(0, len(image), step):  # in strips: in float64, a large image would take gigabytes
+        rows = slice(top, top + step)
+        heat = np.asarray(scale(anomaly_map[rows]))  # in 0..1
+        opacity = alpha * heat[..., None]
+        blended[rows] = np.rint(image[rows] * (1 - opacity) + 255 * _HEAT(heat)[..., :3] * opacity)
+    return blended
 
 
 def _figure(title: str, size: tuple[float, float], right: float, bottom: float) -> tuple[Figure, Axes]:
@@ -210,11 +214,20 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=kind, **options)
 
 
-def _drawn(image: np.ndarray) -> np.ndarray:
-    """The image with its long side scaled to 256 pixels."""
+def drawn(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 at the size that `map_sheet` draws it: its long side scaled to 256 pixels."""
     factor = 256 / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def drawn_mask(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray | None:
+    """A mask (h', w') reduced to `shape` where it is larger: a pixel is marked where any of those it stands for is, so
+    that small defects do not get lost."""
+    for axis, side in enumerate(shape if mask is not None else ()):
+        if (length := mask.shape[axis]) > side:
+            mask = np.logical_or.reduceat(mask, np.arange(side) * length // side, axis=axis)
+    return mask
 
 
 def _resized(anomaly_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -226,7 +239,8 @@ def _resized(anomaly_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _outline(axes: Axes, mask: np.ndarray, shape: tuple[int, int]) -> None:
-    """Outline `mask` (h', w') over an image of `shape`, from the mask's own pixels: small defects do not get lost."""
+    """Outline `mask` (h', w') over an image of `shape`."""
+    mask = drawn_mask(np.asarray(mask), shape)
     if not np.any(mask):
         return
     padded = np.pad(np.asarray(mask, float), 1)  # closes outlines at the border

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -283,19 +284,45 @@ def digest(path: str | Path) -> str:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
+_FORMULA = re.compile(r"'*[=+@\t\r-]")
+
+
+def _cells(rows: Iterable[Iterable]) -> Iterator[list]:
+    """Rows whose texts, such as files' names, no spreadsheet takes for a formula; `read_csv` undoes it."""
+    for row in rows:
+        texts = [str(cell) if isinstance(cell, Path) else cell for cell in row]
+        yield [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in texts]
+
+
 def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> None:
-    """Write a CSV file with one header line."""
+    """Write a CSV file with one header line. A text that begins like a formula (=, +, -, @) has a ' before it."""
     with atomic_write(path, "w") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(_cells(rows))
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The rows of what `write_csv` has written, by their columns. UserError where it cannot be read."""
+    try:
+        with regular(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table that can be read: {error}") from error
+    return [{name: re.sub(r"^'(?='*[=+@\t\r-])", "", cell) for name, cell in row.items() if name} for row in rows]
 
 
 def append_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
     """Add rows to a CSV file in one go; SIGKILL may cut the last of them off. Only the first process writes."""
-    if not first_process():
-        return
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    with naming(path, "the rows before are kept"), Path(path).open("ab") as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+    csv.writer(text).writerows(_cells(rows))
+    append_text(path, text.getvalue())
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add lines to a text file in one go; SIGKILL may cut the last of them off. Only the first process writes."""
+    if first_process():
+        with naming(path, "the rows before are kept"), Path(path).open("ab") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))

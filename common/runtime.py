@@ -35,6 +35,7 @@ __all__ = [
     "goes_on",
     "note",
     "notes",
+    "out_of_memory",
     "pick_device",
     "printable",
     "progress",
@@ -132,7 +133,7 @@ def script(
                 words = "what was saved is kept, the same command goes on from there"
                 complain(f"error: another process of this run has ended: {words}")
                 return 2
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
             complain(f"error: not enough memory{where}: try {memory}")
@@ -149,7 +150,8 @@ def script(
     return wrapped
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short: the computer's, or a GPU's."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # Of torch's allocator on the CPU, of CUDA and MPS beside torch's allocator, of cuBLAS.

@@ -1,20 +1,25 @@
-"""Verdicts on images that nobody has labelled: thresholds from good images, and the scoring of a folder."""
+"""Verdicts on images that nobody has labelled: thresholds from good images, and the scoring of files."""
 
-import csv
-import io
+import hashlib
+import json
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from common.figures import overlay
 from common.files import (
     UserError,
-    append_csv,
+    append_text,
     atomic_write,
     digest,
     first_process,
@@ -22,14 +27,51 @@ from common.files import (
     plain,
     read_json,
     reason,
+    regular,
     require_writable,
     write_csv,
     write_json,
 )
-from common.metrics import threshold_for_fpr
-from common.runtime import goes_on, progress, say
+from common.images import image_files, image_size, read_mask
+from common.metrics import PixelMetrics, threshold_for_fpr
+from common.runtime import ArgumentParser, goes_on, note, notes, out_of_memory, progress, say
 
-Scored = tuple[float, np.ndarray, np.ndarray]  # score, image (H, W, 3) uint8, anomaly map (H, W) float32
+RESULTS, PROGRESS = "results.json", "progress.jsonl"
+LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
+IMAGE_ERRORS = (UserError, MemoryError, RuntimeError)  # of one image; RuntimeErrors other than of memory are raised
+
+
+SCORING_OPTIONS = ("images", "output", "maps", "threshold", "pixel_threshold")  # of `add_scoring_options`
+
+
+class Scored(NamedTuple):
+    """What a method finds in an image: its score, "good" or "defective" ("" without a threshold), and the anomaly map
+    (h, w) float32 at the network's resolution, which `upsample` brings to the image's."""
+
+    score: float
+    verdict: str
+    map: np.ndarray
+
+
+def scored(
+    images: np.ndarray | Sequence[np.ndarray],
+    score: Callable[[list[np.ndarray]], Iterable[tuple[float, np.ndarray]]],
+    threshold: Mapping[str, Any] | None,
+) -> Scored | list[Scored]:
+    """What `score` finds in one image, or in each of several, (H, W, 3) each. ValueError for arrays of other shapes."""
+    one = isinstance(images, np.ndarray) and images.ndim == 3
+    listed = [images] if one else list(images)
+    for image in listed:
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image of shape {image.shape}: expected (height, width, 3)")
+    found = [Scored(float(value), verdict_of(value, threshold), amap) for value, amap in score(listed)]
+    return found[0] if one else found
+
+
+def upsample(anomaly_map: np.ndarray | torch.Tensor, size: Sequence[int]) -> np.ndarray:
+    """Map (h, w) at the network's resolution to (H, W) = size, bilinear, float32."""
+    values = anomaly_map if isinstance(anomaly_map, torch.Tensor) else torch.tensor(anomaly_map)
+    return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
 
 
 def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) -> dict[str, Any]:
@@ -57,9 +99,22 @@ def met_in_words(met: Mapping[str, Any]) -> str:
     return found + ("" if math.isnan(bad) else f", {bad:.3f} of the defective are")
 
 
-def verdict_of(score: float, threshold: Mapping[str, Any] | None) -> str:
-    """ "good", "defective", or nothing without a threshold."""
-    return "" if threshold is None else "defective" if score > threshold["image"] else "good"
+def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: float | None) -> dict[str, Any] | None:
+    """`threshold` with what --threshold and --pixel_threshold put in its place, which promises no error rate."""
+    given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
+    if any(not math.isfinite(value) for value in given.values()) or given.get("pixel", 1) <= 0:
+        raise UserError("--threshold is a finite number, --pixel_threshold one above 0")
+    if not given:
+        return threshold
+    kept = threshold or {"image": None, "pixel": None}
+    return {"image": kept["image"], "pixel": kept["pixel"], **given, "given": list(given)}
+
+
+def verdict_of(score: float | None, threshold: Mapping[str, Any] | None) -> str:
+    """ "good", "defective", or nothing without a score or a threshold."""
+    if score is None or threshold is None or threshold["image"] is None:
+        return ""
+    return "defective" if score > threshold["image"] else "good"
 
 
 def rates(threshold: Mapping[str, Any], labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -70,110 +125,278 @@ def rates(threshold: Mapping[str, Any], labels: np.ndarray, scores: np.ndarray) 
     return {**threshold, **{name: float(part.mean()) if len(part) else float("nan") for name, part in met.items()}}
 
 
+class MaskedPixels:
+    """Pixel metrics of test images, of which defective ones without a mask are left out, counted and named."""
+
+    def __init__(self):
+        self.metrics = PixelMetrics()
+        self.without: list[str] = []
+
+    def update(self, path: Path, label: int, mask: Any, anomaly_map: np.ndarray | torch.Tensor) -> None:
+        """Count the pixels of an image; label: 0 is good; mask: as `read_mask` takes it, or nothing."""
+        if label and not mask:  # nobody knows which of its pixels are defective
+            self.without.append(path.name)
+            return
+        size = image_size(path)
+        self.metrics.update(upsample(anomaly_map, size), read_mask(mask, size) if mask else None)
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics, and "defective_images_without_mask"."""
+        if self.without:
+            note(
+                f"{len(self.without)} defective images have no mask, such as {self.without[0]}: the pixel metrics "
+                "leave them out"
+            )
+        return self.metrics.compute() | {"defective_images_without_mask": len(self.without)}
+
+
+def add_scoring_options(parser: ArgumentParser, default: str) -> None:
+    """The options that all three score.py have; default: of --output, in words."""
+    add = parser.add_argument_group("what to score").add_argument
+    add("--images", type=Path, required=True, nargs="+", help="images, or folders of images")
+    add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
+    add("--maps", choices=("network", "full"), default="network", help="resolution of maps/: the network's, or images'")
+    add = parser.add_argument_group("thresholds of your own").add_argument
+    of_image = "an image is defective whose score is above this; unset: from good images"
+    add("--threshold", type=float, default=None, help=of_image)
+    of_pixel = "a pixel is defective whose value in the map is above this; unset: from good images"
+    add("--pixel_threshold", "--pixel-threshold", type=float, default=None, help=of_pixel)
+
+
+def source_of(images: Sequence[Path]) -> Path:
+    """The one file or folder of --images, or the folder that holds all of several."""
+    return images[0].resolve() if len(images) == 1 else _root(images)
+
+
+def _absolute(path: Path) -> Path:
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def _root(images: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in images]))
+
+
+def named_images(images: Sequence[Path]) -> dict[str, Path]:
+    """The images of --images by name, the path relative to the folder that holds all. UserError as `image_files`."""
+    paths = [_absolute(source) / path.relative_to(source) for source in images for path in image_files(source)]
+    root = _root(images)
+    return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def default_output(folder: Path, images: Sequence[Path]) -> Path:
+    """folder/<name of the images' folder>, with its parent's name before it where that has results of other images."""
+    source = source_of(images)
+    output = folder / source.name
+    return output if _is_of(output, source) else folder / f"{source.parent.name}_{source.name}"
+
+
+def _is_of(output: Path, source: Path) -> bool:
+    """Whether `output` holds no results of other images than those in `source`."""
+    found = [read_json(output / RESULTS)] if (output / RESULTS).exists() else []
+    found += [line for line in _read_lines(output / PROGRESS)[:1] if line is not None]
+    return all(isinstance(about, dict) and about.get("images") == str(source) for about in found)
+
+
+class _Row(NamedTuple):
+    """What progress.jsonl keeps of an image."""
+
+    name: str
+    digests: list[str]  # of its files
+    score: float | None = None
+    map: str | None = None  # digest of its map's file
+    limit: float | None = None  # the threshold of pixels that overlay and mask show
+    error: str = ""
+
+
 def score_folder(
-    images: Path,
+    given: Namespace,
     output: Path,
     model: Path,
-    names: Sequence[str],
-    score: Callable[[Sequence[int]], Sequence[Scored | UserError]],
+    files: Mapping[str, Sequence[Path]],
+    read: Callable[[str], np.ndarray],
+    score: Callable[[list[np.ndarray]], Sequence[Scored]],
     batch_size: int,
     about: Mapping[str, Any],
     threshold: Mapping[str, Any] | None,
     score_name: str = "score",
     hide: bool = False,
 ) -> int:
-    """Score images in batches; returns the exit status, 1 where some could not be read.
+    """Score images in batches; returns the exit status, 1 where some could not be scored.
 
-    names: relative paths; score(numbers): for each of these images what was found, or why nothing was. Writes to
-    `output` scores.csv (path, <score_name>, threshold, verdict, error), a row as soon as an image is scored, and per
-    image the map (maps/, float32 TIFF), its overlay (overlays/, JPEG) and, with a threshold, the mask of defective
-    pixels (masks/, PNG); results.json with `about`. Interrupted, the same call goes on with the images that are left.
-    UserError where `output` holds or would mix with something else.
+    given: the options of `add_scoring_options`; files: of each image by its name, a relative path; read(name): the
+    image, (H, W, 3) uint8, or float in 0..1; score(images): what is found in each. Writes to `output` per image its map
+    (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/, JPEG) and, with a threshold, the mask of
+    defective pixels (masks/, PNG); when all are done, scores.csv (path, <score_name>, threshold, verdict, error) and
+    results.json with `about`. progress.jsonl keeps what is scored: the same call goes on where it was interrupted,
+    computes what is new or has changed, and judges the rest by the threshold of now. UserError where `output` holds
+    results of other images.
     """
-    if images.is_dir() and output.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"--output {output} lies in --images {images}: its pictures would be scored the next time")
-    about = {"images": str(images.resolve()), "model": str(model), "model_sha256": digest(model), **about}
-    about = {**about, "threshold": threshold}
-    header = ["path", score_name, "threshold", "verdict", "error"]
-    table, summary = output / "scores.csv", output / "results.json"
+    threshold = with_given(threshold, given.threshold, given.pixel_threshold)
+    for folder in given.images:
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--output {output} lies in --images {folder}: its pictures would be scored the next time")
+    source, journal, limit = source_of(given.images), output / PROGRESS, threshold["pixel"] if threshold else None
+    about = plain({"images": source, "model_sha256": digest(model), **about, "maps": given.maps})
+    reduced = []  # images whose overlays are
     require_writable(output)
     with only_run(output):
-        rows = _rows_before(table, summary, about, header)
-        write_json(summary, {**about, "finished": False})
-        write_csv(table, header, rows)
-        known = {row[0] for row in rows}
-        left = [number for number, name in enumerate(names) if name not in known]
-        if rows:
-            say(f"continuing after {len(rows)} of {len(names)} images: {output}")
-        batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)]
-        counts = {"scored": len(rows), "defective": sum(row[3] == "defective" for row in rows), "failed": 0}
+        if not _is_of(output, source):
+            raise UserError(f"{output} holds results of other images than {source}: choose another --output")
+        rows = _rows_before(output, about, files)
+        with atomic_write(journal, "w") as file:
+            file.writelines(map(_line, [about, *rows.values()]))
+        left = [name for name in files if name not in rows]
+        if len(left) < len(files):
+            say(f"continuing after {len(files) - len(left)} of {len(files)} images: {output}")
+        work = [(left[i : i + batch_size], score) for i in range(0, len(left), batch_size)]
+        judged = [row for row in rows.values() if row.name in files and row.limit != limit]
+        work += [([row.name], partial(_stored, output, row)) for row in judged]
         with goes_on(output):
-            for numbers in progress(batches, "scoring", hide=hide):
-                new = []
-                for number, found in zip(numbers, score(numbers)):
-                    row = _row(output, names[number], found, threshold)
-                    counts["scored"] += row[1] != ""
-                    counts["defective"] += row[3] == "defective"
-                    counts["failed"] += row[4] != ""
-                    new.append(row)
-                append_csv(table, new)
-        write_json(summary, {**about, "finished": True, **counts})
-    say(
-        f"{counts['scored']} images scored"
-        + (f", {counts['defective']} defective" if threshold else "")
-        + f": {output}"
-    )
+            for names, find in progress(work, "scoring", hide=hide):
+                new = [_Row(name, _digests(files[name])) for name in names]
+                for i, found in enumerate(_found(names, read, find)):
+                    new[i] = _drawn(output, new[i], found, limit, given.maps == "full")
+                    if not isinstance(found, str) and max(found[0].shape) > LONGEST_JPEG:
+                        reduced.append(names[i])
+                rows.update((row.name, row) for row in new)
+                append_text(journal, "".join(map(_line, new)))
+        if reduced:
+            note(
+                f"{len(reduced)} overlays are reduced to {LONGEST_JPEG} pixels, the most that a JPEG file can hold, "
+                f"such as {reduced[0]}"
+            )
+        if others := [name for name in rows if name not in files]:
+            note(f"{len(others)} images scored before are not among those given now and left out, such as {others[0]}")
+        done = [(row := rows[name], verdict_of(row.score, threshold)) for name in files]
+        table = [[row.name, row.score, verdict and threshold["image"], verdict, row.error] for row, verdict in done]
+        write_csv(output / "scores.csv", ["path", score_name, "threshold", "verdict", "error"], table)
+        counts = {
+            "scored": sum(row.score is not None for row, _ in done),
+            "defective": sum(verdict == "defective" for _, verdict in done),
+            "failed": sum(row.error != "" for row, _ in done),
+        }
+        summary = {**about, "model": str(model), "threshold": threshold, "finished": True, **counts, "notes": notes()}
+        write_json(output / RESULTS, summary)
+    defective = f", {counts['defective']} defective" if threshold else ""
+    say(f"{counts['scored']} images scored{defective}: {output}")
     if counts["failed"] and first_process():
-        print(
-            f"{counts['failed']} images could not be read, or their maps not written; scores.csv says why",
-            file=sys.stderr,
-        )
+        print(f"{counts['failed']} images could not be scored, or not shown: scores.csv says why", file=sys.stderr)
     return 1 if counts["failed"] else 0
 
 
-def _rows_before(table: Path, summary: Path, about: Mapping[str, Any], header: list[str]) -> list[list[str]]:
-    """The rows of images that an interrupted scoring with the same model and settings has finished.
+def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
+    """What calls with the same model and settings have found in images, by name, but for images that have changed since
+    or could not be scored."""
+    head, *lines = _read_lines(output / PROGRESS) or [None]
+    if head != about:
+        return {}
+    if damaged := lines.count(None):
+        note(f"{damaged} lines of {output / PROGRESS} are damaged: their images are scored again")
+    rows = {line[0]: _Row(*line) for line in lines if line is not None}
+    rows = {name: row for name, row in rows.items() if not row.error}
+    changed = [
+        name
+        for name, row in rows.items()
+        if name in files and [*row.digests, row.map] != _digests([*files[name], _map_file(output, name)])
+    ]
+    if changed:
+        note(f"{len(changed)} images or their maps have changed, such as {changed[0]}: they are scored again")
+    return {name: row for name, row in rows.items() if name not in changed}
 
-    UserError where there are scores of other images.
-    """
-    if not summary.exists():
-        return []
-    before = read_json(summary)
-    if not isinstance(before, dict) or before.get("images") != about["images"]:
-        raise UserError(f"{table.parent} holds results of other images than {about['images']}: choose another --output")
-    if before != plain({**about, "finished": False}):
-        return []
+
+def _line(content: Any) -> str:
+    text = json.dumps(plain(content))
+    return f"{_mark(text.encode())} {text}\n"
+
+
+def _mark(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """What was given to `_line` for each line of a file, None where it is damaged; a last line cut off is left out."""
     try:
-        text = table.read_bytes().decode("utf-8", "backslashreplace")
-        found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))  # the last line may be cut off
+        lines = [line.partition(b" ") for line in regular(path).read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot read {table}: {reason(error)}") from error
-    except csv.Error as error:
-        raise UserError(f"{table} is damaged ({error}): remove {table.parent} to score anew") from error
-    return [row for row in found[1:] if len(row) == len(header) and row[1] and not row[4]]
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    return [json.loads(text) if mark == _mark(text).encode() else None for mark, _, text in lines]
 
 
-def _row(output: Path, name: str, found: Scored | UserError, threshold: Mapping[str, Any] | None) -> list[Any]:
-    if isinstance(found, UserError):
-        return [name, "", "", "", str(found)]
-    score, image, anomaly_map = found
-    row = [name, score, threshold["image"] if threshold else "", verdict_of(score, threshold), ""]
+def _digests(paths: Sequence[Path]) -> list[str]:
+    """Of each file; none where one cannot be read."""
     try:
-        _save_pictures(output, name, image, anomaly_map, threshold["pixel"] if threshold else None)
-    except UserError as error:
-        row[-1] = str(error)
-    return row
+        return [digest(path) for path in paths]
+    except UserError:
+        return []
 
 
-def _save_pictures(output: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, limit: float | None) -> None:
-    hottest = 2 * limit if limit else max(float(anomaly_map.max()), 1e-6)  # the same for all images where possible
-    _save(Image.fromarray(anomaly_map), output / "maps" / f"{name}.tiff", "TIFF")
-    _save(Image.fromarray(overlay(image, anomaly_map, 0, hottest)), output / "overlays" / f"{name}.jpg", "JPEG")
+def _stored(output: Path, row: _Row, images: list[np.ndarray]) -> list[Scored]:
+    """What was found in an image before."""
+    with Image.open(_map_file(output, row.name), formats=("TIFF",)) as stored:
+        return [Scored(row.score, "", np.array(stored))]
+
+
+def _found(
+    names: Sequence[str], read: Callable[[str], np.ndarray], score: Callable[[list[np.ndarray]], Sequence[Scored]]
+) -> list[tuple[np.ndarray, Scored] | str]:
+    """Each image and what is found in it, or why nothing is."""
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found[name] = read(name)
+        except IMAGE_ERRORS as error:
+            found[name] = _words(error)
+    images = {name: image for name, image in found.items() if not isinstance(image, str)}
+    try:
+        results = score(list(images.values())) if images else []
+    except IMAGE_ERRORS as error:
+        results, words = None, _words(error)
+    if results is not None:
+        return [*{**found, **dict(zip(images, zip(images.values(), results)))}.values()]
+    if len(names) == 1:
+        return [words]
+    return [one for name in names for one in _found([name], read, score)]
+
+
+def _words(error: Exception) -> str:
+    """What an image's row says of an error; those of the program itself are raised."""
+    if not isinstance(error, UserError) and not out_of_memory(error):
+        raise error
+    return str(error) if isinstance(error, UserError) else "not enough memory for this image"
+
+
+def _drawn(output: Path, row: _Row, found: tuple[np.ndarray, Scored] | str, limit: float | None, full: bool) -> _Row:
+    """The row with what was found, once its pictures are written."""
+    if isinstance(found, str):
+        return row._replace(error=found)
+    image, (score, _, anomaly_map) = found
+    try:
+        _save_pictures(output, row.name, image, anomaly_map, limit, full)
+        return row._replace(score=score, map=digest(_map_file(output, row.name)), limit=limit)
+    except IMAGE_ERRORS as error:
+        return row._replace(score=score, error=_words(error))
+
+
+def _map_file(output: Path, name: str) -> Path:
+    return output / "maps" / f"{name}.tiff"
+
+
+def _save_pictures(
+    output: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, limit: float | None, full: bool
+) -> None:
+    upsampled = upsample(anomaly_map, image.shape[:2])
+    _save(Image.fromarray(upsampled if full else anomaly_map), _map_file(output, name), "TIFF")
     if limit is not None:
-        defective = (anomaly_map > limit).astype(np.uint8) * 255
-        _save(Image.fromarray(defective), output / "masks" / f"{name}.png", "PNG")
+        _save(Image.fromarray((upsampled > limit).astype(np.uint8) * 255), output / "masks" / f"{name}.png", "PNG")
+    if image.dtype != np.uint8:
+        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    hottest = 2 * limit if limit else max(float(upsampled.max()), 1e-6)  # the same for all images where possible
+    if max(image.shape) > LONGEST_JPEG:
+        size = [max(1, round(side * LONGEST_JPEG / max(image.shape))) for side in image.shape[1::-1]]
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    _save(Image.fromarray(overlay(image, upsampled, 0, hottest)), output / "overlays" / f"{name}.jpg", "JPEG")
 
 
 def _save(image: Image.Image, path: Path, format: str) -> None:

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common import distributed
 from common.checkpoint import versions
 from common.files import require_writable, write_csv, write_json
-from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, image_auroc, in_words
-from common.runtime import UserError, progress, say
-from common.scoring import rates, thresholds, verdict_of
+from common.images import image_size
+from common.metrics import image_auroc, in_words
+from common.runtime import UserError, notes, progress, say
+from common.scoring import MaskedPixels, rates, thresholds, upsample, verdict_of
 from crn import report
 from crn.options import SCORES, plain
 from crn.training.dataset import Dataset, Images, Item, viewable
@@ -43,12 +42,18 @@ def score_batches(
     try:
         for batch, x in zip(progress(batches, title or "", hide=title is None), loaded):
             x = x.to(device, non_blocking=True)
-            scored = model.scores(x)
-            if not all(scored[name].isfinite().all() for name in SCORES):
-                raise UserError("the scores are not finite: the model is diverged or an image holds huge values")
-            yield batch, x, scored
+            yield batch, x, finite_scores(model, x)
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def finite_scores(model: Model, x: Tensor) -> dict[str, Tensor]:
+    """`model.scores` of prepared images (B, 3, H, W). UserError where a score is not finite."""
+    scored = model.scores(x)
+    if not all(scored[name].isfinite().all() for name in SCORES):
+        raise UserError("the scores are not finite: the model is diverged or an image holds huge values")
+    return scored
 
 
 def score_all(model: Model, images: Images, batch_size: int, device: torch.device) -> dict[str, np.ndarray]:
@@ -77,11 +82,6 @@ def thresholds_of(about: Mapping[str, Any], opt: Namespace, fpr: float, score: s
     return thresholds(calibration[score], calibration["map"], fpr)
 
 
-def resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, (h, w) -> (H, W) = size."""
-    return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
-
-
 def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """Score the test part, then the training part with the model in opt.model_input; returns the results.
 
@@ -99,23 +99,21 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     model.to(device, memory_format=torch.channels_last)
     threshold = thresholds_of(about, opt, opt.fpr, "inference")
     rows: list[list[Any]] = []
-    pixels = PixelMetrics() if any(item.mask for item in dataset.test) else None
-    try:
-        for part, items in parts.items():
-            images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
-            numbers, title = range(len(items)), f"scoring the {part} part"
-            for batch, x, scored in score_batches(model, images, numbers, opt.batch_size, device, title):
-                for row, index in enumerate(batch):
-                    item = items[index]
-                    score, other = (float(scored[name][row]) for name in SCORES)
-                    rows.append([item.name, score, other, part, item.label, verdict_of(score, threshold)])
-                    difference = scored["difference"][row].mean(dim=0)  # (h, w)
-                    _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
-                    if pixels is not None and part == "test" and (item.mask or not item.label):
-                        _count_pixels(pixels, item, difference)
-    finally:  # whatever ends this, the scores so far stay
-        header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
-        write_csv(opt.anomaly_score_file, header, rows)
+    pixels = MaskedPixels() if any(item.mask for item in dataset.test) else None
+    for part, items in parts.items():
+        images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
+        numbers, title = range(len(items)), f"scoring the {part} part"
+        for batch, x, scored in score_batches(model, images, numbers, opt.batch_size, device, title):
+            for row, index in enumerate(batch):
+                item = items[index]
+                score, other = (float(scored[name][row]) for name in SCORES)
+                rows.append([item.name, score, other, part, item.label, verdict_of(score, threshold)])
+                difference = scored["difference"][row].mean(dim=0)  # (h, w)
+                _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
+                if pixels is not None and part == "test":
+                    pixels.update(item.path, item.label, item.mask, difference)
+    header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
+    write_csv(opt.anomaly_score_file, header, rows)
     results = _results(opt, dataset, about, rows, threshold, pixels, device)
     path = opt.anomaly_score_file.with_suffix(".json")
     write_json(path, results)
@@ -133,13 +131,9 @@ def _save_pictures(opt: Namespace, kind: str, item: Item, x: Tensor, shown: Tens
     panels = [*viewable(torch.stack((x, shown)), kind), grey]
     save_grid(opt.image_output_path / "inference" / f"{item.name}.png", [torch.stack(panels)])
     size = image_size(item.path)
-    save_picture(opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(resized(grey[0], size)))
-
-
-def _count_pixels(pixels: PixelMetrics, item: Item, difference: Tensor) -> None:
-    size = image_size(item.path)
-    mask = read_mask(item.mask, size) if item.mask else None
-    pixels.update(resized(difference, size).cpu(), mask)
+    save_picture(
+        opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(torch.from_numpy(upsample(grey[0], size)))
+    )
 
 
 def _results(
@@ -148,7 +142,7 @@ def _results(
     about: Mapping[str, Any],
     rows: Sequence[Sequence[Any]],
     threshold: Mapping[str, Any] | None,
-    pixels: PixelMetrics | None,
+    pixels: MaskedPixels | None,
     device: torch.device,
 ) -> dict[str, Any]:
     tested = [row for row in rows if row[3] == "test"]
@@ -167,4 +161,4 @@ def _results(
         results["threshold"] = rates(threshold, labels, scores)
     if pixels is not None:
         results |= pixels.compute()
-    return results | {"device": str(device), "settings": plain(opt), "versions": versions()}
+    return results | {"device": str(device), "settings": plain(opt), "versions": versions(), "notes": notes()}

@@ -1,25 +1,86 @@
 """Score images without labels: python score.py --images FOLDER --model-input model_checkpoints/last.ckpt
 
 Writes to --output (default results/<folder's name>): scores.csv with one row per image (score, threshold, verdict,
-error), and per image the difference map (maps/, float32 TIFF), its overlay (overlays/, JPEG) and the binary mask of
-defective pixels (masks/, PNG; only with a threshold), under the image's relative path. A model of RoadImages expects
-the folders intensity_files and height_files in --images.
+error), and per image the difference map (maps/, float32 TIFF, of the network's resolution or the image's), its overlay
+(overlays/, JPEG) and the binary mask of defective pixels (masks/, PNG; only with a threshold), under the image's
+relative path. A model of RoadImages expects the folders intensity_files and height_files in --images. In Python: `load`
+once, then `score_images`.
 """
 
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 
-from common.runtime import ArgumentParser, UserError, pick_device, script
-from common.scoring import Scored, score_folder
-from crn.inference import resized, score_batches, thresholds_of
+from common.images import read_image
+from common.runtime import ArgumentParser, pick_device, script
+from common.scoring import (
+    Scored,
+    add_scoring_options,
+    default_output,
+    score_folder,
+    scored,
+)
+from crn.inference import finite_scores, thresholds_of
 from crn.options import HERE, SCORES, require
-from crn.training.dataset import DATASETS, Images, read, unlabelled
-from crn.training.utils import load_model, read_model_kind, to_bytes
+from crn.training.dataset import DATASETS, prepare, read, unlabelled
+from crn.training.utils import Model, load_model, read_model_kind
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with its settings, ready to score; `about` is the rest of its file, `score` names what counts."""
+
+    model: Model
+    settings: Namespace
+    about: dict[str, Any]
+    score: str
+    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+    device: torch.device
+
+
+def load(
+    path: Path,
+    device: torch.device | None = None,
+    score: str = "inference",
+    fpr: float = 0.05,
+    dataset: str | None = None,
+    imsize: int | None = None,
+) -> Loaded:
+    """The model in the checkpoint `path`; dataset and imsize: else as it says. UserError where it is missing, damaged,
+    or does not fit."""
+    given = Namespace(model_input=path, fpr=fpr, dataset=dataset, imsize=imsize)
+    require(given, "fpr", 0 < fpr < 1, "between 0 and 1")
+    require(given, "imsize", imsize is None or 1 <= imsize <= 4096, "from 1 to 4096")
+    settings = read_model_kind(given)
+    model, about = load_model(settings)
+    device = device or pick_device()
+    model.to(device, memory_format=torch.channels_last)
+    return Loaded(model, settings, about, score, thresholds_of(about, settings, fpr, score), device)
+
+
+def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
+    """Score, verdict and map of an image (H, W, 3), or of each of several: RGB uint8, or float as in the data set
+    (RoadImages: height, intensity, intensity). UserError where they are not finite."""
+    settings = model.settings
+
+    def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+        for image in images:
+            x = torch.tensor(image).movedim(-1, 0)
+            x = x / 255 if x.dtype == torch.uint8 else x
+            x = prepare(x, settings.dataset, settings.imsize, settings.antialias)[None].to(model.device)
+            found = finite_scores(model.model, x)
+            yield float(found[model.score][0]), found["difference"][0].mean(dim=0).cpu().numpy()
+
+    return scored(images, score, model.threshold)
 
 
 @script(memory="a smaller --imsize, smaller images, or --cpu")
@@ -29,16 +90,13 @@ def main(argv: list[str] | None = None) -> int:
         description="Score a folder of images without labels with a trained model.",
         example="python crn/score.py --images my_new_images --model-input ck/last.ckpt",
     )
-    add = parser.add_argument_group("what to score").add_argument
-    add("--images", type=Path, required=True, help="folder of images, or one image")
-    add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
-    add("--output", type=Path, help="folder for the results; unset: results/<folder's name> in crn/")
-
+    add_scoring_options(parser, "results/<folder's name> in crn/")
     add = parser.add_argument_group("scores and verdicts").add_argument
     add("--score", choices=SCORES, default="inference", help="the score that counts")
     add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
 
     add = parser.add_argument_group("network").add_argument
+    add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
     add("--dataset", choices=DATASETS, help="how images are normalised; unset: as the checkpoint says")
     add("--imsize", type=int, help="side of the images for the network; unset: the training's")
 
@@ -46,32 +104,27 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     opt = parser.parse_args(argv)
-    require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
-    require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
     device = pick_device(opt.device, cpu=opt.cpu)
-    settings = read_model_kind(opt)
-    kind = settings.dataset
-    items = unlabelled(opt.images, kind)
-    model, about = load_model(settings)
-    model.to(device, memory_format=torch.channels_last)
-    threshold = thresholds_of(about, settings, opt.fpr, opt.score)
-    images = Images(items, kind, settings.imsize, settings.antialias, limit_gib=0)
+    model = load(opt.model_input, device, opt.score, opt.fpr, opt.dataset, opt.imsize)
+    kind = model.settings.dataset
+    items = {item.name: item for item in unlabelled(opt.images, kind)}
 
-    def score(numbers: Sequence[int]) -> list[Scored | UserError]:
-        (number,) = numbers
-        try:
-            ((_, _, scored),) = score_batches(model, images, numbers, 1, device)
-            image = to_bytes(read(items[number], kind).movedim(0, -1))  # (H, W, 3)
-        except UserError as error:
-            return [error]
-        difference = resized(scored["difference"][0].mean(dim=0), image.shape[:2]).cpu().numpy()
-        return [(float(scored[opt.score][0]), image, difference)]
+    def read_one(name: str) -> np.ndarray:
+        if kind == "RoadImages":
+            return read(items[name], kind).movedim(0, -1).numpy()
+        return np.asarray(read_image(items[name].path))
 
-    output = opt.output or HERE / "results" / opt.images.resolve().name
-    names = [item.name for item in items]
-    about_run = {"trained_on": about.get("data"), "score": opt.score, "imsize": settings.imsize}
     return score_folder(
-        opt.images, output, opt.model_input, names, score, 1, about_run, threshold, f"score_{opt.score}"
+        opt,
+        opt.output or default_output(HERE / "results", opt.images),
+        opt.model_input,
+        {name: item.paths for name, item in items.items()},
+        read_one,
+        partial(score_images, model=model),
+        1,
+        {"trained_on": model.about.get("data"), "score": opt.score, "imsize": model.settings.imsize, "dataset": kind},
+        model.threshold,
+        f"score_{opt.score}",
     )
 
 

@@ -12,16 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from common.checkpoint import versions
-from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import only_run, require_writable, write_csv, write_json
-from common.images import image_size, read_image, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc, in_words
+from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
+from common.files import first_process, only_run, require_writable, write_csv, write_json
+from common.images import read_image, read_mask
+from common.metrics import average_precision, image_auroc, in_words
 from common.report import Column
-from common.runtime import pick_device, progress, say, script
-from common.scoring import met_in_words, rates, thresholds, verdict_of
+from common.runtime import notes, pick_device, progress, say, script
+from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
 from csflow import report
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -48,12 +47,6 @@ def load_features(config: Config, dataset: Dataset, device: torch.device) -> tup
 def thresholds_of(calibration: dict[str, list[float]] | None, config: Config) -> dict[str, Any] | None:
     """`common.scoring.thresholds` from the held-out good images, None without such."""
     return None if calibration is None else thresholds(calibration[config.score], calibration["map"], config.fpr)
-
-
-def upsample(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Map (h, w) at the resolution of the features -> (H, W), bilinear."""
-    tensor = torch.from_numpy(anomaly_map)[None, None]
-    return F.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def best_f1(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -110,6 +103,7 @@ def evaluate(
         "device": str(device),
         "settings": config.as_dict(),
         "versions": versions(),
+        "notes": notes(),
     }
     _write_scores(config, dataset, scored, threshold)
     write_json(config.result_dir / "results.json", results)
@@ -125,16 +119,10 @@ def _pixel_metrics(dataset: Dataset, maps: np.ndarray, config: Config) -> dict[s
     if not any(sample.mask for sample in dataset.test):
         say(f"no masks in {dataset.root / 'ground_truth'}: no pixel metrics")
         return {}
-    metrics, without = PixelMetrics(), 0
+    pixels = MaskedPixels()
     for sample, anomaly_map in zip(progress(dataset.test, "pixel metrics", hide=config.hide_tqdm_bar), maps):
-        if sample.label and not sample.mask:
-            without += 1  # nobody knows which of its pixels are defective
-            continue
-        size = image_size(sample.path)
-        metrics.update(upsample(anomaly_map, size), read_mask(sample.mask, size) if sample.mask else None)
-    if without:
-        say(f"{without} defective images have no mask: the pixel metrics leave them out")
-    return metrics.compute() | {"defective_images_without_mask": without}
+        pixels.update(sample.path, sample.label, sample.mask, anomaly_map)
+    return pixels.compute()
 
 
 def _last_and_best(history: list[dict[str, Any]], config: Config) -> dict[str, Any]:
@@ -178,8 +166,6 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
 
     defective = np.flatnonzero(labels)[:: config.map_every]
     folder = config.map_picture_dir
-    for old in folder.glob("*.jpg"):
-        old.unlink()
     good, maps = labels == 0, scored["map"]
     # From what is usual in good images, or where there are none in all, to the highest values.
     vmin, vmax = float(np.median(maps[good] if good.any() else maps)), float(np.quantile(maps, 0.999))
@@ -187,14 +173,18 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
     for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
         *columns, masks = zip(*(shown_image(dataset, maps, i) for i in rows))
         map_sheet(folder / f"{number}.jpg", list(zip(*columns)), title, masks, vmin=vmin, vmax=vmax)
+    names = {f"{number}.jpg" for number in range(len(sheets))}
+    for old in [path for path in folder.glob("*.jpg") if path.name not in names] if first_process() else ():
+        old.unlink()
 
 
 def shown_image(dataset: Dataset, maps: np.ndarray, i: int) -> Column:
-    """Test image i (H, W, 3) uint8, its anomaly map (H, W), its name, and its mask (H, W) or None."""
+    """Test image i (H, W, 3) uint8 as pictures show it, its anomaly map (h, w), its name, and its mask or None."""
     sample = dataset.test[i]
     image = np.asarray(read_image(sample.path))
     mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
-    return image, upsample(maps[i], image.shape[:2]), dataset.name(sample)[len("test/") :], mask
+    small = drawn(image)
+    return small, maps[i], dataset.name(sample)[len("test/") :], drawn_mask(mask, small.shape[:2])
 
 
 def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any]) -> None:

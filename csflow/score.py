@@ -1,25 +1,77 @@
 """Score images without labels: python score.py --images FOLDER --modelname dummy_test
 
 Writes to --output (default results/<modelname>/<folder's name>): scores.csv with one row per image (score, threshold,
-verdict, error), and per image the anomaly map (maps/, float32 TIFF), its overlay (overlays/, JPEG) and the binary mask
-of defective pixels (masks/, PNG; only with a threshold), under the image's relative path.
+verdict, error), and per image the anomaly map (maps/, float32 TIFF, of the network's resolution or the image's), its
+overlay (overlays/, JPEG) and the binary mask of defective pixels (masks/, PNG; only with a threshold), under the
+image's relative path. In Python: `load` once, then `score_images`.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import torch
 
-from common.images import image_files, read_image
-from common.runtime import UserError, pick_device, say, script
-from common.scoring import Scored, score_folder
-from csflow.config import build_parser, from_options
-from csflow.evaluate import NO_THRESHOLD, thresholds_of, upsample
-from csflow.model import load_extractor, load_model
+from common.images import read_image
+from common.runtime import pick_device, say, script
+from common.scoring import (
+    SCORING_OPTIONS,
+    Scored,
+    add_scoring_options,
+    default_output,
+    named_images,
+    score_folder,
+    scored,
+)
+from csflow.config import Config, build_parser, from_options
+from csflow.evaluate import NO_THRESHOLD, thresholds_of
+from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
 from csflow.utils import ComputedFeatures, require_same_weights, run_flow
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained flow with its extractor and settings, ready to score; `about` is the rest of its file."""
+
+    flow: CSFlow
+    extractor: FeatureExtractor
+    config: Config
+    about: dict[str, Any]
+    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+    device: torch.device
+
+
+def load(**options: Any) -> Loaded:
+    """The model that the options name, settings of config.py such as modelname="bottle". UserError where it is missing,
+    damaged, or of other weights of the extractor."""
+    config = from_options(options)
+    device = pick_device(config.device, config.gpu_ids, config.cpu)
+    flow, config, about = load_model(config.model_file, config, device)
+    config.extractor = about["extractor"]
+    extractor, _ = load_extractor(config, device)
+    require_same_weights(ComputedFeatures([], config, extractor, device), about, config.model_file)
+    threshold = thresholds_of(about.get("calibration"), config)
+    if threshold is None:
+        say(NO_THRESHOLD)
+    return Loaded(flow, extractor, config, about, threshold, device)
+
+
+def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
+    """Score, verdict and map of an image (H, W, 3) uint8, RGB, or of each of several. UserError where they are not
+    finite."""
+
+    def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+        features = ComputedFeatures(images, model.config, model.extractor, model.device)
+        found = run_flow(model.flow, features, range(len(images)), model.config, model.device)
+        return zip(found[model.config.score], found["map"])
+
+    return scored(images, score, model.threshold)
 
 
 @script(memory="smaller images, or --cpu")
@@ -29,43 +81,24 @@ def main(argv: list[str] | None = None) -> int:
         "Score a folder of images without labels with a saved model.",
         "python csflow/score.py --modelname bottle --images my_new_images",
     )
-    add = parser.add_argument_group("what to score").add_argument
-    add("--images", type=Path, required=True, help="folder of images, or one image")
-    add("--output", type=Path, help="folder for the results; unset: results/<modelname>/<folder's name>")
-    options = vars(parser.parse_args(argv))
-    images, output = options.pop("images"), options.pop("output", None)
-    config = from_options(options)
-    device = pick_device(config.device, config.gpu_ids, config.cpu)
-    paths = image_files(images)
-    root = images if images.is_dir() else images.parent
-    model, config, about = load_model(config.model_file, config, device)
-    config.extractor = about["extractor"]
-    extractor, _ = load_extractor(config, device)
-    features = ComputedFeatures(paths, config, extractor, device)
-    require_same_weights(features, about, config.model_file)
-    threshold = thresholds_of(about.get("calibration"), config)
-    if threshold is None:
-        say(NO_THRESHOLD)
-    names = [path.relative_to(root).as_posix() for path in paths]
-
-    def score(numbers: Sequence[int]) -> list[Scored | UserError]:
-        found: list[Scored | UserError] = []
-        for number in numbers:
-            try:
-                image = np.asarray(read_image(paths[number]))
-                scored = run_flow(model, features, [number], config, device)
-            except UserError as error:
-                found.append(error)
-                continue
-            found.append((float(scored[config.score][0]), image, upsample(scored["map"][0], image.shape[:2])))
-        return found
-
-    output = output or config.result_dir / images.resolve().name
-    about_run = {"trained_on": about.get("data"), "extractor": about["extractor"], "score": config.score}
+    add_scoring_options(parser, "results/<modelname>/<folder's name>")
+    given = parser.parse_args(argv)
+    paths = named_images(given.images)
+    model = load(**{name: value for name, value in vars(given).items() if name not in SCORING_OPTIONS})
+    config, about = model.config, model.about
     return score_folder(
-        images, output, config.model_file, names, score, 1, about_run, threshold, f"score_{config.score}",
+        given,
+        given.output or default_output(config.result_dir, given.images),
+        config.model_file,
+        {name: [path] for name, path in paths.items()},
+        lambda name: np.asarray(read_image(paths[name])),
+        partial(score_images, model=model),
+        1,
+        {"trained_on": about.get("data"), "extractor": about["extractor"], "score": config.score},
+        model.threshold,
+        f"score_{config.score}",
         config.hide_tqdm_bar,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
@@ -58,8 +59,9 @@ def load_dataset(config: Config) -> Dataset:
     return Dataset(root, train, len(found.held_out), found.test, found.class_names, found.synthetic, mark)
 
 
-def load_images(paths: Sequence[Path], config: Config) -> Tensor:
-    """Read images as the extractor wants them: (B, 3, H, W), resized to config.img_size and normalised."""
+def load_images(images: Sequence[Path | np.ndarray], config: Config) -> Tensor:
+    """Images, files or arrays (H, W, 3) uint8, as the extractor wants them: (B, 3, H, W), resized to config.img_size
+    and normalised."""
     transform = transforms.Compose(
         [
             transforms.Resize(config.img_size),  # bilinear, antialiased
@@ -67,8 +69,12 @@ def load_images(paths: Sequence[Path], config: Config) -> Tensor:
             transforms.Normalize(config.norm_mean, config.norm_std),
         ]
     )
+
+    def load(image: Path | np.ndarray) -> Tensor:
+        return transform(read_image(image) if isinstance(image, Path) else Image.fromarray(image))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.stack(list(pool.map(lambda path: transform(read_image(path)), paths)))
+        return torch.stack(list(pool.map(load, images)))
 
 
 @dataclass
@@ -92,9 +98,9 @@ class StoredFeatures:
 
 @dataclass
 class ComputedFeatures:
-    """Features computed from the images whenever they are asked for (pre_extracted False)."""
+    """Features computed from the images, files or arrays, whenever they are asked for (pre_extracted False)."""
 
-    paths: list[Path]
+    images: Sequence[Path | np.ndarray]
     config: Config
     extractor: FeatureExtractor
     device: torch.device
@@ -105,11 +111,11 @@ class ComputedFeatures:
         return self.extractor.checksum()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
         """Features of the images `indices`, on the device."""
-        images = load_images([self.paths[index] for index in indices], self.config)
+        images = load_images([self.images[index] for index in indices], self.config)
         return self.extractor(images.to(self.device))
 
 

@@ -7,7 +7,6 @@ file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from common.onnx_export import examples, export
 from common.runtime import ArgumentParser, say, script
 from common.scoring import thresholds
-from riad.score import chosen_checkpoint, load_agent
+from riad.score import chosen_checkpoint, load
 from riad.source.agent import Agent
 
 
@@ -50,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
     given = parser.parse_args(argv)
     file = given.checkpoint or chosen_checkpoint()
-    settings = Namespace(fpr=given.fpr, precision="fp32", batch_score=None)
-    agent, stored = load_agent(file, settings, torch.device("cpu"))
+    model = load(file, torch.device("cpu"), given.fpr, "fp32")
+    agent, stored = model.agent, model.stored
     if stored["settings"]["precision"] != "fp32":
         say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
     metadata = {"method": "RIAD", "algorithm": agent.settings.algorithm}

@@ -1,13 +1,15 @@
 """Score images without labels: python score.py --images FOLDER [--checkpoint FILE]
 
 Writes to --output (default: scores/<folder's name> beside the checkpoint's folder): scores.csv with one row per image
-(score, threshold, verdict, error), and per image the anomaly map (maps/, float32 TIFF), its overlay (overlays/, JPEG)
-and the binary mask of defective pixels (masks/, PNG; only with a threshold), under the image's relative path.
+(score, threshold, verdict, error), and per image the anomaly map (maps/, float32 TIFF, of the network's resolution or
+the image's), its overlay (overlays/, JPEG) and the binary mask of defective pixels (masks/, PNG; only with a
+threshold), under the image's relative path. In Python: `load` once, then `score_images`.
 """
 
 import sys
-from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,65 @@ from PIL import Image
 
 from common import checkpoint
 from common.files import UserError
-from common.images import image_files, read_image
+from common.images import read_image
 from common.memory import reuse_memory
-from common.runtime import PRECISIONS, ArgumentParser, autocast, say, script
-from common.scoring import Scored, score_folder, thresholds
+from common.runtime import PRECISIONS, ArgumentParser, autocast, pick_device, say, script
+from common.scoring import Scored, add_scoring_options, default_output, named_images, score_folder, scored, thresholds
 from riad.run import device_of
 from riad.source import options, procedure
 from riad.source.agent import Agent
 from riad.source.datamanager import to_tensor
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained network with its settings, ready to score; `stored` is the rest of its file."""
+
+    agent: Agent
+    stored: dict[str, Any]
+    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+
+
+def load(
+    path: Path,
+    device: torch.device | None = None,
+    fpr: float | None = None,
+    precision: str | None = None,
+    batch_score: int | None = None,
+) -> Loaded:
+    """The network in the checkpoint `path`; what is given takes precedence over the settings it was trained with.
+
+    Raises UserError where the file is missing or damaged, or given values make no sense.
+    """
+    device, stored = device or pick_device(), procedure.load(path)
+    settings = options.from_stored(stored["settings"], path)
+    for name, value in (("fpr", fpr), ("precision", precision), ("batch_score", batch_score)):
+        if value is not None:
+            setattr(settings, name, value)
+    options.check(settings)
+    autocast(device, settings.precision)  # refuses what this device cannot do
+    agent = Agent(settings, stored["channels"], 1, device)
+    checkpoint.load_parameters(agent.network, stored["model"], path)
+    calibration = stored.get("calibration")
+    if calibration is None:
+        say("no threshold, no verdicts: the network was not tested by run.py, which sets it")
+    return Loaded(agent, stored, thresholds(calibration, calibration, settings.fpr) if calibration else None)
+
+
+def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
+    """Score, verdict and map of an image (H, W, 3) uint8, RGB, or of each of several. UserError where they are not
+    finite."""
+    settings = model.agent.settings
+
+    def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+        batch = torch.stack([to_tensor(Image.fromarray(image), settings.img_size) for image in images])
+        if model.stored["channels"] == 1:  # as MNIST's
+            batch = batch.float().mean(dim=1, keepdim=True).round().byte()
+        for part in batch.split(settings.batch_score):
+            maps = model.agent.score(part)[1].cpu().numpy()
+            yield from zip(maps.max(axis=(1, 2)), maps)
+
+    return scored(images, score, model.threshold)
 
 
 @script(memory="a smaller --batch_score, or --precision bf16")
@@ -37,12 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         example="python riad/score.py --images my_new_images "
         "--checkpoint bottle/Checkpoint/model_2_best_val_loss.pth --output scores",
     )
-    add = parser.add_argument_group("what to score").add_argument
-    add("--images", type=Path, required=True, help="folder of images, or one image")
+    add_scoring_options(parser, "scores/<folder's name> beside the checkpoint's")
+    add = parser.add_argument_group("network, verdicts and precision").add_argument
     add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
-    add("--output", type=Path, help="folder for the results; unset: scores/<folder's name> beside the checkpoint's")
-
-    add = parser.add_argument_group("verdicts and precision").add_argument
     add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
     add("--precision", choices=PRECISIONS, help="of the network's passes; unset: as in training, and as the threshold")
     options.add_machine_options(parser)
@@ -50,39 +100,20 @@ def main(argv: list[str] | None = None) -> int:
     device = device_of(given.gpu, given.ngpu, given.cpu)
     if device.type == "cpu":
         reuse_memory()
-    paths = image_files(given.images)
-    root = given.images if given.images.is_dir() else given.images.parent
+    paths = named_images(given.images)
     file = given.checkpoint or chosen_checkpoint()
-    agent, stored = load_agent(file, given, device)
-    calibration = stored.get("calibration")
-    if calibration is None:
-        say("no threshold, no verdicts: the network was not tested by run.py, which sets it")
-    threshold = thresholds(calibration, calibration, agent.settings.fpr) if calibration else None
-
-    def score(numbers: Sequence[int]) -> list[Scored | UserError]:
-        found: dict[int, Any] = {}
-        for number in numbers:
-            try:
-                found[number] = np.asarray(read_image(paths[number]))  # (H, W, 3) uint8
-            except UserError as error:
-                found[number] = error
-        images = {number: image for number, image in found.items() if not isinstance(image, UserError)}
-        if images:
-            for number, anomaly_map in zip(images, agent.score(_batch(images.values(), agent, stored["channels"]))[1]):
-                image = images[number]
-                upsampled = procedure.upsample(anomaly_map.cpu(), image.shape[:2])
-                found[number] = (float(anomaly_map.max()), image, upsampled)
-        return list(found.values())
-
+    model = load(file, device, given.fpr, given.precision, given.batch_score)
+    settings = model.agent.settings
     return score_folder(
-        given.images,
-        given.output or file.absolute().parent.parent / "scores" / given.images.resolve().name,
+        given,
+        given.output or default_output(file.absolute().parent.parent / "scores", given.images),
         file,
-        [path.relative_to(root).as_posix() for path in paths],
-        score,
-        agent.settings.batch_score,
-        {"trained_on": stored["data"], "precision": agent.settings.precision},
-        threshold,
+        {name: [path] for name, path in paths.items()},
+        lambda name: np.asarray(read_image(paths[name])),
+        partial(score_images, model=model),
+        settings.batch_score,
+        {"trained_on": model.stored["data"], "precision": settings.precision},
+        model.threshold,
     )
 
 
@@ -95,32 +126,6 @@ def chosen_checkpoint() -> Path:
     if len(files) > 1:
         raise UserError(f"{folder} holds networks of two trainings: give one of {files[0]} and {files[1]}")
     return files[0]
-
-
-def load_agent(path: Path, given: Namespace, device: torch.device) -> tuple[Agent, dict[str, Any]]:
-    """The network in `path` with the settings it was trained with, and the rest of the file.
-
-    given: "fpr", "precision" and "batch_score" take precedence unless None. Raises UserError where the file is missing
-    or damaged, or given values make no sense.
-    """
-    stored = procedure.load(path)
-    settings = options.from_stored(stored["settings"], path)
-    for name in ("fpr", "precision", "batch_score"):
-        if getattr(given, name) is not None:
-            setattr(settings, name, getattr(given, name))
-    options.check(settings)
-    autocast(device, settings.precision)  # refuses what this device cannot do
-    agent = Agent(settings, stored["channels"], 1, device)
-    checkpoint.load_parameters(agent.network, stored["model"], path)
-    return agent, stored
-
-
-def _batch(images: Iterable[np.ndarray], agent: Agent, channels: int) -> torch.Tensor:
-    """(B, C, side, side) uint8 from images (H, W, 3) of any sizes."""
-    batch = torch.stack([to_tensor(Image.fromarray(image), agent.settings.img_size) for image in images])
-    if channels == 1:  # as MNIST's
-        batch = batch.float().mean(dim=1, keepdim=True).round().byte()
-    return batch
 
 
 if __name__ == "__main__":

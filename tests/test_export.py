@@ -1,7 +1,6 @@
 """ONNX files of CS-Flow, CRN, RIAD and MemAE: ONNX Runtime gives the scores that the methods' own programs give."""
 
 import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from memae.options import TestOptions
 from memae.script_testing import reconstruct
 from memae.utils import clip_errors, error_maps, load_weights
 from memae.utils import make_model as make_memae
-from riad.score import load_agent
+from riad.score import load
 from riad.source import options, procedure
 from riad.source.agent import Agent
 from riad.source.datamanager import to_tensor
@@ -144,9 +143,7 @@ def test_riad(tmp_path, words):
     path = picture(tmp_path, 32)
     image = in_unit_range(path)[:, :1] if grey else in_unit_range(path)
     found, about = runtime(riad.export.main, argv, tmp_path, image=image)
-    agent, _ = load_agent(
-        tmp_path / "m.pth", Namespace(fpr=None, precision=None, batch_score=None), torch.device("cpu")
-    )
+    agent = load(tmp_path / "m.pth", torch.device("cpu")).agent
     pixels = to_tensor(read_image(path), 32)[None]
     maps = agent.score(pixels[:, :1] if grey else pixels)[1].numpy()
     assert maps.std() > 0.01  # else any masks would do

@@ -30,6 +30,7 @@ from common.images import (
     synthetic,
 )
 from common.runtime import note, progress, say
+from common.scoring import named_images
 
 DATASETS = ("MVTec", "Panorama", "RoadImages")
 TRAINED_SHARE = 0.7  # of the good images of Panorama and RoadImages
@@ -181,13 +182,14 @@ def _files(folder: Path) -> list[Path]:
     return image_files(folder)
 
 
-def unlabelled(folder: Path, kind: str) -> list[Item]:
-    """Images to score: those of a folder, of RoadImages the pairs in folder/{intensity_files,height_files}; or one
-    image. Raises UserError where there are none."""
-    if kind == "RoadImages":
-        return road_items(folder, folder)
-    root = folder if folder.is_dir() else folder.parent
-    return [Item(path.relative_to(root).as_posix(), path) for path in image_files(folder)]
+def unlabelled(images: Sequence[Path], kind: str) -> list[Item]:
+    """Images to score, of --images; of RoadImages the pairs in intensity_files and height_files of its one folder.
+    Raises UserError where there are none."""
+    if kind != "RoadImages":
+        return [Item(name, path) for name, path in named_images(images).items()]
+    if len(images) > 1:
+        raise UserError("--images: a model of RoadImages takes one folder, with intensity_files and height_files")
+    return road_items(images[0], images[0])
 
 
 def require_sound(items: Sequence[Item]) -> None:

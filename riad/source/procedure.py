@@ -13,10 +13,9 @@ from torch import Tensor
 
 from common import checkpoint, distributed
 from common.files import UserError, write_csv, write_json
-from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, average_precision, image_auroc, in_words
-from common.runtime import progress, say, stop_on_request
-from common.scoring import met_in_words, rates, thresholds, verdict_of
+from common.metrics import average_precision, image_auroc, in_words
+from common.runtime import notes, progress, say, stop_on_request
+from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
 from riad.source import options, report, utils
 from riad.source.agent import Agent
 from riad.source.datamanager import Chosen, DataSet, Images, Part
@@ -385,6 +384,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[st
         "history": history,
         "settings": options.plain(settings),
         "versions": checkpoint.versions(),
+        "notes": notes(),
     }
     write_json(settings.output / "result.json", result)
     for name, entry in result["models"].items():
@@ -407,26 +407,15 @@ def _calibrate(agent: Agent, part: Part, settings: Namespace) -> list[float]:
     return score_all(agent, good, settings, "scoring good validation images").tolist()
 
 
-def upsample(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Map (h, w) at the network's resolution to (H, W), bilinear."""
-    resized = torch.nn.functional.interpolate(anomaly_map[None, None], size, mode="bilinear", align_corners=False)
-    return resized[0, 0].numpy()
-
-
 def _score_test(agent: Agent, part: Part, settings: Namespace) -> tuple[np.ndarray, dict[str, float]]:
     """Scores (N,), and pixel metrics where there are masks."""
     with_masks = part.samples and any(sample.mask for sample in part.samples)
-    metrics, scores, without = PixelMetrics(), [np.empty(0, np.float32)], 0
+    pixels, scores = MaskedPixels(), [np.empty(0, np.float32)]
     for start, maps in score_batches(agent, part.images, settings, "testing"):
         scores.append(maps.amax(dim=(1, 2)).numpy())
         for sample, anomaly_map in zip(part.samples[start : start + len(maps)] if with_masks else [], maps):
-            if sample.label and not sample.mask:
-                without += 1  # nobody knows which of its pixels are defective
-                continue
-            size = image_size(sample.path)
-            metrics.update(upsample(anomaly_map, size), read_mask(sample.mask, size) if sample.mask else None)
-    pixels = metrics.compute() | {"defective_images_without_mask": without} if with_masks else {}
-    return np.concatenate(scores), pixels
+            pixels.update(sample.path, sample.label, sample.mask, anomaly_map)
+    return np.concatenate(scores), pixels.compute() if with_masks else {}
 
 
 def _measures(part: Part, entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from common.demo_data import make_textures
-from tests.bad_input.spoil import ANY, Spoiler, edited
+from tests.bad_input.spoil import ANY, Spoiler
 from tests.helpers import refused
 
 
@@ -124,20 +124,6 @@ def exports(script: str, model: str) -> list[Case]:
 def at(name: str, spoiler: Spoiler) -> Spoiler:
     """What spoils the file `name` of a state."""
     return lambda place: spoiler(place / name)
-
-
-def unfinished(then: Spoiler) -> Spoiler:
-    """What makes the scoring in the state's folder scored/ look interrupted, and spoils its table, scores.csv."""
-
-    def edit(about: dict) -> dict:
-        done = ("scored", "defective", "failed")
-        return {**{name: value for name, value in about.items() if name not in done}, "finished": False}
-
-    def spoil(place: Path) -> None:
-        edited(edit)(place / "scored/results.json")
-        then(place / "scored/scores.csv")
-
-    return spoil
 
 
 def some(table: Mapping[str, Spoiler], *names: str) -> dict[str, Spoiler]:

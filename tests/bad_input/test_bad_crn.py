@@ -11,7 +11,7 @@ from PIL import Image
 
 from crn import demo_data, export, score, sweep, train
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, exports, files, make_texture, options, parametrised, places, some, unfinished
+from tests.bad_input.cases import State, at, exports, files, make_texture, options, parametrised, places, some
 from tests.bad_input.spoil import entry, setting
 
 # train.py trains on textures, or on road images, or scores the textures.
@@ -257,17 +257,13 @@ CASES = [
     *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
     *places("score", {
         "a table that cannot be read": (
-            unfinished(spoil.ANY["unreadable"]), "scores.csv",
+            at("scored/progress.jsonl", spoil.ANY["unreadable"]), "progress.jsonl",
         ),
         "a table that is a folder": (
-            unfinished(spoil.ANY["folder"]), "scores.csv",
+            at("scored/progress.jsonl", spoil.ANY["folder"]), "progress.jsonl",
         ),
         "a table that is a link loop": (
-            unfinished(spoil.ANY["link loop"]), "scores.csv",
-        ),
-        "a table with a cell beyond the limit": (
-            unfinished(spoil.changed(lambda c: c + b"1" * 200_000 + b"\n")),
-            "scores.csv"
+            at("scored/progress.jsonl", spoil.ANY["link loop"]), "progress.jsonl",
         ),
         "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
     }),

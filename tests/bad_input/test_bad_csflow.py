@@ -21,7 +21,6 @@ from tests.bad_input.cases import (
     parametrised,
     places,
     some,
-    unfinished,
 )
 from tests.bad_input.spoil import entry, setting
 
@@ -345,12 +344,8 @@ CASES = [
             "an output that is a link loop": (at("scored", spoil.ANY["link loop"]), "scored"),
             "an output that cannot be written": (lambda place: (place / "scored").chmod(0o500), "scored"),
             "a table that cannot be read": (
-                unfinished(spoil.ANY["unreadable"]),
-                "scores.csv",
-            ),
-            "a table with a cell beyond the limit": (
-                unfinished(spoil.changed(lambda content: content + b"1" * 200_000 + b"\n")),
-                "scores.csv",
+                at("scored/progress.jsonl", spoil.ANY["unreadable"]),
+                "progress.jsonl",
             ),
             "images that are a link loop": (at("data/brick/test/good", spoil.ANY["link loop"]), "good"),
         },

@@ -21,7 +21,6 @@ from tests.bad_input.cases import (
     parametrised,
     places,
     some,
-    unfinished,
 )
 from tests.bad_input.spoil import entry, setting
 
@@ -224,7 +223,7 @@ CASES = [
     *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
     *places("score", {
         "a table that cannot be read": (
-            unfinished(spoil.ANY["unreadable"]), "scores.csv",
+            at("scored/progress.jsonl", spoil.ANY["unreadable"]), "progress.jsonl",
         ),
         "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
     }),

@@ -2,13 +2,29 @@
 
 import csv
 import json
+import os
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from common import scoring
-from common.files import UserError
-from common.scoring import rates, score_folder, thresholds, verdict_of
+from common import runtime, scoring
+from common.files import UserError, digest, read_csv
+from common.scoring import (
+    MaskedPixels,
+    Scored,
+    default_output,
+    named_images,
+    rates,
+    score_folder,
+    scored,
+    thresholds,
+    upsample,
+    verdict_of,
+    with_given,
+)
 
 NAMES = [f"part/{k}.png" for k in range(7)]
 LIMIT = {"image": 3.5, "pixel": 3.5, "images": 20, "fpr": 0.05, "promised_fpr": 0.05}
@@ -16,30 +32,54 @@ LIMIT = {"image": 3.5, "pixel": 3.5, "images": 20, "fpr": 0.05, "promised_fpr": 
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "images").mkdir()
+    runtime._notes.clear()
+    (tmp_path / "images/part").mkdir(parents=True)
+    for k, name in enumerate(NAMES):
+        (tmp_path / "images" / name).write_text("broken" if k == 2 else str(k))
     (tmp_path / "model").write_bytes(b"weights")
     return tmp_path
 
 
-def score(numbers):
-    """Image k has score k; the third one cannot be read."""
-    image, broken = np.zeros((4, 6, 3), np.uint8), UserError("broken")
-    return [broken if k == 2 else (float(k), image, np.full((4, 6), k, np.float32)) for k in numbers]
+def run(place, threshold=LIMIT, batch_size=2, stop=None, score=None, model="model", files=None, **options):
+    """Score place/images, whose files tell their scores; returns the exit status and the scores that were computed."""
+    given = {"images": [place / "images"], "maps": "network", "threshold": None, "pixel_threshold": None} | options
+    asked = []
 
+    def read(name):
+        text = paths[name].read_text()
+        if text == "broken":
+            raise UserError("broken")
+        return np.full((4, 6, 3), int(text), np.uint8)
 
-def run(place, call=score, threshold=LIMIT, batch_size=2, **about):
-    return score_folder(
-        place / "images", place / "out", place / "model", NAMES, call, batch_size, about, threshold, hide=True
-    )
+    def compute(images):
+        values = [int(image[0, 0, 0]) for image in images]
+        asked.extend(values)
+        if stop in values:
+            raise KeyboardInterrupt
+        return [Scored(float(k), "", np.array([[0, k]], np.float32)) for k in values]
+
+    paths = files or named_images(given["images"])
+    listed = {name: [path] for name, path in paths.items()}
+    try:
+        status = score_folder(
+            Namespace(**given), place / "out", place / model, listed, read, score or compute, batch_size,
+            {"epochs": 1}, threshold, hide=True,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        status = 130
+    return status, asked
 
 
 def rows(place):
-    with (place / "out/scores.csv").open(newline="") as file:
-        return list(csv.reader(file))
+    return read_csv(place / "out/scores.csv")
 
 
 def summary(place):
     return json.loads((place / "out/results.json").read_text())
+
+
+def mask(place, k):
+    return np.asarray(Image.open(place / f"out/masks/part/{k}.png"))
 
 
 def test_thresholds_and_rates(capsys):
@@ -48,90 +88,257 @@ def test_thresholds_and_rates(capsys):
     above = [score for score in range(100) if verdict_of(score, found) == "defective"]
     assert 8 <= len(above) <= 10 and found["pixel"] == found["image"] + 100
     assert thresholds([1.0, 2.0], [1.0, 2.0], 0.1)["image"] == 2.0 and "cannot vouch" in capsys.readouterr().out
-    assert verdict_of(5, None) == ""
+    assert verdict_of(5, None) == "" == verdict_of(None, found)
     met = rates(LIMIT, np.array([0, 0, 1, 2]), np.array([3.0, 4.0, 5.0, 1.0]))
     assert (met["fpr_on_test_good"], met["detection_rate"]) == (0.5, 0.5) and met["image"] == 3.5
     assert np.isnan(rates(LIMIT, np.zeros(2), np.zeros(2))["detection_rate"])
 
 
+def test_thresholds_of_ones_own():
+    assert with_given(LIMIT, None, None) == LIMIT and with_given(None, None, None) is None
+    assert with_given(LIMIT, 7.0, None) == {"image": 7.0, "pixel": 3.5, "given": ["image"]}  # no promise
+    found = with_given(None, None, 2.0)
+    assert found == {"image": None, "pixel": 2.0, "given": ["pixel"]} and verdict_of(9, found) == ""
+    for wrong in ((float("nan"), None), (None, 0.0), (None, float("inf"))):
+        with pytest.raises(UserError, match="--pixel_threshold"):
+            with_given(LIMIT, *wrong)
+
+
+def test_arrays():
+    def score(images):
+        return ((image.mean(), image[..., 0]) for image in images)
+
+    image = np.full((2, 3, 3), 4, np.uint8)
+    one, many = scored(image, score, LIMIT), scored([image, image // 4], score, LIMIT)
+    assert (one.score, one.verdict) == (4.0, "defective") and one.map.shape == (2, 3)
+    assert [found.verdict for found in many] == ["defective", "good"] and scored(image, score, None).verdict == ""
+    for wrong in (image[..., :1], [image[0]]):
+        with pytest.raises(ValueError, match="height, width, 3"):
+            scored(wrong, score, None)
+
+
+def test_defective_images_without_masks_are_named(tmp_path, capsys):
+    runtime._notes.clear()
+    pixels = MaskedPixels()
+    for name in ("a", "b", "c"):
+        Image.new("L", (4, 4), 255).save(tmp_path / f"{name}.png")
+    pixels.update(tmp_path / "a.png", 0, (), np.zeros((2, 2), np.float32))
+    pixels.update(tmp_path / "b.png", 1, (), np.ones((2, 2), np.float32))
+    pixels.update(tmp_path / "c.png", 1, tmp_path / "c.png", np.ones((2, 2), np.float32))
+    found = pixels.compute()
+    assert found["defective_images_without_mask"] == 1 and found["pixel_auroc"] == 1
+    assert runtime.notes() == ["1 defective images have no mask, such as b.png: the pixel metrics leave them out"]
+    assert "b.png" in capsys.readouterr().out
+
+
 def test_folder(place, capsys):
-    assert run(place, epochs=3) == 1
-    assert "1 images could not be read" in capsys.readouterr().err
+    assert run(place) == (1, [0, 1, 3, 4, 5, 6])
+    assert "1 images could not be scored" in capsys.readouterr().err
     table = rows(place)
-    assert table[0] == ["path", "score", "threshold", "verdict", "error"]
-    assert [row[0] for row in table[1:]] == NAMES and table[3][1:] == ["", "", "", "broken"]
-    assert [row[3] for row in table[1:]] == ["good", "good", "", "good", "defective", "defective", "defective"]
+    assert list(table[0]) == ["path", "score", "threshold", "verdict", "error"]
+    assert [row["path"] for row in table] == NAMES and list(table[2].values())[1:] == ["", "", "", "broken"]
+    assert [row["verdict"] for row in table] == ["good", "good", "", "good", "defective", "defective", "defective"]
+    assert table[4]["score"] == "4.0" and table[4]["threshold"] == "3.5"
     found = summary(place)
     assert found["finished"] and (found["scored"], found["defective"], found["failed"]) == (6, 3, 1)
-    assert found["epochs"] == 3 and len(found["model_sha256"]) == 16 and found["threshold"] == LIMIT
+    assert found["epochs"] == 1 and len(found["model_sha256"]) == 16 and found["threshold"] == LIMIT
+    assert found["notes"] == [] and found["maps"] == "network"
     for folder, suffix in (("maps", "tiff"), ("overlays", "jpg"), ("masks", "png")):
         assert len(list((place / "out" / folder / "part").glob(f"*.{suffix}"))) == 6
-    assert run(place, threshold=None) == 1
-    assert {row[3] for row in rows(place)[1:]} == {""}
-
-
-def interrupted(place, after, **about):
-    """Stop before image number `after`; returns which ones were asked for."""
-    asked = []
-
-    def call(numbers):
-        asked.extend(numbers)
-        if after in numbers:
-            raise KeyboardInterrupt
-        return score(numbers)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(place, call, **about)
-    return asked
+    stored = np.asarray(Image.open(place / "out/maps/part/5.png.tiff"))
+    assert stored.dtype == np.float32 and stored.tolist() == [[0, 5]]
+    assert ((mask(place, "5.png") > 0) == (upsample(stored, (4, 6)) > 3.5)).all() and mask(place, "5.png").any()
+    run(place, maps="full")
+    assert np.array_equal(np.asarray(Image.open(place / "out/maps/part/5.png.tiff")), upsample(stored, (4, 6)))
 
 
 def test_interrupted_scoring_goes_on(place, capsys):
-    assert interrupted(place, after=5) == [0, 1, 2, 3, 4, 5]
-    assert len(rows(place)) == 5 and not summary(place)["finished"]
-    with (place / "out/scores.csv").open("a") as file:
-        file.write("part/6.png,9")  # cut off
-    asked = []
-    assert run(place, lambda numbers: asked.extend(numbers) or score(numbers)) == 1
-    assert asked == [2, 4, 5, 6]  # the one that could not be read is tried again
+    assert run(place, stop=5) == (130, [0, 1, 3, 4, 5])
+    assert not (place / "out/scores.csv").exists()
+    with (place / "out/progress.jsonl").open("a") as file:
+        file.write('0123456789abcdef ["part/6.png", [')  # cut off
+    # The one that could not be read is tried again.
+    assert run(place) == (1, [4, 5, 6])
     assert "continuing after 3 of 7 images" in capsys.readouterr().out
-    assert sorted(row[0] for row in rows(place)[1:]) == NAMES
-    assert summary(place) | {"finished": True} == summary(place) and summary(place)["scored"] == 6
-    # What is finished is done anew.
-    asked.clear()
-    run(place, lambda numbers: asked.extend(numbers) or score(numbers))
-    assert asked == list(range(7))
+    assert [row["path"] for row in rows(place)] == NAMES and summary(place)["scored"] == 6
+    whole = (place / "out/scores.csv").read_bytes()
+    # What is finished is kept, but for images that have changed, are new, or have lost their maps.
+    assert run(place) == (1, []) and (place / "out/scores.csv").read_bytes() == whole
+    (place / "images/part/1.png").write_text("9")
+    (place / "images/part/2.png").write_text("2")
+    (place / "images/part/7.png").write_text("7")
+    (place / "out/maps/part/4.png.tiff").unlink()
+    assert run(place) == (0, [9, 2, 4, 7])
+    assert "2 images or their maps have changed, such as part/1.png" in summary(place)["notes"][0]
+    assert [row["score"] for row in rows(place)] == ["0.0", "9.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0"]
 
 
-@pytest.mark.parametrize("change", ["model", "about", "threshold", "table"])
-def test_other_scores_are_not_continued(place, change):
-    interrupted(place, after=5, epochs=1)
-    about, threshold = {"epochs": 1}, LIMIT
-    if change == "model":
-        (place / "model").write_bytes(b"other weights")
-    elif change == "about":
-        about = {"epochs": 2}
-    elif change == "threshold":
-        threshold = {**LIMIT, "image": 1.5}
-    else:
-        (place / "out/scores.csv").unlink()
-    asked = []
-    run(place, lambda numbers: asked.extend(numbers) or score(numbers), threshold, **about)
-    assert asked == list(range(7))
+def test_complete_results_stay_until_others_are_complete(place):
+    run(place)
+    before = [(place / "out" / name).read_bytes() for name in ("scores.csv", "results.json")]
+    (place / "model").write_bytes(b"other weights")
+    for stop in (0, 4):
+        assert run(place, stop=stop)[0] == 130
+        assert [(place / "out" / name).read_bytes() for name in ("scores.csv", "results.json")] == before
+    assert run(place) == (1, [4, 5, 6])
+    assert summary(place)["model_sha256"] == digest(place / "model")
+
+
+def test_models_are_told_apart_by_their_bytes(place):
+    run(place, stop=4)
+    (place / "copy").write_bytes(b"weights")
+    assert run(place, model="../" + place.name + "/copy") == (1, [4, 5, 6])
+    (place / "copy").write_bytes(b"other weights")
+    assert run(place, model="copy") == (1, [0, 1, 3, 4, 5, 6])
+
+
+def test_another_threshold_judges_without_computing(place):
+    run(place)
+    other = {**LIMIT, "image": 5.5, "pixel": 1.5}
+    assert run(place, other) == (1, [])
+    assert [row["verdict"] for row in rows(place)] == ["good", "good", "", "good", "good", "good", "defective"]
+    assert summary(place)["defective"] == 1 and rows(place)[0]["threshold"] == "5.5"
+    wanted = upsample(np.array([[0, 3]], np.float32), (4, 6)) > 1.5
+    assert ((mask(place, "3.png") > 0) == wanted).all() and wanted.any()
+    assert run(place, threshold=None, batch_size=1) == (1, []) and {row["verdict"] for row in rows(place)} == {""}
+    # Of one's own.
+    assert run(place, LIMIT, pixel_threshold=2.5) == (1, [])
+    assert summary(place)["threshold"] == {"image": 3.5, "pixel": 2.5, "given": ["pixel"]}
+    assert ((mask(place, "3.png") > 0) == (upsample(np.array([[0, 3]], np.float32), (4, 6)) > 2.5)).all()
+
+
+def test_interrupted_judging_goes_on(place, monkeypatch):
+    run(place)
+    save, count = scoring._save_pictures, 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(scoring, "_save_pictures", interrupted)
+    assert run(place, pixel_threshold=2.5)[0] == 130
+    assert run(place, pixel_threshold=2.5) == (1, []) and count == 3 + 4  # not the two that were drawn
+    assert ((mask(place, "6.png") > 0) == (upsample(np.array([[0, 6]], np.float32), (4, 6)) > 2.5)).all()
+
+
+def test_damaged_lines_are_scored_again(place):
+    run(place)
+    whole, file = (place / "out/scores.csv").read_bytes(), place / "out/progress.jsonl"
+    content = file.read_bytes()
+    for where in (content.index(b"part/3"), content.index(b"part/3") - 15, content.rindex(b"6.0")):
+        file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+        runtime._notes.clear()
+        assert run(place)[1] in ([3], [6]) and (place / "out/scores.csv").read_bytes() == whole
+        assert summary(place)["notes"] == [f"1 lines of {file} are damaged: their images are scored again"]
+
+
+def test_one_image_does_not_end_the_others(place):
+    def short(images):
+        if any(image[0, 0, 0] == 3 for image in images):
+            raise MemoryError
+        return [Scored(1.0, "", np.ones((1, 1), np.float32)) for _ in images]
+
+    assert run(place, batch_size=3, score=short)[0] == 1
+    errors = [row["error"] for row in rows(place)]
+    assert errors == ["", "", "broken", "not enough memory for this image", "", "", ""]
+    assert [row["score"] != "" for row in rows(place)] == [True, True, False, False, True, True, True]
+
+    def faulty(images):
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(place, score=faulty)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are text")
+def test_names_that_are_no_text(place):
+    odd = place / "images" / os.fsdecode(b"part/b\xff.png")
+    odd.write_text("1")
+    assert run(place) == (1, [0, 1, 3, 4, 5, 6, 1])
+    assert run(place) == (1, []) and len(rows(place)) == 8 and summary(place)["scored"] == 7
+
+
+def test_names_that_spreadsheets_would_take_for_formulas(place):
+    names = ["=1+2.png", "'=x.png", "@a.png", "-1.png", "'plain.png", "+.png"]
+    for name in names:
+        (place / "images" / name).write_text("1")
+    run(place)
+    with (place / "out/scores.csv").open(newline="") as file:
+        cells = [row[0] for row in csv.reader(file)]
+    assert not [cell for cell in cells if cell[0] in "=+-@"]
+    assert sorted(row["path"] for row in rows(place)) == sorted(NAMES + names)
+    # Numbers stay numbers.
+    run(
+        place,
+        score=lambda images: [Scored(-1.5, "", np.zeros((1, 1), np.float32)) for _ in images],
+        model="images/@a.png",
+    )
+    assert b",-1.5," in (place / "out/scores.csv").read_bytes()
+
+
+def test_overlays_beyond_jpegs_limit_are_reduced(place):
+    long = np.zeros((20, 70000, 3), np.uint8)
+    table = {"long.png": place / "images/part/0.png"}
+    status = score_folder(
+        Namespace(images=[place / "images"], maps="network", threshold=None, pixel_threshold=None), place / "out",
+        place / "model", {"long.png": [table["long.png"]]}, lambda name: long,
+        lambda images: [Scored(9.0, "", np.array([[0, 9]], np.float32))], 1, {}, LIMIT, hide=True,
+    )  # fmt: skip
+    assert status == 0 and summary(place)["scored"] == 1
+    assert Image.open(place / "out/overlays/long.png.jpg").size == (65500, 19)
+    assert Image.open(place / "out/masks/long.png.png").size == (70000, 20)
+    assert len(summary(place)["notes"]) == 1 and "such as long.png" in summary(place)["notes"][0]
+
+
+def test_several_images_and_folders(place):
+    part, other = place / "images/part", place / "images/other/part"
+    other.mkdir(parents=True)
+    Path(other / "0.png").write_text("0")
+    assert list(named_images([part / "0.png"])) == ["0.png"]
+    assert list(named_images([part / "1.png", part / "0.png", part / "1.png"])) == ["1.png", "0.png"]
+    assert list(named_images([part, other / "0.png"])) == [*NAMES, "other/part/0.png"]
+    assert named_images([other])["0.png"] == other / "0.png"
+    with pytest.raises(UserError, match="none"):
+        named_images([part, place / "none.png"])
+    images = [part / "0.png", part / "1.png"]
+    assert run(place, images=images, files=named_images(images)) == (0, [0, 1])
+    # More of the same folder, and none twice.
+    images = [part / "1.png", part / "3.png"]
+    assert run(place, images=images, files=named_images(images)) == (0, [3])
+    assert [row["path"] for row in rows(place)] == ["1.png", "3.png"]
+    assert "1 images scored before are not among those given now and left out, such as 0.png" in summary(place)["notes"]
+    assert run(place, images=[part], files=named_images([part])) == (1, [4, 5, 6])
+
+
+def test_folders_of_one_name_have_outputs_of_their_own(place):
+    one, other = place / "images/part", place / "images/other/part"
+    other.mkdir(parents=True)
+    assert default_output(place, [one]) == place / "part"
+    (place / "part").mkdir()
+    (place / "part/results.json").write_text(json.dumps({"images": str(one)}))
+    assert default_output(place, [one]) == place / "part" == default_output(place, [one / "0.png", one / "1.png"])
+    assert default_output(place, [other]) == place / "other_part"
 
 
 def test_refusals(place, monkeypatch):
     run(place)
-    (place / "more").mkdir()
     with pytest.raises(UserError, match="other images"):
-        score_folder(place / "more", place / "out", place / "model", NAMES, score, 2, {}, None, hide=True)
+        run(place, images=[place / "images/part"])
+    (place / "out/results.json").unlink()
+    with pytest.raises(UserError, match="other images"):
+        run(place, images=[place / "images/part"])  # an interrupted scoring's, too
     with pytest.raises(UserError, match="lies in --images"):
-        score_folder(place, place / "out", place / "model", NAMES, score, 2, {}, None, hide=True)
+        run(place, images=[place])
     with pytest.raises(UserError, match="cannot read"):
-        score_folder(place / "more", place / "new", place / "none", NAMES, score, 2, {}, None, hide=True)
+        run(place, model="none")
 
     def full(*_):
         raise UserError("cannot write: no space left on device")
 
+    (place / "model").write_bytes(b"new")
     monkeypatch.setattr(scoring, "_save_pictures", full)
-    assert run(place) == 1  # the scores are kept, and say what is missing
-    assert rows(place)[1][1] == "0.0" and "no space" in rows(place)[1][4]
+    assert run(place)[0] == 1  # the scores are kept, and say what is missing
+    assert rows(place)[0]["score"] == "0.0" and "no space" in rows(place)[0]["error"]

@@ -256,7 +256,7 @@ def test_score_folder(place, capsys):
     known = {row["file_name"]: row for row in rows("a.csv")}
     shutil.copytree("datasets/mvtec/brick/test/hole", "mine/a b")
     Path("mine/broken é?.png").write_text("no image")
-    argv = ["--images", "mine", "--output", "out", "--model-input", "ck/last.ckpt", "--cpu"]
+    argv = ["--images", "mine", "--output", "out", "--model-input", "ck/last.ckpt", "--cpu", "--maps", "full"]
     assert score.main(argv) == 1
     table = {row["path"]: row for row in rows("out/scores.csv")}
     assert len(table) == 9 and "cannot" in table["broken é?.png"]["error"]
@@ -399,7 +399,7 @@ def test_depths_of_road_images(place):
         folder.mkdir(parents=True)
     Image.fromarray(np.dstack([np.full((4, 6), value, np.uint8) for value in (51, 7, 9)])).save(folders[0] / "a.png")
     Image.fromarray(np.full((4, 6), 0.25, np.float32)).save(folders[1] / "a.tiff")
-    (item,) = unlabelled(Path("r"), "RoadImages")
+    (item,) = unlabelled([Path("r")], "RoadImages")
     assert read(item, "RoadImages")[:, 0, 0].tolist() == pytest.approx([0.25, 0.2, 0.2])
     Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folders[1] / "a.tiff")
     assert read(item, "RoadImages")[0, 0, 0] == 40000

@@ -227,7 +227,7 @@ def test_score_folder(bricks, trained, tmp_path):
     shutil.copytree(bricks / "brick/test/good", folder / "a b")
     (folder / "broken é?.png").write_text("no image")
     output = tmp_path / "out"
-    argv = ["--images", str(folder), "--output", str(output), "--modelname", "m", "--cpu"]
+    argv = ["--images", str(folder), "--output", str(output), "--modelname", "m", "--cpu", "--maps", "full"]
     assert score.main(argv) == 1
     table = {row["path"]: row for row in rows(output / "scores.csv")}
     assert len(table) == 5 and "cannot" in table["broken é?.png"]["error"]

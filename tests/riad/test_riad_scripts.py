@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,6 +157,7 @@ def test_score_folder(bricks, textures, tmp_path, capsys):
     (folder / "broken é?.png").write_text("no image")
     file = textures / "Checkpoint/model_2_best_val_loss.pth"
     argv = ["--images", str(folder), "--checkpoint", str(file), "--output", str(output), "--cpu", "--batch_score", "4"]
+    argv += ["--maps", "full"]
     assert score.main(argv) == 1
     table = {row["path"]: row for row in rows(output / "scores.csv")}
     assert len(table) == 10 and "cannot" in table["broken é?.png"]["error"]
@@ -192,9 +192,7 @@ def test_tested_again_with_another_filter(bricks, textures, tmp_path):
         {row["image"]: float(row["score"]) for row in rows(folder / f"results_te/test_{name}.csv")}
         for folder in (output, textures)
     )
-    agent, _ = score.load_agent(
-        output / f"Checkpoint/{name}.pth", Namespace(fpr=None, precision=None, batch_score=None), torch.device("cpu")
-    )
+    agent = score.load(output / f"Checkpoint/{name}.pth", torch.device("cpu")).agent
     image = next(iter(tested))
     batch = datamanager.to_tensor(Image.open(bricks / image).convert("RGB"), 32)[None]
     assert agent.score(batch)[1].max().item() == pytest.approx(tested[image], rel=1e-4)

@@ -49,7 +49,7 @@ class Case:
     scorer: str
     scoring: str  # its options
     make: Callable[[Path, int], None]  # data to train on and items to score
-    scored: Callable[[Path], int] = lambda place: _lines(place / "out/scores.csv")  # how many items so far
+    scored: Callable[[Path], int] = lambda place: _lines(place / "out/progress.jsonl")  # how many items so far
 
 
 def _lines(path: Path) -> int:

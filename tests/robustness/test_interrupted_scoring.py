@@ -40,11 +40,11 @@ def _pairs(place: Path) -> None:
 
 SCORINGS = {
     "csflow": Scoring(
-        "csflow.score", "scores.csv", _images,
+        "csflow.score", "progress.jsonl", _images,
         lambda place: f"--modelname m --images {place}/images --output {place}/out --cpu --hide_tqdm_bar True",
     ),
     "crn": Scoring(
-        "crn.score", "scores.csv", _pairs,
+        "crn.score", "progress.jsonl", _pairs,
         lambda place: f"--images {place}/images --model-input {place}/run/ck/last.ckpt --output {place}/out --cpu",
     ),
     "crrn": Scoring(
@@ -63,7 +63,7 @@ SCORINGS = {
         ),
     ),
     "riad": Scoring(
-        "riad.score", "scores.csv", _images,
+        "riad.score", "progress.jsonl", _images,
         lambda place: (
             f"--images {place}/images --checkpoint {place}/run/Checkpoint/model_0_finepoch.pth --output {place}/out "
             "--cpu --batch_score 2"
