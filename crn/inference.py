@@ -100,20 +100,25 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     threshold = thresholds_of(about, opt, opt.fpr, "inference")
     rows: list[list[Any]] = []
     pixels = MaskedPixels() if any(item.mask for item in dataset.test) else None
-    for part, items in parts.items():
-        images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
-        numbers, title = range(len(items)), f"scoring the {part} part"
-        for batch, x, scored in score_batches(model, images, numbers, opt.batch_size, device, title):
-            for row, index in enumerate(batch):
-                item = items[index]
-                score, other = (float(scored[name][row]) for name in SCORES)
-                rows.append([item.name, score, other, part, item.label, verdict_of(score, threshold)])
-                difference = scored["difference"][row].mean(dim=0)  # (h, w)
-                _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
-                if pixels is not None and part == "test":
-                    pixels.update(item.path, item.label, item.mask, difference)
-    header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
-    write_csv(opt.anomaly_score_file, header, rows)
+    table = unfinished = opt.anomaly_score_file.with_suffix(".unfinished.csv")
+    try:
+        for part, items in parts.items():
+            images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
+            numbers, title = range(len(items)), f"scoring the {part} part"
+            for batch, x, scored in score_batches(model, images, numbers, opt.batch_size, device, title):
+                for row, index in enumerate(batch):
+                    item = items[index]
+                    score, other = (float(scored[name][row]) for name in SCORES)
+                    rows.append([item.name, score, other, part, item.label, verdict_of(score, threshold)])
+                    difference = scored["difference"][row].mean(dim=0)  # (h, w)
+                    _save_pictures(opt, dataset.kind, item, x[row], scored["shown"][row], difference)
+                    if pixels is not None and part == "test":
+                        pixels.update(item.path, item.label, item.mask, difference)
+        table = opt.anomaly_score_file
+    finally:  # whatever ends this, the scores so far stay, under a name of their own
+        header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
+        write_csv(table, header, rows)
+    unfinished.unlink(missing_ok=True)
     results = _results(opt, dataset, about, rows, threshold, pixels, device)
     path = opt.anomaly_score_file.with_suffix(".json")
     write_json(path, results)

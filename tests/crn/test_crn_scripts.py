@@ -429,10 +429,10 @@ def test_pairs_of_road_images(tmp_path, capsys, intensities, heights, partners):
     make_pairs(tmp_path, intensities, heights)
     if partners is None:
         with pytest.raises(UserError) as error:
-            unlabelled(tmp_path, "RoadImages")
+            unlabelled([tmp_path], "RoadImages")
         assert "intensity_files (" in str(error.value) and "height_files (" in str(error.value)
         return
-    items = unlabelled(tmp_path, "RoadImages")
+    items = unlabelled([tmp_path], "RoadImages")
     assert [item.name for item in items] == sorted(f"intensity_files/{name}" for name in intensities)
     assert [item.height.name for item in items] == [heights[k] for k in partners]
     assert ("by the numbers" in capsys.readouterr().out) == (intensities[0] != heights[0])
