@@ -98,14 +98,14 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
         raise UserError(f"there is no folder {place / 'good'}: {hint}")
     if like_good:
         raise UserError(f"{like_good} beside {place / 'good'}: move its images there, or give it a defect's name")
-    _note_left_out([path for path in entries if not path.is_dir()], f"in {place} lie in no class folder")
+    note_left_out([path for path in entries if not path.is_dir()], f"in {place} lie in no class folder")
     if part != "test" and defects:
         note(f"of {place} only good is used, not {', '.join(defects)} beside it")
         defects = []
     truth = root / "ground_truth"
     if part == "test" and truth.is_dir():
         others = [path for path in visible(truth) if path.name not in defects]
-        _note_left_out(others, f"in {truth} are named after no defect in {place}")
+        note_left_out(others, f"in {truth} are named after no defect in {place}")
 
     samples = []
     for label, name in enumerate(class_names := ["good", *defects]):
@@ -158,7 +158,8 @@ def _masks_of(images: Container[Path], masks: Sequence[Path], folder: Path) -> d
     return found
 
 
-def _note_left_out(paths: Sequence[Path], words: str) -> None:
+def note_left_out(paths: Sequence[Path], words: str) -> None:
+    """Say how many files and folders are left out, if any, and why: "in FOLDER lie in no class folder"."""
     if paths:
         note(f"{len(paths)} files or folders {words} and are left out, such as {paths[0].name}")
 

@@ -28,6 +28,7 @@ from common.metrics import image_auroc, in_words
 from common.runtime import (
     autocast,
     command_to_continue,
+    notes,
     pick_device,
     printable,
     progress,
@@ -353,6 +354,7 @@ def _write_results(training: Training) -> None:
             "training_seconds": state["seconds"],
             "device": str(training.device),
             "checkpoints": str(training.folder) if opt.save else None,
+            "notes": notes(),
             "settings": plain(opt),
             "versions": checkpoint.versions(),
         },

@@ -20,14 +20,18 @@ from torch import Tensor
 
 from common.files import UserError
 from common.images import (
+    MARK,
     Sample,
     fingerprint,
     image_files,
     mvtec_dataset,
+    note_copies,
+    note_left_out,
     opened_image,
     read_image,
     require_readable,
     synthetic,
+    visible,
 )
 from common.runtime import note, progress, say
 from common.scoring import named_images
@@ -104,7 +108,10 @@ def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
         made = synthetic(root)
         if made:
             say(f"the images in {root} are generated stand-ins, not real data")
+        others = [path for path in visible(root) if path.name not in ("good_ones", "bad_ones", MARK)]
+        note_left_out(others, f"in {root} lie beside good_ones and bad_ones")
         require_sound(train + test)
+        note_copies([item.path for item in train], [item.path for item in test])
     train, test = _thinned(train, limit), _thinned(test, limit)
     paths = [path for item in train + held_out + test for path in item.paths]
     return Dataset(kind, root, train, held_out, test, made, fingerprint(paths, root))
@@ -141,6 +148,8 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
     Raises UserError where files are missing, or one has no partner or several.
     """
     intensities, heights = (_files(folder / name) for name in ROAD_FOLDERS)
+    others = [path for path in visible(folder) if path.name not in ROAD_FOLDERS]
+    note_left_out(others, f"in {folder} lie beside {' and '.join(ROAD_FOLDERS)}")
 
     def name(path: Path) -> str:
         return path.relative_to(folder).with_suffix("").as_posix().partition("/")[2]

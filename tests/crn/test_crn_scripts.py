@@ -438,6 +438,33 @@ def test_pairs_of_road_images(tmp_path, capsys, intensities, heights, partners):
     assert ("by the numbers" in capsys.readouterr().out) == (intensities[0] != heights[0])
 
 
+def test_what_is_left_out_of_road_images_is_said(tmp_path, capsys):
+    """Beside the folders of the layout, and by the images' readers; copies among the tested ones are counted."""
+    good, bad = tmp_path / "good_ones", tmp_path / "bad_ones"
+    make_pairs(good, ["1.png", "2.png", "3.png"], ["1.png", "2.png", "3.png"])
+    make_pairs(bad, ["1.png"], ["1.png"])
+    for name in (
+        "new_ones/1.png",
+        "good_ones/4.png",
+        "bad_ones/depth/1.png",
+        "good_ones/height_files/5.heic",
+        "@eaDir/x",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    load_dataset("RoadImages", tmp_path)
+    told = capsys.readouterr().out
+    for words in (
+        f"1 files or folders in {tmp_path} lie beside good_ones and bad_ones and are left out, such as new_ones",
+        f"1 files or folders in {good} lie beside intensity_files and height_files and are left out, such as 4.png",
+        f"1 files or folders in {bad} lie beside intensity_files and height_files and are left out, such as depth",
+        "5.heic",
+        "2 of 2 images to test on are copies of training images",
+    ):
+        assert words in told
+    assert "@eaDir" not in told
+
+
 def test_splits(place):
     road = load_dataset("RoadImages", Path(FOLDERS["RoadImages"]))
     assert (len(road.train), len(road.test)) == (42, 18 + 24)
