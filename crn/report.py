@@ -50,7 +50,7 @@ def write(
     elsewhere = results["trained_on"] not in (None, results["data"])
     about = [
         data_sentence(results["data"]) + (f" The model was trained on {results['trained_on']}." if elsewhere else ""),
-        f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
+        f"{len(dataset.train) + len(dataset.held_out)} good images to train on{held}, {counts['good']} good and "
         f"{counts['defective']} defective ones to test, {opt.imsize} x {opt.imsize} pixels. "
         f"{'An unknown number of' if batches is None else batches} batches. The score is {SCORE[opt.model]}, the map "
         f"the mean of {MAP[opt.model]} over the channels; the validation score beside it is the training's own.",
