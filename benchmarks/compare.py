@@ -10,8 +10,6 @@ out), passes over the others (--epochs), and metrics: AUROC of the images' score
 images' own size. What is not: time. The table says what each method was given.
 """
 
-import csv
-import io
 import math
 import shlex
 import shutil
@@ -33,7 +31,7 @@ import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import digest, only_run, read_json, read_text, require_writable, write_json
+from common.files import digest, only_run, read_csv, read_json, require_writable, write_json
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
@@ -196,23 +194,23 @@ def finish(method: str, category: Category, options: Namespace, place: Path) -> 
     if method == "csflow":
         folder = place / "results" / MODEL
         results = read_json(folder / "results.json")
-        scored, columns = _read(folder / "scores.csv"), {"": f"score_{results['score']}"}
+        scored, columns = read_csv(folder / "scores.csv"), {"": f"score_{results['score']}"}
         epochs, file = results["epochs_trained"], place / "models/tmp" / MODEL
         batches, seconds = epochs * -(-rows // results["settings"]["batch_size"]), results["training_seconds"]
     elif method == "crn":
         results, columns = read_json(place / "scores.json"), {"": "anomaly_score"}
-        scored = [row for row in _read(place / "scores.csv") if row["part"] == "test"]
+        scored = [row for row in read_csv(place / "scores.csv") if row["part"] == "test"]
         training = read_json(max((place / "logs").glob("*/results.json"), key=lambda path: path.stat().st_mtime))
         batches, seconds, file = training["batches"], training["training_seconds"], place / "checkpoints/last.ckpt"
         epochs = batches / -(-rows // training["settings"]["batch_size"])
     elif method == "riad":
         results, columns = read_json(place / "result.json"), {"": "score"}
         file = place / "Checkpoint" / results["name_best"]
-        scored = _read(place / f"results_te/test_{file.stem}.csv")
+        scored = read_csv(place / f"results_te/test_{file.stem}.csv")
         epochs, seconds = len(results["history"]), results["history"][-1]["time"]
         batches = epochs * -(-rows // results["settings"]["batch"])
     else:
-        results, scored = read_json(place / "results.json"), _read(place / "scores.csv")
+        results, scored = read_json(place / "results.json"), read_csv(place / "scores.csv")
         columns = {", mean distance": "score_mean", ", largest distance": "score_max"}
         epochs, batches, seconds, file = None, None, results["seconds"], place / "maps.npy"
     labels = [int(row["label"] != "0") for row in scored]
@@ -230,10 +228,6 @@ def finish(method: str, category: Category, options: Namespace, place: Path) -> 
         "labels": labels,
         "scores": scores,
     }
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
@@ -260,7 +254,7 @@ def shown_maps(
 ) -> list[np.ndarray]:
     """The method's anomaly maps (h, w) of the chosen test images, from its own score.py."""
     if method == "nearest":
-        maps, paths = np.load(numbers["file"], allow_pickle=False), [r["path"] for r in _read(place / "scores.csv")]
+        maps, paths = np.load(numbers["file"], allow_pickle=False), [r["path"] for r in read_csv(place / "scores.csv")]
         root = chosen[0].path.parents[2]
         return [maps[paths.index(sample.path.relative_to(root).as_posix())] for sample in chosen]
     images = place / "shown/images"

@@ -17,12 +17,12 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from common.files import atomic_write, require_writable, write_csv, write_json
-from common.images import image_size, read_mask
-from common.metrics import PixelMetrics, image_auroc
-from common.runtime import UserError, note, notes, pick_device, progress, say, script
+from common.metrics import image_auroc
+from common.runtime import UserError, notes, pick_device, progress, say, script
+from common.scoring import MaskedPixels
 from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
-from csflow.evaluate import load_features, upsample
+from csflow.evaluate import load_features
 from csflow.utils import load_dataset
 
 # CS-Flow's options that matter here: those of the data, the features and the split.
@@ -85,16 +85,10 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": seconds,
         "settings": config.as_dict(),
     }
-    results["defective_images_without_mask"] = without = sum(s.label > 0 and not s.mask for s in dataset.test)
     if any(sample.mask for sample in dataset.test):
-        if without:
-            note(f"{without} defective images have no mask: the pixel metrics leave them out")
-        pixels = PixelMetrics()
+        pixels = MaskedPixels()
         for sample, distances in zip(dataset.test, maps):
-            if sample.label == 0 or sample.mask:
-                size = image_size(sample.path)
-                mask = read_mask(sample.mask, size) if sample.mask else None
-                pixels.update(upsample(distances.astype(np.float32), size), mask)
+            pixels.update(sample.path, sample.label, sample.mask, distances.astype(np.float32))
         results |= pixels.compute()
     for name in ("image_auroc_mean", "image_auroc_max", "pixel_auroc", "aupro", "seconds"):
         if name in results:

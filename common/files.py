@@ -305,11 +305,8 @@ def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """The rows of what `write_csv` has written, by their columns. UserError where it cannot be read."""
     try:
-        with regular(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), restval=""))
+    except csv.Error as error:
         raise UserError(f"{path} is no table that can be read: {error}") from error
     return [{name: re.sub(r"^'(?='*[=+@\t\r-])", "", cell) for name, cell in row.items() if name} for row in rows]
 
