@@ -193,7 +193,7 @@ def default_output(folder: Path, images: Sequence[Path]) -> Path:
 def _is_of(output: Path, source: Path) -> bool:
     """Whether `output` holds no results of other images than those in `source`."""
     found = [read_json(output / RESULTS)] if (output / RESULTS).exists() else []
-    found += [line for line in _read_lines(output / PROGRESS)[:1] if line is not None]
+    found += [line for line in read_marked_lines(output / PROGRESS)[:1] if line is not None]
     return all(isinstance(about, dict) and about.get("images") == str(source) for about in found)
 
 
@@ -244,7 +244,7 @@ def score_folder(
             raise UserError(f"{output} holds results of other images than {source}: choose another --output")
         rows = _rows_before(output, about, files)
         with atomic_write(journal, "w") as file:
-            file.writelines(map(_line, [about, *rows.values()]))
+            file.writelines(map(marked_line, [about, *rows.values()]))
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
             say(f"continuing after {len(files) - len(left)} of {len(files)} images: {output}")
@@ -259,7 +259,7 @@ def score_folder(
                     if not isinstance(found, str) and max(found[0].shape) > LONGEST_JPEG:
                         reduced.append(names[i])
                 rows.update((row.name, row) for row in new)
-                append_text(journal, "".join(map(_line, new)))
+                append_text(journal, "".join(map(marked_line, new)))
         if reduced:
             note(
                 f"{len(reduced)} overlays are reduced to {LONGEST_JPEG} pixels, the most that a JPEG file can hold, "
@@ -287,24 +287,24 @@ def score_folder(
 def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
     """What calls with the same model and settings have found in images, by name, but for images that have changed since
     or could not be scored."""
-    head, *lines = _read_lines(output / PROGRESS) or [None]
+    head, *lines = read_marked_lines(output / PROGRESS) or [None]
     if head != about:
         return {}
     if damaged := lines.count(None):
         note(f"{damaged} lines of {output / PROGRESS} are damaged: their images are scored again")
     rows = {line[0]: _Row(*line) for line in lines if line is not None}
     rows = {name: row for name, row in rows.items() if not row.error}
-    changed = [
-        name
+    kept = {
+        name: row
         for name, row in rows.items()
-        if name in files and [*row.digests, row.map] != _digests([*files[name], _map_file(output, name)])
-    ]
-    if changed:
+        if name not in files or [*row.digests, row.map] == _digests([*files[name], _map_file(output, name)])
+    }
+    if changed := [name for name in rows if name not in kept]:
         note(f"{len(changed)} images or their maps have changed, such as {changed[0]}: they are scored again")
-    return {name: row for name, row in rows.items() if name not in changed}
+    return kept
 
 
-def _line(content: Any) -> str:
+def marked_line(content: Any) -> str:
     text = json.dumps(plain(content))
     return f"{_mark(text.encode())} {text}\n"
 
@@ -313,11 +313,11 @@ def _mark(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _read_lines(path: Path) -> list[Any]:
-    """What was given to `_line` for each line of a file, None where it is damaged; a last line cut off is left out."""
+def read_marked_lines(path: Path) -> list[Any]:
+    """What was given to `marked_line` for each line of a file, None where it is damaged; not a last one cut off."""
     try:
         lines = [line.partition(b" ") for line in regular(path).read_bytes().split(b"\n")[:-1]]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error

@@ -182,7 +182,8 @@ def load_trained(
     "same_boards": whether it was trained on those of `prepared` (None: its file does not say)."""
     if not path.exists():
         raise UserError(f"there is no {path}; {command('1_train.py', *_shared_arguments(options))} makes it")
-    sha256 = digest(path)  # before it is loaded: where it changes meanwhile, results are not taken for the new one's
+    # Before it is loaded: where it changes meanwhile, results are not taken for those of the new one.
+    sha256 = digest(path) if path.is_file() else ""
     content = load_checkpoint(path, options, prepared, train=False)
     model = build_model(options)
     checkpoint.load_parameters(model, content["state_dict"], path)

@@ -23,11 +23,13 @@ from common.files import digest
 from common.images import mark_synthetic
 from common.runtime import UserError, notes
 from crrn import compare, demo_boards, pictures, report
+from crrn import scoring as verdicts
 from crrn.boards import Boards, Layout, cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
 from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
 from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import load_prepared
+from crrn.scoring import load, score_boards
 from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
 from tests.bad_input.cases import obeying_permissions
 from tests.helpers import Report, refused
@@ -257,6 +259,65 @@ def test_scoring_new_boards(trained, tmp_path):
     argv = args(trained, "--cpu", "--boards", str(new.parent), "--fpr", "0.2")
     assert scoring.main(argv) == 0  # the data folder will do, too
     assert (trained / "result/ConvConjLSTM/new/pads.csv").read_bytes() == (folder / "pads.csv").read_bytes()
+
+    model = load(data=trained, cycle=CYCLE, cpu=True, fpr=0.2)
+    volumes = [[float(found[f"spi_{n:03d}.json", str(pad)]["volume"]) for pad in model.pad_ids] for n in range(CYCLE)]
+    scored = score_boards(np.array(volumes), model)
+    for n in range(CYCLE):
+        for pad, error, verdict in zip(model.pad_ids, scored.error[n].tolist(), scored.verdicts[n]):
+            row = found[f"spi_{n:03d}.json", str(pad)]
+            assert (float(row["error"]), row["verdict"]) == (pytest.approx(error, abs=1e-6), verdict)
+    for wrong in (np.zeros((CYCLE + 1, PADS)), np.zeros((2, PADS - 1)), np.zeros(PADS)):
+        with pytest.raises(UserError, match="expected up to 3 boards of 6 pads"):
+            score_boards(wrong, model)
+    volumes[1][2] = math.nan
+    with pytest.raises(UserError, match="board 1, pad 3: its volume cannot be normalised"):
+        score_boards(volumes, model)
+
+
+def test_what_is_kept_of_scores_is_used_only_where_it_is_sound(trained, tmp_path, capsys, monkeypatch, no_pictures):
+    new = write_boards(tmp_path / "new", boards=7, seed=1)
+    out = tmp_path / "out"
+    argv = args(trained, "--cpu", "--boards", str(new), "--output", str(out), "--fpr")
+    assert scoring.main([*argv, "0.2"]) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    lengths = []
+
+    def counted(model, images, *rest, real=verdicts.reconstruct):
+        lengths.append(len(images))  # of a cycle to be judged, 1; all that are held out are one call, 1 here, too
+        return real(model, images, *rest)
+
+    monkeypatch.setattr(verdicts, "reconstruct", counted)
+    limits = 2  # calls, for cycles of 3 and of 1
+
+    def scores_again(cycles, fpr="0.2"):
+        lengths.clear()
+        capsys.readouterr()
+        assert scoring.main([*argv, fpr]) == 0
+        assert len(lengths) == limits + cycles
+        return capsys.readouterr().out
+
+    assert "continuing after 3 cycles of 3" in scores_again(0)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    scores_again(0, "0.5")  # judged anew
+    assert (out / "pads.csv").read_bytes() != whole["pads.csv"]
+    for spoilt, cycles, words in (
+        (lambda lines: [*lines[:2], lines[2].replace(b"1", b"2", 1), *lines[3:]], 1, "1 lines of"),
+        (lambda lines: [*lines[:3], lines[3][: len(lines[3]) // 2]], 1, "continuing after 2 cycles of 3"),
+        (lambda lines: [lines[0][1:], *lines[1:]], 3, "1 lines of"),
+        (lambda lines: [], 3, "thresholds from"),
+    ):
+        lines = whole["progress.jsonl"].splitlines(keepends=True)
+        (out / "progress.jsonl").write_bytes(b"".join(spoilt(lines)))
+        (out / "pads.csv").write_text("damaged")
+        assert words in scores_again(cycles)
+        assert (out / "pads.csv").read_bytes() == whole["pads.csv"]
+    # Another scoring that is stopped leaves what was complete.
+    assert training.main(args(trained, "--cpu", *TRAINED, "--num_epochs", "3")) == 0
+    monkeypatch.setattr(scoring, "append_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert scoring.main([*argv, "0.2"]) == 130 and (out / "pads.csv").read_bytes() == whole["pads.csv"]
+    other = write_boards(tmp_path / "other/new", boards=1)
+    refused(capsys, scoring.main, args(trained, "--cpu", "--boards", str(other), "--output", str(out)), "other boards")
 
 
 def test_an_authors_checkpoint_is_continued_and_tested(data, capsys, no_pictures):
@@ -650,10 +711,10 @@ def measured(data: Path, *more: str) -> list[str]:
 def test_volumes_beyond_the_numbers_are_named_not_called_fine(trained, tmp_path, capsys, monkeypatch):
     new = write_boards(tmp_path / "new", boards=5, seed=1) / "spi_measurement"
     argv = args(trained, "--cpu", "--boards", str(new), "--fpr", "0.2")
-    real = scoring.reconstruct
+    real = verdicts.reconstruct
     # As half precision would, beyond 65504.
     monkeypatch.setattr(
-        scoring,
+        verdicts,
         "reconstruct",
         lambda model, x, *rest: real(model, x, *rest) * (1 if x.abs().max() < 65504 else math.nan),
     )
@@ -666,27 +727,27 @@ def test_volumes_beyond_the_numbers_are_named_not_called_fine(trained, tmp_path,
         table = trained / "result/ConvConjLSTM/spi_measurement/pads.csv"
         assert not table.exists() or rows(table) == []
     limits = {"excessive": 1.0, "insufficient": -1.0}
-    assert [scoring.verdict_of(error, limits) for error in (0, 2, -2)] == ["fine", "excessive", "insufficient"]
+    assert [verdicts.verdict_of(error, limits) for error in (0, 2, -2)] == ["fine", "excessive", "insufficient"]
     for error, wrong in ((math.nan, limits), (0.0, limits | {"excessive": math.nan})):
         with pytest.raises(ValueError, match="no verdict"):
-            scoring.verdict_of(error, wrong)
+            verdicts.verdict_of(error, wrong)
 
 
 def test_each_held_out_cycle_is_judged_by_the_others():
     errors = torch.linspace(-1, 1, 100).repeat(3, 1)
     errors[2] *= 2
-    found = scoring.thresholds_of(errors, 0.02)
+    found = verdicts.thresholds_of(errors, 0.02)
     assert found["held_out_cycles"] == 3 and found["held_out_pads"] == 300 and "promised_fpr" not in found
     assert found["fpr_of_each_cycle_by_others"][:2] == [0, 0]
     # Limits of +-0.99 at most call half of the pads of the wider cycle wrong.
     assert found["fpr_of_each_cycle_by_others"][2] == pytest.approx(0.5, abs=0.02)
     assert ((errors > found["excessive"]) | (errors < found["insufficient"])).double().mean() <= 0.02
-    assert scoring.describe(found | {"fpr_of_each_cycle_by_others": [0.004, 0.012, 0.5]}) == (
+    assert verdicts.describe(found | {"fpr_of_each_cycle_by_others": [0.004, 0.012, 0.5]}) == (
         "thresholds from 3 held-out cycles; each judged by the others: 0.4, 1.2, 50.0 % of fine pads called wrong"
     )
-    alone = scoring.thresholds_of(errors[:1], 0.02)
+    alone = verdicts.thresholds_of(errors[:1], 0.02)
     assert math.isnan(alone["fpr_of_each_cycle_by_others"][0])
-    assert "1 held-out cycle: there is no other one" in scoring.describe(alone)
+    assert "1 held-out cycle: there is no other one" in verdicts.describe(alone)
 
 
 def test_measured_models_belong_to_their_held_out_share_and_boards(data, capsys, no_pictures):

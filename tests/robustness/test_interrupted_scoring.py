@@ -48,7 +48,8 @@ SCORINGS = {
         lambda place: f"--images {place}/images --model-input {place}/run/ck/last.ckpt --output {place}/out --cpu",
     ),
     "crrn": Scoring(
-        "crrn.3_score_boards", "pads.csv", lambda place: write_boards(place / "images", boards=13, seed=1) and None,
+        "crrn.3_score_boards", "progress.jsonl",
+        lambda place: write_boards(place / "images", boards=13, seed=1) and None,
         lambda place: (
             f"--data {place}/data --cycle {CYCLE} --result {place}/run/result --n_layers 1 --cpu "
             f"--boards {place}/images --output {place}/out"

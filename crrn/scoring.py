@@ -1,0 +1,187 @@
+"""Verdicts on measured boards, pad by pad: what 3_score_boards.py does with files, for Python.
+
+A pad is excessive where its error (input - reconstruction, in standard deviations of the pad) is above one threshold,
+insufficient where it is below the other. Both come from the measured cycles that were held out of the statistics (and,
+with --protocol measured, of the training): a share --fpr of their pads would be called wrong. That is an estimate from
+few cycles, whose pads are alike; how well the other cycles would have judged each of them is told beside it.
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from common import distributed
+from common.metrics import threshold_for_fpr
+from common.runtime import ArgumentParser, UserError, autocast
+from crrn.boards import cycle_of, number_of
+from crrn.checkpoints import add_model_options, check_options, load_trained, result_folder
+from crrn.demo_boards import ensure_prepared
+from crrn.model.ConvRRN import ST_EncDec
+from crrn.preprocess import Prepared
+from crrn.utils import at_pads, device_of, place, reconstruct
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained network, ready to score; `about` is the rest of its file."""
+
+    network: ST_EncDec
+    path: Path
+    about: dict[str, Any]
+    prepared: Prepared  # the boards that volumes are normalised by
+    held_out: Tensor  # their cycles that thresholds come from, (n, cycle, 1, H, W)
+    mean: Tensor  # volume of each pad, (P,)
+    std: Tensor
+    options: Namespace
+    device: torch.device
+    thresholds: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the number of boards; found when needed
+
+    @property
+    def pad_ids(self) -> list[int]:
+        """PadID of each pad, in the order of volumes and results, (P,)."""
+        return self.prepared.pad_ids
+
+
+class Scored(NamedTuple):
+    """What is found on T boards with P pads, (T, P) each; in standard deviations of the pad's volume."""
+
+    normalised: Tensor
+    expected: Tensor  # the network's reconstruction
+    error: Tensor  # normalised - expected
+    verdicts: list[list[str]]  # "fine", "excessive" or "insufficient"
+    threshold: dict[str, Any]  # as `thresholds_of` gives it
+
+
+def add_scoring_options(parser: ArgumentParser) -> None:
+    """The options that `load` takes."""
+    add_model_options(parser, [0])
+    add = parser.add_argument_group("verdicts").add_argument
+    add("--fpr", type=float, default=0.01, help="share of fine pads that may be called wrong")
+    add("--batch_size", type=int, default=20, help="sequences at once")
+
+
+def load(**given: Any) -> Loaded:
+    """The trained model that options of 3_score_boards.py name, such as data="my_boards", cycle=20; UserError where it
+    is missing, damaged or of other boards."""
+    parser = ArgumentParser()
+    add_scoring_options(parser)
+    options = Namespace(**{**vars(parser.parse_args([])), **given})
+    check_options(options, batch_size=(1, 1e9), fpr=(1e-6, 0.5))
+    cycle = cycle_of(options.data, options.cycle)
+    device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    autocast(device, options.precision)  # refuses what this device cannot do
+    with distributed.first_alone():
+        prepared = ensure_prepared(options.data, cycle, options.result)
+    path = result_folder(options, prepared.folder) / "model_dictionary.pt"
+    network, about = load_trained(path, options, prepared, device)
+    _, held_out, mean, std = prepared.measured_cycles(options.held_out)
+    return Loaded(network, path, about, prepared, held_out, mean, std, options, device)
+
+
+def score_boards(
+    volumes: ArrayLike, model: Loaded, names: Sequence[str] = (), expected: Tensor | None = None
+) -> Scored:
+    """What is found on the boards printed after one cleaning, the first one first: volumes as measured, (T, P), in the
+    order of `model.pad_ids`; T at most the boards of a cycle.
+
+    names: of the boards, for messages; expected: what an earlier call has found, which is then not computed again.
+    UserError names board and pad where a volume is not finite, or too far from normal for the network.
+    """
+    volumes, prepared = torch.as_tensor(volumes, dtype=torch.float64), model.prepared
+    if volumes.dim() != 2 or not 1 <= len(volumes) <= prepared.cycle or volumes.size(1) != len(model.pad_ids):
+        wanted = f"up to {prepared.cycle} boards of {len(model.pad_ids)} pads"
+        raise UserError(f"volumes of shape {tuple(volumes.shape)}: expected {wanted}")
+    names = names or [f"board {number}" for number in range(len(volumes))]
+    values = ((volumes - model.mean) / model.std).float()
+    if where := _not_finite(values, names, model):
+        raise UserError(f"{where}: its volume cannot be normalised")
+    if expected is None:
+        images = place(values, *prepared.pixels, prepared.height, prepared.width)
+        output = reconstruct(model.network, images[None], 1, model.device, model.options.precision)[0]
+        expected = at_pads(output, *prepared.pixels)
+    error = values - expected
+    if where := _not_finite(error, names, model):
+        board, pad = divmod(int(values.abs().argmax()), values.size(1))
+        raise UserError(
+            f"{where}: no finite reconstruction in --precision {model.options.precision}; the volume furthest from "
+            f"normal is that of pad {model.pad_ids[pad]} in {names[board]}, by {values[board, pad]:.3g} deviations"
+        )
+    threshold = threshold_for(len(values), model)
+    verdicts = [[verdict_of(one, threshold) for one in board] for board in error.tolist()]
+    return Scored(values, expected, error, verdicts, threshold)
+
+
+def threshold_for(length: int, model: Loaded) -> dict[str, Any]:
+    """`thresholds_of` from the first `length` boards of each held-out cycle: reconstruction is harder or easier in
+    shorter sequences, such as the last one to be judged may be."""
+    if length not in model.thresholds:
+        options, shorter = model.options, model.held_out[:, :length]
+        output = reconstruct(model.network, shorter, options.batch_size, model.device, options.precision)
+        errors = at_pads(shorter - output, *model.prepared.pixels)
+        if not errors.isfinite().all():
+            raise UserError(
+                f"the held-out boards of {model.prepared.folder} have no finite reconstruction in --precision "
+                f"{options.precision}: try fp32"
+            )
+        model.thresholds[length] = thresholds_of(errors.flatten(1), options.fpr)
+    return model.thresholds[length]
+
+
+def _not_finite(values: Tensor, names: Sequence[str], model: Loaded) -> str | None:
+    """Board and pad of the first of values (T, P) that is nan or infinite."""
+    wrong = torch.nonzero(~values.isfinite()).tolist()
+    return f"{names[wrong[0][0]]}, pad {model.pad_ids[wrong[0][1]]}" if wrong else None
+
+
+def thresholds_of(errors: Tensor, fpr: float) -> dict[str, Any]:
+    """Limits of the finite errors of fine pads, (held-out cycles, pads): above "excessive" and below "insufficient"
+    lies at most fpr / 2 each.
+
+    Pads of one cycle are alike, so that few cycles say little about the next one: "fpr_of_each_cycle_by_others" has,
+    for each cycle, the share of its pads that limits from the other cycles call wrong (nan for a single cycle).
+    """
+    high, low = _limits(errors, fpr)
+    met = []
+    for one, cycle in enumerate(errors):
+        others = torch.cat([errors[:one], errors[one + 1 :]])
+        limits = _limits(others, fpr) if len(others) else (math.nan, math.nan)
+        wrong = ((cycle > limits[0]) | (cycle < limits[1])).double().mean().item()
+        met.append(wrong if len(others) else math.nan)
+    return {
+        "excessive": high,
+        "insufficient": low,
+        "held_out_cycles": len(errors),
+        "held_out_pads": errors.numel(),
+        "fpr_asked": fpr,
+        "fpr_of_each_cycle_by_others": met,
+    }
+
+
+def _limits(errors: Tensor, fpr: float) -> tuple[float, float]:
+    return threshold_for_fpr(errors, fpr / 2)[0], -threshold_for_fpr(-errors, fpr / 2)[0]
+
+
+def describe(threshold: dict[str, Any]) -> str:
+    """One line about where thresholds come from and how far they can be trusted."""
+    rates, cycles = threshold["fpr_of_each_cycle_by_others"], threshold["held_out_cycles"]
+    line = f"thresholds from {number_of(cycles, 'held-out cycle')}"
+    if cycles == 1:
+        return f"{line}: there is no other one to judge it by, so the rate of false positives is unknown"
+    percent = ", ".join(f"{100 * rate:.1f}" for rate in rates)
+    return f"{line}; each judged by the others: {percent} % of fine pads called wrong"
+
+
+def verdict_of(error: float, threshold: dict[str, Any]) -> str:
+    """ "excessive", "insufficient" or "fine". ValueError where error or thresholds are not finite."""
+    if not all(map(math.isfinite, (error, threshold["excessive"], threshold["insufficient"]))):
+        raise ValueError(f"error {error} against {threshold}: no verdict without finite numbers")
+    if error > threshold["excessive"]:
+        return "excessive"
+    return "insufficient" if error < threshold["insufficient"] else "fine"
