@@ -378,12 +378,14 @@ def test_without_defective_test_images(place, capsys, kept):
         if folder.name != kept:
             shutil.rmtree(folder)
     shutil.copytree("datasets/mvtec/brick/test/hole", "brick/validation/good")  # MVTec LOCO's further good images
+    Image.new("RGB", (97, 64)).save("brick/train/good/000.png")
     further = len(list(Path("brick/validation/good").iterdir()))
     for argv in (training, inference):
         words = [word.replace("datasets/mvtec/brick", "brick") for word in argv("MVTec")]
         assert train.main(words) == 0
         said = capsys.readouterr().out
         assert f"brick has {'only good' if kept else 'no'} test images: there is no AUROC" in said
+        assert "of 97 x 64 pixels, are squeezed by more than 1.5: CRN takes squares" in said
     assert "no image AUROC" in said and "nan" not in said
     trained, tested = json.loads(Path("lm/version_0/results.json").read_text()), json.loads(Path("a.json").read_text())
     assert (
@@ -465,7 +467,7 @@ def test_what_is_left_out_of_road_images_is_said(tmp_path, capsys):
     assert "@eaDir" not in told
 
 
-def test_splits(place):
+def test_splits(place, capsys):
     road = load_dataset("RoadImages", Path(FOLDERS["RoadImages"]))
     assert (len(road.train), len(road.test)) == (42, 18 + 24)
     assert [item.label for item in road.test] == [0] * 18 + [1] * 24
@@ -475,6 +477,10 @@ def test_splits(place):
         path.unlink()
     few = load_dataset("Panorama", Path("p"))
     assert (len(few.train), len(few.test)) == (4, 3 + 8)  # twice as many bad ones as training ones
+    assert "images in p/bad_ones are left out, such as" in capsys.readouterr().out
+    shutil.rmtree("p/bad_ones")
+    assert len(load_dataset("Panorama", Path("p")).test) == 3
+    assert "p has no bad images: there is no AUROC" in capsys.readouterr().out
     brick = load_dataset("MVTec", Path(FOLDERS["MVTec"]))
     assert len(brick.train) == 40 and [i.name for i in brick.test] == sorted(i.name for i in brick.test)
     assert synthetic(Path(FOLDERS["MVTec"]))

@@ -57,6 +57,7 @@ def results(place):
 def test_without_defective_test_images(bricks, place, capsys):
     shutil.copytree(bricks / "brick", place / "plain", ignore=shutil.ignore_patterns("SYNTHETIC", "ground_truth"))
     shutil.copytree(bricks / "brick/test/hole", place / "plain/validation/good")  # MVTec LOCO's further good images
+    Image.new("RGB", (97, 64)).save(place / "plain/train/good/000.png")
     for kept, line in (("good", "has only good test images"), (None, "has no test images")):
         for folder in (place / "plain/test").iterdir() if kept else [place / "plain/test"]:
             if folder.name != kept:
@@ -66,6 +67,7 @@ def test_without_defective_test_images(bricks, place, capsys):
         assert main.main([*argv, "--resume", "no"]) == 0
         said = capsys.readouterr().out
         assert line in said and "there is no AUROC" in said and "no image AUROC" in said and "nan" not in said
+        assert "of 97 x 64 pixels, are squeezed by more than 1.5: --img_size takes a height and a width" in said
         result = results(place)
         assert result["image_auroc"] is None and result["threshold"]["images"] == 1 + 1
         Report(place / "results/m/report.html")

@@ -67,11 +67,13 @@ def test_without_defective_test_images(bricks, tmp_path, capsys, kept):
         if folder.name != kept:
             shutil.rmtree(folder)
     shutil.copytree(bricks / "test/hole", tmp_path / "plain/validation/good")  # MVTec LOCO's further good images
+    Image.new("RGB", (97, 64)).save(tmp_path / "plain/train/good/000.png")
     output = tmp_path / "out"
     assert run.main([*PAPER, "--data_path", str(tmp_path / "plain"), "--output", str(output), "--report"]) == 0
     said = capsys.readouterr().out
     assert f"has {'only good' if kept else 'no'} test images: there is no AUROC" in said
     assert "no image AUROC" in said and "nan" not in said
+    assert "of 97 x 64 pixels, are squeezed by more than 1.5: RIAD takes squares" in said
     assert result_of(output)["auroc"] is None and result_of(output)["threshold"]["images"] == 2 + 1
     Report(output / "report.html")
 
