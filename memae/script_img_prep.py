@@ -65,10 +65,10 @@ VIDEO_FILES = frozenset([
 CONTAINERS = "3gp,asf,avi,flv,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,ogg,webm"
 # Of names such as 2024-01-31_23-59-59.123 or 31.01.2024 235959.
 DATES = (
-    r"(?<!\d)(?P<Y>(?:19|20)\d\d)\D?(?P<m>[01]\d)\D?(?P<d>[0-3]\d)",
-    r"(?<!\d)(?P<d>[0-3]\d)\D(?P<m>[01]\d)\D(?P<Y>(?:19|20)\d\d)",
+    r"(?<!\d)(?P<Y>(?:19|20)\d\d)\D?(?P<m>0[1-9]|1[0-2])\D?(?P<d>0[1-9]|[12]\d|3[01])",
+    r"(?<!\d)(?P<d>0[1-9]|[12]\d|3[01])\D(?P<m>0[1-9]|1[0-2])\D(?P<Y>(?:19|20)\d\d)",
 )
-CLOCK = r"\D{0,3}(?P<H>[0-2]\d)\D?(?P<M>[0-5]\d)\D?(?P<S>[0-6]\d)(?:\D?(?P<f>\d+))?"
+CLOCK = r"\D{0,3}(?P<H>[01]\d|2[0-3])\D?(?P<M>[0-5]\d)\D?(?P<S>[0-6]\d)(?:\D?(?P<f>\d+))?"
 RECORD = "prepared.json"
 MAX_SIZE = 4096
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
@@ -251,7 +251,7 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
     if lost:
         note(f"{len(lost)} frames of {video} are damaged and left out, the first of them frame {lost[0]}")
     if count < announced:
-        note(f"{video} announces {announced} frames, only {count} can be read: it seems to be cut off")
+        note(f"{video} announces {announced} frames, only {count - len(lost)} can be read: it seems to be cut off")
 
 
 def prepare_video(
@@ -362,7 +362,7 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
             if file.is_file()
         }
         if left := [file for file in visible(path) if file not in files]:
-            note(f"left out of {path}: {len(left)} that are labels of no test video, such as {left[0].name}")
+            note(f"{len(left)} labels of no test video are left out in {path}, such as {left[0].name}")
     elif path.suffix.lower() == ".mat":
         arrays = dict(zip(frames, read_mat(path, *(frames if len(frames) > 1 else "l"))))
     else:

@@ -1,7 +1,13 @@
 """Preparation, index files, labels and clips, on tiny videos; what is wrong with them is said in one line."""
 
+import json
+import os
 import shutil
+import struct
 import sys
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +15,8 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from common.images import synthetic
+from common.files import only_run
+from common.images import MAX_PIXELS, set_max_pixels, synthetic
 from common.runtime import UserError
 from memae import script_eval_video, script_img_prep, script_index_gen
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
@@ -259,6 +266,302 @@ def test_training_videos_that_are_tested_on(tmp_path, capsys):
     assert (
         "little" not in capsys.readouterr().out and not script_eval_video._prepared(tmp_path / "other")["same_videos"]
     )
+
+
+def test_what_systems_put_into_folders_is_no_data(tmp_path, capsys):
+    make_video(tmp_path / "v/a", 5)
+    for name in ("v/@eaDir/a", "v/a/@eaDir", "v/__MACOSX/a", "v/.thumbnails"):
+        make_video(tmp_path / name, 3, first=9)
+    for name in ("v/Thumbs.db", "v/a/.hidden.png", "v/a/desktop.ini"):
+        (tmp_path / name).write_text("x")
+    assert prep("--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "d/Test").iterdir()] == ["a"]
+    assert len(list((tmp_path / "d/Test/a").iterdir())) == 5
+    (tmp_path / "d/Test/@eaDir").mkdir()
+    (tmp_path / "d/Test/a/~$1.jpg").write_text("x")
+    assert len(VideoDataset(None, tmp_path / "d/Test", 2).clips) == 4
+
+
+def test_a_picture_without_a_number_does_not_switch_off_the_check_for_gaps(tmp_path):
+    make_video(tmp_path / "v", 5)
+    grey(1).save(tmp_path / "v/cover.png")
+    with pytest.raises(UserError, match=r"1 of the 6 frames in .* have no number, such as cover\.png"):
+        script_img_prep.source_frames(tmp_path / "v")
+
+
+def test_frames_are_ordered_by_the_date_and_time_in_their_names(tmp_path, capsys):
+    for folder, names in {
+        "year first": ("2024-01-31_23-59-59", "2024-02-01_00-00-00", "2024-02-01_00-00-07"),
+        "year last": ("cam 31.12.2023 10h00m01", "cam 01.01.2024 09h00m00", "cam 02.01.2024 00h00m09"),
+        "in a row": ("IMG_20240131235959", "IMG_20240201000000_2", "IMG_20240201000000_10"),
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            grey(1).save(tmp_path / folder / f"{name}.png")
+        found = script_img_prep.source_frames(tmp_path / folder)
+        assert {number: path.stem for number, path in found.items()} == dict(enumerate(names, start=1))
+        assert f"date and time, from {names[0]}.png to {names[-1]}.png" in capsys.readouterr().out
+    assert not script_img_prep._time("cam12_00012345") and not script_img_prep._time("2024-13-31_10-00-00")
+
+
+def prepared(root, *argv):
+    """Exit status of a preparation of `root`/v as test videos of 16 x 16."""
+    return prep("--Test", root / "v", "--DataRoot", root, "--Dataset", "d", "--Size", 16, *argv)
+
+
+def test_labels_are_numbers_of_files(tmp_path, capsys):
+    def video(name, numbers):
+        (tmp_path / "v" / name).mkdir(parents=True)
+        for k in numbers:
+            grey(1).save(tmp_path / "v" / name / f"{k:03d}_cam1.png")
+
+    video("from0", range(20))
+    video("steps", range(5, 105, 5))
+    make_video(tmp_path / "v/usual", 20)
+    labels = tmp_path / "labels"
+    labels.write_bytes("\ufefffrom0: 0-2, 5-10\nsteps: 50-60\nsteps: 7-9, 98-100\nusual: 5-10".encode())
+    assert prepared(tmp_path, "--Labels", labels) == 0
+    assert "the first abnormal frame of from0 is number 0, 000_cam1.png" in capsys.readouterr().out
+    found = {name: np.flatnonzero(loadmat(tmp_path / f"d/Test_gt/{name}.mat")["l"]) for name in ("from0", "steps")}
+    assert found["from0"].tolist() == [0, 1, 2, 5, 6, 7, 8, 9, 10] and found["steps"].tolist() == [9, 10, 11, 19]
+    assert np.flatnonzero(loadmat(tmp_path / "d/Test_gt/usual.mat")["l"]).tolist() == [4, 5, 6, 7, 8, 9]
+    numbers = {name: video_datasets.file_numbers(tmp_path / "d/Test" / name, 20).tolist() for name in found}
+    assert numbers == {"from0": list(range(20)), "steps": list(range(5, 105, 5))}
+    for text, words in (("steps: 4-9", "begin at frame 4"), ("from0: 19-20", "reach to frame 20")):
+        labels.write_text(text)
+        refused(capsys, script_img_prep.main, ["--Test", tmp_path / "v", "--Labels", labels], words, "numbers")
+
+
+def test_labels_as_arrays(tmp_path, capsys):
+    make_video(tmp_path / "v/01_0014", 4)
+    make_video(tmp_path / "v/b", 3)
+    wanted = {"01_0014": [0, 1, 1, 0], "b": [0, 0, 1]}
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks/01_0014.npy", np.array(wanted["01_0014"], np.int8))
+    savemat(tmp_path / "masks/b.mat", {"l": np.array([wanted["b"]])})
+    np.save(tmp_path / "masks/other.npy", np.zeros(3))
+    np.save(tmp_path / "all.npy", np.array([wanted["01_0014"] + wanted["b"]], bool))
+    for path in ("masks", "all.npy"):
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+        assert prepared(tmp_path, "--Labels", tmp_path / path) == 0
+        assert {name: loadmat(tmp_path / f"d/Test_gt/{name}.mat")["l"].ravel().tolist() for name in wanted} == wanted
+    assert "1 labels of no test video are left out" in (said := capsys.readouterr().out) and "other.npy" in said
+    assert "the first abnormal frame of 01_0014 is number 2, 002.png" in said
+    argv = ["--Test", tmp_path / "v", "--Labels"]
+    np.save(tmp_path / "all.npy", np.zeros(8))
+    refused(capsys, script_img_prep.main, [*argv, tmp_path / "all.npy"], "8 labels", "7 frames")
+    np.save(tmp_path / "all.npy", np.arange(7))
+    refused(capsys, script_img_prep.main, [*argv, tmp_path / "all.npy"], "all.npy", "0 and 1")
+    np.save(tmp_path / "all.npy", np.array([{}] * 7), allow_pickle=True)
+    refused(capsys, script_img_prep.main, [*argv, tmp_path / "all.npy"], "all.npy is broken")
+    np.save(tmp_path / "masks/01_0014.npy", np.zeros(5))
+    refused(capsys, script_img_prep.main, [*argv, tmp_path / "masks"], "5 labels", "4 frames of 01_0014")
+    shutil.rmtree(tmp_path / "v/01_0014")
+    make_video(tmp_path / "v/a", 4)
+    savemat(tmp_path / "two.mat", {"a": np.array([1, 0, 0, 0]), "b": np.array([0, 0, 1])})
+    shutil.rmtree(tmp_path / "d")
+    assert prepared(tmp_path, "--Labels", tmp_path / "two.mat") == 0
+    assert loadmat(tmp_path / "d/Test_gt/a.mat")["l"].ravel().tolist() == [1, 0, 0, 0]
+
+
+def test_long_labels_are_read_in_linear_time(tmp_path):
+    labels = tmp_path / "labels"
+    started = time.monotonic()
+    for text in ("a: 1" + " " * 200_000 + "x", "a:" + " -" * 100_000, " " * 200_000 + "gt_frame" + " " * 200_000):
+        labels.write_text(text)
+        with pytest.raises(UserError):
+            read_intervals(labels, ["a"])
+    labels.write_text("a: 1" + " " * 200_000 + "-" + " " * 200_000 + "3")
+    assert read_intervals(labels, ["a"]) == {"a": [(1, 3)]} and time.monotonic() - started < 10
+
+
+def test_videos_in_subfolders_and_behind_links(tmp_path, capsys):
+    make_video(tmp_path / "v/day1/x", 3)
+    make_video(tmp_path / "v/day2/deep/x", 4)
+    make_video(tmp_path / "v/day1/x_gt", 3)
+    make_video(tmp_path / "store/z", 5)
+    (tmp_path / "v/day3").symlink_to(tmp_path / "store")
+    (tmp_path / "v/day1/loop").symlink_to(tmp_path / "v")
+    (tmp_path / "v/empty").mkdir()
+    for name in ("a.heic", "b.heic"):
+        (tmp_path / "v/day1/x" / name).write_text("x")
+    assert prepared(tmp_path) == 0
+    said = capsys.readouterr().out
+    counts = {path.name: len(list(path.iterdir())) for path in (tmp_path / "d/Test").iterdir()}
+    assert counts == {"day1_x": 3, "day2_deep_x": 4, "day3_z": 5}
+    assert "2 files that are neither frames nor videos" in said and "such as day1/x/a.heic" in said
+    assert "1 folders without videos" in said and "such as empty" in said and "1 linked folders" in said
+    assert (tmp_path / "d/Test_gt/day1_x.mat").is_file()
+    stored = json.loads((tmp_path / "d/prepared.json").read_text())["notes"]
+    assert any("day1/x/a.heic" in line for line in stored)
+    make_video(tmp_path / "v/day1_x", 3)
+    refused(capsys, script_img_prep.main, ["--Test", tmp_path / "v"], "both become the video day1_x")
+
+
+def test_names_that_are_no_utf8_are_prepared_once(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        make_video(tmp_path / "v" / name, 3)
+    except OSError:
+        pytest.skip("no such names on this file system")
+    assert prepared(tmp_path) == 0 and prepared(tmp_path) == 0
+    assert [path.name for path in (tmp_path / "d/Test").iterdir()] == ["caf\\udce9"]
+    assert index(tmp_path / "d", "--FrameNum", 2) == 0 and len(
+        VideoDataset(tmp_path / "d/Test_idx", tmp_path / "d/Test", 2)
+    )
+
+
+def test_two_preparations_of_one_data_set_do_not_mix(tmp_path, capsys):
+    make_video(tmp_path / "v/a", 18)
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16]
+    with only_run(tmp_path / "d"):
+        refused(capsys, script_img_prep.main, argv, "another run is writing to")
+    assert prep(*argv) == 0
+    with only_run(tmp_path / "d"):
+        refused(capsys, script_index_gen.main, ["--DataRoot", tmp_path, "--Dataset", "d"], "another run is writing to")
+    (tmp_path / "d/Test/a/018.jpg").unlink()
+    refused(capsys, script_img_prep.main, argv, "d/Test/a has 17 frames", "made 18")
+    with pytest.raises(UserError, match="has 17 frames"):
+        VideoDataset(None, tmp_path / "d/Test")
+    for runs in (5, [[1]], [[1, 2, 0]], [[1, "2", 1]], [[2**63, 2**63 + 17, 1]], [[0, 2**64 - 1, 1]]):
+        (tmp_path / "d/prepared.json").write_text(json.dumps({"videos": {"Test/a": runs}}))
+        with pytest.raises(UserError, match=r"prepared\.json is damaged|script_img_prep\.py has made"):
+            VideoDataset(None, tmp_path / "d/Test")
+
+
+def test_changes_anywhere_in_a_frame_are_noticed_and_older_records_continue(tmp_path, capsys):
+    make_video(tmp_path / "v/a", 2, size=(300, 300), suffix=".bmp")
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16]
+    assert prep(*argv) == 0
+    record = tmp_path / "d/prepared.json"
+    stored = json.loads(record.read_text())
+    older = {name: value for name, value in stored.items() if name not in ("videos", "notes", "max_value")}
+    record.write_text(json.dumps(older | {"sources": {name: value[:16] for name, value in stored["sources"].items()}}))
+    capsys.readouterr()
+    assert prep(*argv) == 0 and "older version" in capsys.readouterr().out
+    assert json.loads(record.read_text())["videos"] == stored["videos"] == {"Test/a": [[1, 3, 1]]}
+    frame = tmp_path / "v/a/002.bmp"
+    content = bytearray(frame.read_bytes())
+    content[80_000] += 1
+    frame.write_bytes(content)
+    refused(capsys, script_img_prep.main, argv, "sources differs")
+
+
+def test_frames_of_12_bits(tmp_path, capsys):
+    (tmp_path / "v").mkdir()
+    Image.fromarray(np.full((16, 16), 2048, np.uint16)).save(tmp_path / "v/1.png")
+    assert prepared(tmp_path) == 0
+    assert "try --max_value 4095" in capsys.readouterr().out
+    argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Size", 16, "--max_value"]
+    for option in ("4095", "auto"):
+        assert prep(*argv, option, "--Dataset", option) == 0
+        assert abs(int(np.asarray(Image.open(tmp_path / option / "Test/v/001.jpg"))[5, 5]) - 128) < 2
+    refused(capsys, script_img_prep.main, [*argv, "4095", "--Dataset", "d"], "max_value differs")
+    try:
+        refused(capsys, script_img_prep.main, [*argv[:-1], "--max_pixels", "200"], "--max_pixels", "1.png")
+    finally:
+        set_max_pixels(MAX_PIXELS)
+
+
+class StandIn:
+    """PyAV's interface as far as it is used: a file of grey frames, some packets damaged."""
+
+    class error:
+        class FFmpegError(Exception):
+            strerror = "damaged"
+
+        class InvalidDataError(FFmpegError):
+            pass
+
+    class VideoFrame:
+        rotation = 0
+
+        def __init__(self, image, rotation=0, is_corrupt=False):
+            self.image, self.rotation, self.is_corrupt = image, rotation, is_corrupt
+
+        def to_image(self):
+            return self.image.convert("RGB")
+
+    def __init__(self, packets, ends_early=False):
+        self.packets, self.ends_early = packets, ends_early
+
+    @contextmanager
+    def open(self, path, options):
+        packets = [SimpleNamespace(decode=lambda packet=packet: self._decode(packet)) for packet in self.packets]
+
+        def demux(stream):
+            yield from packets
+            if self.ends_early:
+                raise self.error.FFmpegError
+
+        streams = SimpleNamespace(video=[SimpleNamespace(frames=len(packets))])
+        yield SimpleNamespace(streams=streams, demux=demux)
+
+    def _decode(self, packet):
+        if packet is None:
+            raise self.error.InvalidDataError
+        return packet
+
+
+def test_damaged_packets_cost_their_frames_only(tmp_path, capsys, monkeypatch):
+    frame = StandIn.VideoFrame
+    frames = [[frame(grey(10 * k))] for k in range(1, 9)]
+    frames[2], frames[5] = None, [frame(grey(0), is_corrupt=True)]
+    monkeypatch.setitem(sys.modules, "av", StandIn(frames))
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v/a.mp4").write_text("x")
+    (tmp_path / "labels").write_text("a: 4-5, 8")
+    assert prepared(tmp_path, "--Labels", tmp_path / "labels") == 0
+    said = capsys.readouterr().out
+    assert said.count("2 frames of") == 1 and "a.mp4 are damaged and left out, the first of them frame 3" in said
+    files = sorted((tmp_path / "d/Test/a").iterdir())
+    assert [round(np.asarray(Image.open(file)).mean() / 10) for file in files] == [1, 2, 4, 5, 7, 8]
+    assert video_datasets.file_numbers(tmp_path / "d/Test/a", 6).tolist() == [1, 2, 4, 5, 7, 8]
+    assert loadmat(tmp_path / "d/Test_gt/a.mat")["l"].ravel().tolist() == [0, 0, 1, 1, 0, 1]
+    assert "the first abnormal frame of a is number 4" in said
+    monkeypatch.setitem(sys.modules, "av", StandIn(frames[:2], ends_early=True))
+    assert prep("--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "e", "--Size", 16) == 0
+    assert "a.mp4 cannot be read beyond frame 2: damaged" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "av", StandIn([None, None]))
+    refused(capsys, script_img_prep.main, ["--Test", tmp_path / "v"], "a.mp4 holds no frame that can be read")
+
+
+def test_rotation_in_a_videos_header_is_applied(tmp_path, monkeypatch):
+    """Turned by a quarter clockwise, what is at the upper left comes to the upper right."""
+    image = Image.new("L", (32, 16))
+    image.paste(255, (0, 0, 8, 8))
+    monkeypatch.setitem(sys.modules, "av", StandIn([[StandIn.VideoFrame(image, rotation=-90)]]))
+    (tmp_path / "a.mp4").write_text("x")
+    assert script_img_prep.frame_shape(tmp_path / "a.mp4") == (32, 16)
+    ((_, turned),) = script_img_prep.read_frames(tmp_path / "a.mp4", "")
+    assert turned.getpixel((12, 3)) == (255, 255, 255) and turned.getpixel((3, 3)) == (0, 0, 0)
+
+
+def test_rotation_and_damage_of_a_real_file(tmp_path, capsys):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(20):
+            pixels = np.full((48, 64, 3), 10 * k, np.uint8)
+            pixels[:10, :10] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0)]
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    for start, size in places[5:7]:
+        content[start : start + size] = bytes(size)
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = content.index(upright, content.index(b"tkhd"))
+    content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(content)
+    found = list(script_img_prep.read_frames(tmp_path / "a.mp4", ""))
+    assert [number for number, image in found if image is None] == [6, 7] and len(found) == 20
+    assert "2 frames of" in (said := capsys.readouterr().out) and "the first of them frame 6" in said
+    image = found[0][1]
+    assert image.size == (48, 64) and image.getpixel((45, 2))[0] > 200 > 60 > image.getpixel((2, 2))[0]
 
 
 def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):

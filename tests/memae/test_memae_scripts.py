@@ -236,6 +236,91 @@ def test_an_interrupted_testing_goes_on(videos, trained, tmp_path, capsys, monke
     assert script_testing.main(argv) == 130 and scored[-2:] == ["c", "c"]  # its frames are others now
 
 
+@pytest.fixture
+def stopped(videos, trained, tmp_path, monkeypatch):
+    """A testing of two videos, c and d, that was stopped before d: its command line, folder, and a function that goes
+    on, which returns the videos whose scores it makes."""
+    shutil.copytree(videos / "stripes", tmp_path / "data/stripes")
+    shutil.copytree(tmp_path / "data/stripes/Test/c", tmp_path / "data/stripes/Test/d")
+    argv = paths(tmp_path / "data", trained, "--OutRoot", tmp_path, "--WorstFrames", "0", script="test")
+    original, scored, last = script_testing.score_clips, [], ["d"]
+
+    def score(model, dataset, *more):
+        if dataset.videos == last:
+            raise KeyboardInterrupt
+        scored.append((dataset.videos[0], more[0]))
+        return original(model, dataset, *more)
+
+    def go_on(*more, stop_at="d"):
+        scored.clear()
+        last[:] = [stop_at]
+        assert script_testing.main([*argv, *more]) == (130 if stop_at else 0)
+        return list(scored)
+
+    monkeypatch.setattr(script_testing, "score_clips", score)
+    assert go_on() == [("c", range(9))]
+    return argv, tmp_path / f"res_{NAME}", go_on
+
+
+def test_options_that_scores_do_not_depend_on_keep_what_is_scored(stopped, trained, monkeypatch):
+    _, folder, go_on = stopped
+    monkeypatch.chdir(trained)
+    more = ["--NumWorker", "0", "--report", "--FrameNum", "16", "--CacheGiB", "1", "--WorstFrames", "2"]
+    assert go_on(*more, "--ModelFilePath", f"models/{NAME}.pt") == [] and (folder / "maps/c.jpg").is_file()
+    assert go_on("--precision", "bf16") == [("c", range(9))]
+
+
+@pytest.mark.parametrize("spoil", [lambda c: b"", lambda c: c[:-8], lambda c: c[:-1] + bytes([c[-1] ^ 1])])
+def test_damaged_scores_are_made_again(stopped, capsys, spoil):
+    argv, folder, go_on = stopped
+    content = (folder / "c.npy").read_bytes()
+    (folder / "c.npy").write_bytes(spoil(content))
+    assert go_on() == [("c", range(9))] and "c.npy is damaged or gone: scored again" in capsys.readouterr().out
+    assert go_on(stop_at=None) == [("d", range(9))] and (folder / "c.npy").read_bytes() == content
+    (folder / "c.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused(capsys, script_eval_video.main, argv, "c.npy has changed since")
+
+
+def test_damaged_scores_of_a_video_that_was_begun(stopped, capsys, monkeypatch):
+    _, folder, go_on = stopped
+    monkeypatch.setattr(script_testing, "PART", 2)
+    begun, scores = folder / "d.scoring", np.load(folder / "c.npy")
+    go_on(stop_at=None)
+    whole = np.stack([scores, script_testing._checks(scores)], axis=1).tobytes()
+    flipped = bytearray(whole)
+    flipped[83] ^= 1
+    for content, first, damaged in ((whole[: 16 * 5 + 3], 4, False), (flipped, 4, True), (b"?" * 40, 0, True)):
+        go_on("--precision", "bf16", stop_at="c")  # removes what is there
+        assert go_on() == [("c", range(k, min(k + 2, 9))) for k in range(0, 9, 2)]
+        begun.write_bytes(content)
+        capsys.readouterr()
+        made = go_on(stop_at=None)
+        assert made == [("d", range(k, min(k + 2, 9))) for k in range(first, 9, 2)]
+        assert ("d.scoring is damaged" in capsys.readouterr().out) == damaged
+        assert np.array_equal(np.load(folder / "d.npy"), scores)
+
+
+def test_results_tell_the_numbers_of_the_files_and_what_was_left_out(stopped, trained, tmp_path, monkeypatch):
+    argv, folder, go_on = stopped
+    root = tmp_path / "data/stripes"
+    record = {"videos": {"Test/c": [[0, 240, 10]], "Test/d": [[1, 6, 1], [7, 26, 1]]}, "notes": ["1 frame was lost"]}
+    (root / "prepared.json").write_text(json.dumps(record))
+    (tmp_path / "other.pt").write_bytes((trained / f"models/{NAME}.pt").read_bytes())
+    (tmp_path / "none").mkdir()
+    go_on("--ModelFilePath", str(tmp_path / "other.pt"), "--ModelRoot", str(tmp_path / "none"), stop_at=None)
+    drawn = []
+    monkeypatch.setattr(script_eval_video.report, "write", lambda *a: drawn.append(a[-1](a[2][0], 1)))
+    assert script_eval_video.main([*argv, "--ModelRoot", str(tmp_path / "none"), "--report"]) == 0
+    assert [name for _, _, name, _ in drawn] == ["c, frame 90"]
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert [int(row["frame"]) for row in rows if row["video"] == "c"] == list(range(80, 170, 10))
+    assert [int(row["frame"]) for row in rows if row["video"] == "d"] == list(range(10, 19))
+    assert [row["label"] for row in rows[:9]] == ["0"] * 2 + ["1"] * 4 + ["0"] * 3
+    assert loadmat(folder / "c_score.mat")["frame"].ravel().tolist() == list(range(80, 170, 10))
+    found = json.loads((folder / "results.json").read_text())["notes"]
+    assert found[0] == "1 frame was lost" and "tiny is skipped: it has 9 frames, a clip 16" in found
+
+
 def test_all_test_videos_are_checked_before_the_first_is_scored(videos, trained, tmp_path, capsys):
     shutil.copytree(videos / "stripes", tmp_path / "stripes")
     shutil.copytree(tmp_path / "stripes/Test/c", tmp_path / "stripes/Test/d")
