@@ -13,7 +13,7 @@ import shutil
 import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -24,35 +24,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from common.files import (
-    UserError,
-    atomic_write,
-    only_run,
-    plain,
-    read_json,
-    read_mat,
-    read_text,
-    reason,
-    write_json,
-)
-from common.images import (
-    EXTENSIONS,
-    MARK,
-    MAX_PIXELS,
-    MAX_PIXELS_HELP,
-    MAX_VALUE_HELP,
-    files_below,
-    fingerprint,
-    image_size,
-    mark_synthetic,
-    max_value_option,
-    read_image,
-    read_mask,
-    resolve_max_value,
-    same_images,
-    set_max_pixels,
-    visible,
-)
+from common import images
+from common.files import UserError, atomic_write, only_run, plain, read_json, read_mat, read_text, reason, write_json
 from common.runtime import ArgumentParser, goes_on, note, notes, progress, say, script
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
@@ -82,17 +55,10 @@ def natural(path: Path) -> list:
     return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
-def _is_frame(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
-
-
-def _is_video_file(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_FILES
-
-
 def _frames_in(folder: Path) -> list[Path]:
     # A link into nothing is a frame that cannot be read, not one to be left out.
-    return sorted((path for path in visible(folder) if _is_frame(path) and not path.is_dir()), key=natural)
+    files = [path for path in images.visible(folder) if path.suffix.lower() in images.EXTENSIONS and not path.is_dir()]
+    return sorted(files, key=natural)
 
 
 def _masks_of(video: Path) -> Path:
@@ -109,12 +75,15 @@ def find_videos(place: Path) -> dict[str, Path]:
     if not place.exists():
         raise UserError(f"there is no file or folder {place}")
     if place.is_file():
-        if not _is_video_file(place):
+        if place.suffix.lower() not in VIDEO_FILES:
             raise UserError(f"{place} is no video file ({', '.join(sorted(VIDEO_FILES))})")
         return {plain(place.stem): place}
-    files = files_below(place)
-    frames = {path.parent: path for path in reversed(files) if _is_frame(path)}  # the first one of each folder
-    sources = {path: path.relative_to(place).parts for path in [*frames, *filter(_is_video_file, files)]}
+    files = images.files_below(place)
+    pictures, clips = (
+        [path for path in files if path.suffix.lower() in kinds] for kinds in (images.EXTENSIONS, VIDEO_FILES)
+    )
+    frames = {path.parent: path for path in reversed(pictures)}  # the first one of each folder
+    sources = {path: path.relative_to(place).parts for path in [*frames, *clips]}
     masks = [path for path, parts in sources.items() if any(part.endswith("_gt") for part in parts)]
     videos: dict[str, Path] = {}
     for path in sorted(sources.keys() - masks, key=lambda path: [natural(Path(part)) for part in sources[path]]):
@@ -134,11 +103,13 @@ def find_videos(place: Path) -> dict[str, Path]:
     known = {_masks_of(path) for path in videos.values()}
     tops = {parts[:1] for parts in sources.values()}
     for words, left in {
-        "files that are neither frames nor videos of a format that is read": [
-            path for path in files if not _is_frame(path) and not _is_video_file(path) and path.name != MARK
-        ],
+        "files that are neither frames nor videos of a format that is read": sorted(
+            path for path in {*files} - {*pictures, *clips} if path.name != images.MARK
+        ),
         "folders of masks (their names end in _gt) of no video": [path for path in masks if path not in known],
-        "folders without videos": [path for path in visible(place) if path.is_dir() and (path.name,) not in tops],
+        "folders without videos": [
+            path for path in images.visible(place) if path.is_dir() and (path.name,) not in tops
+        ],
     }.items():
         if left:
             note(f"{len(left)} {words} are left out in {place}, such as {left[0].relative_to(place)}")
@@ -214,7 +185,7 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
     missing.
     """
     if frames := source_frames(video):
-        yield from ((number, read_image(path, max_value)) for number, path in progress(frames.items(), title))
+        yield from ((number, images.read_image(path, max_value)) for number, path in progress(frames.items(), title))
         return
     try:
         import av
@@ -254,27 +225,15 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
         note(f"{video} announces {announced} frames, only {count - len(lost)} can be read: it seems to be cut off")
 
 
-def prepare_video(
-    video: Path,
-    output: Path,
-    size: int,
-    channels: int,
-    max_value: int = 65535,
-    part: tuple[int, int | None] = (1, None),
-    before: Callable[[list[int]], None] = lambda numbers: None,
-) -> int:
-    """Write the frames of `video` as `output`/001.jpg and so on, all or none of them; return how many.
+def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int, first: int, last: int | None) -> list[int]:
+    """Write the frames of `video` to the new folder `output` as 001.jpg and so on; return their numbers in the source.
 
-    size: their width and height in pixels, bicubic with antialiasing; channels: 1 grey, 3 colour; max_value: see
-    `read_image`; part: first and last frame to take of those that can be read, from 1, inclusive; before: called with
-    the frames' numbers in the source when all are made, before they get their place. UserError for frames that cannot
-    be read or have unlike sizes.
+    max_value: see `read_image`; first, last: to take of those that can be read, from 1, inclusive. Resizing is bicubic
+    with antialiasing. UserError for frames that cannot be read or have unlike sizes.
     """
-    making = output.parent / f".making-{output.name}"
-    making.mkdir(parents=True)
+    output.mkdir(parents=True)
     place, numbers, like = 0, [], None
-    first, last = part
-    for number, image in read_frames(video, output.name, max_value):
+    for number, image in read_frames(video, video.name, max_value):
         if image is None:
             continue
         like = like or image.size
@@ -287,20 +246,18 @@ def prepare_video(
         if place < first or (last is not None and place > last):
             continue
         numbers.append(number)
-        image = image.convert("L") if channels == 1 else image
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-        image.save(making / f"{len(numbers):03d}.jpg", quality=QUALITY)
+        image = image.convert("L") if opt.ImgChnNum == 1 else image
+        image = image.resize((opt.Size, opt.Size), Image.Resampling.BICUBIC)
+        image.save(output / f"{len(numbers):03d}.jpg", quality=QUALITY)
     if not numbers:
         raise UserError(f"{video} holds no frames")
-    before(numbers)
-    making.rename(output)
-    return len(numbers)
+    return numbers
 
 
 def labels_from_masks(folder: Path) -> np.ndarray:
     """Whether each frame's mask marks any pixel, bool. UserError where masks are unreadable."""
     masks = source_frames(folder) or {}
-    return np.array([read_mask(path, image_size(path)).any() for path in masks.values()])
+    return np.array([images.read_mask(path, images.image_size(path)).any() for path in masks.values()])
 
 
 def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, int]]]:
@@ -361,7 +318,7 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
             for file, name in files.items()
             if file.is_file()
         }
-        if left := [file for file in visible(path) if file not in files]:
+        if left := [file for file in images.visible(path) if file not in files]:
             note(f"{len(left)} labels of no test video are left out in {path}, such as {left[0].name}")
     elif path.suffix.lower() == ".mat":
         arrays = dict(zip(frames, read_mat(path, *(frames if len(frames) > 1 else "l"))))
@@ -370,13 +327,9 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
         if len(values) != ends[-1]:
             raise UserError(f"{path} has {len(values)} labels, the test videos have {ends[-1]} frames")
         arrays = dict(zip(frames, np.split(values, ends[:-1])))
+    if not arrays:
+        raise UserError(f"{path} holds no labels of the test videos, such as {next(iter(frames))}.npy")
     return {name: require_labels(values, path) for name, values in arrays.items()}
-
-
-def save_labels(path: Path, labels: np.ndarray) -> None:
-    """Write <video>.mat with l (1 x frames)."""
-    with atomic_write(path) as file:
-        savemat(file, {"l": labels.reshape(1, -1).astype(np.float64)})
 
 
 def prepare(opt: Namespace) -> Path:
@@ -396,18 +349,26 @@ def prepare(opt: Namespace) -> Path:
     labels = _labels(opt.Labels, test_videos)
     openings = {name: _opening(name, labels, train_videos) for name in opt.Openings}  # normal frames at the start
 
-    train_frames, test_frames = (_frames_of(videos) for videos in (train_videos, test_videos))
-    max_value = resolve_max_value(train_frames or test_frames, opt.max_value, train_frames and test_frames)
+    parts = {"Train": train_videos, "Test": test_videos}
+    train_files, test_files = (
+        [path for video in videos.values() for path in _files(video)] for videos in parts.values()
+    )
+    max_value = images.resolve_max_value(train_files or test_files, opt.max_value, train_files and test_files)
     settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum", "Openings")}
     places = {"Train": train, "Test": test, "Labels": opt.Labels}
     settings |= {name: str(place and place.resolve()) for name, place in places.items()}
     settings["max_value"] = max_value
     settings["same_videos"] = settings["Train"] == settings["Test"]
     settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
-    settings["sources"] = _fingerprints("Train", train_videos) | _fingerprints("Test", test_videos)
+    settings["sources"] = {
+        f"{part}/{name}": images.fingerprint(_files(video), video.parent)
+        for part, videos in parts.items()
+        for name, video in videos.items()
+    }
     if settings["same_videos"]:
         note("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
-    made_by = next((mark for place in (train, test) if place for mark in _marks(place)), None)
+    folders = [folder for place in (train, test) if place for folder in (place.resolve(), *place.resolve().parents)]
+    generated = any((folder / images.MARK).is_file() for folder in folders)
     command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
     with only_run(root):
         record = _begin(root, plain(settings))
@@ -418,20 +379,21 @@ def prepare(opt: Namespace) -> Path:
 
         def make(part: str, name: str, video: Path, first: int = 1, last: int | None = None) -> int:
             """Prepare a video, unless that is done, and count its frames."""
-            output = root / part / name
-
-            def before(numbers: list[int]) -> None:
-                """Record and mark come with the first video: a preparation that made none is in nobody's way."""
-                if made_by and not record["videos"]:
-                    mark_synthetic(root, command)
-                record["videos"][f"{part}/{name}"] = recorded(numbers)
+            key, output, making = f"{part}/{name}", root / part / name, root / part / f".making-{name}"
+            numbers = None
+            if not output.is_dir():
+                numbers = prepare_video(video, making, opt, max_value, first, last)
+            elif key not in record["videos"]:  # made by an older version
+                numbers = [number for number, whole in _readable(video).items() if whole][first - 1 : last]
+            if numbers:
+                # Record and mark come with the first video: a preparation that made none is in nobody's way.
+                if generated and not record["videos"]:
+                    images.mark_synthetic(root, command)
+                record["videos"][key] = recorded(numbers)
                 save()
-
-            if output.is_dir():
-                if f"{part}/{name}" not in record["videos"]:  # made by an older version
-                    before([number for number, whole in _readable(video).items() if whole][first - 1 : last])
-                return len(file_numbers(output, len(_frames_in(output))))
-            return prepare_video(video, output, opt.Size, opt.ImgChnNum, max_value, (first, last), before)
+            if making.is_dir():
+                making.rename(output)
+            return len(file_numbers(output, len(_frames_in(output))))
 
         for name, video in train_videos.items():
             make("Train", name, video)
@@ -443,15 +405,16 @@ def prepare(opt: Namespace) -> Path:
             if name in labels:
                 if len(labels[name]) - opening != count:
                     raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
-                save_labels(root / "Test_gt" / f"{name}.mat", labels[name][opening:])
+                with atomic_write(root / "Test_gt" / f"{name}.mat") as file:
+                    savemat(file, {"l": labels[name][None, opening:].astype(np.float64)})
         save()
-        if made_by:
-            mark_synthetic(root, command)
+        if generated:
+            images.mark_synthetic(root, command)
     return root
 
 
-def _frames_of(videos: dict[str, Path]) -> list[Path]:
-    return [path for video in videos.values() for path in (source_frames(video) or {}).values()]
+def _files(video: Path) -> list[Path]:
+    return [*(source_frames(video) or {0: video}).values()]
 
 
 def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -460,8 +423,8 @@ def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Removes what a killed run was making. UserError where `root` holds something else.
     """
     path = root / RECORD
-    begun = [folder for part in ("Train", "Test") if (root / part).is_dir() for folder in visible(root / part)]
-    others = [entry for entry in visible(root) if entry.name not in ("Train", "Test", MARK)]
+    begun = [folder for part in ("Train", "Test") if (root / part).is_dir() for folder in images.visible(root / part)]
+    others = [entry for entry in images.visible(root) if entry.name not in ("Train", "Test", images.MARK)]
     if (begun or others) and not path.exists():
         raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
     before = read_json(path) if begun else settings
@@ -469,7 +432,9 @@ def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     before = {"max_value": 65535, "videos": {}, "notes": [], **(before if isinstance(before, dict) else {})}
     stored, sources = before.get("sources"), settings["sources"]
     stored = stored if isinstance(stored, dict) else {}
-    if stored.keys() == sources.keys() and all(same_images(str(stored[name]), now) for name, now in sources.items()):
+    if stored.keys() == sources.keys() and all(
+        images.same_images(str(stored[name]), now) for name, now in sources.items()
+    ):
         before["sources"] = sources
     if other := next((name for name in settings if before.get(name) != settings[name]), None):
         raise UserError(
@@ -492,12 +457,6 @@ def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
             return
 
 
-def _fingerprints(part: str, videos: dict[str, Path]) -> dict[str, str]:
-    """Of each source: tells whether it has changed."""
-    sources = {name: [*(source_frames(video) or {0: video}).values()] for name, video in videos.items()}
-    return {f"{part}/{name}": fingerprint(sources[name], video.parent) for name, video in videos.items()}
-
-
 def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, Path]) -> int:
     """How many frames of a test video come before the first abnormal one."""
     if name not in labels:
@@ -508,12 +467,6 @@ def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, P
     if not len(abnormal) or not abnormal[0]:
         raise UserError(f"--Openings {name}: the video has no normal opening before an abnormal frame")
     return int(abnormal[0])
-
-
-def _marks(place: Path) -> list[Path]:
-    """The marks of generated data in `place` or a folder above it."""
-    place = place.resolve()
-    return [folder / MARK for folder in (place, *place.parents) if (folder / MARK).is_file()]
 
 
 def _labels(path: Path | None, videos: dict[str, Path]) -> dict[str, np.ndarray]:
@@ -558,8 +511,8 @@ def build_parser() -> ArgumentParser:
     add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
     add("--Test", type=Path, help="videos to score; unset: none")
     add("--Labels", type=Path, help="file of the test videos' abnormal frames, such as data/UCSDped2.m; unset: none")
-    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
-    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
+    add("--max_value", type=images.max_value_option, default=65535, help=images.MAX_VALUE_HELP)
+    add("--max_pixels", type=int, default=images.MAX_PIXELS, help=images.MAX_PIXELS_HELP)
     add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")
 
     add = parser.add_argument_group("prepared data").add_argument
@@ -578,10 +531,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--Size {opt.Size}: expected a multiple of 16 from 16 to {MAX_SIZE}")
     if not opt.Dataset or opt.Dataset.startswith(".") or set(opt.Dataset) & set("/\\\0"):
         raise UserError(f"--Dataset {opt.Dataset}: expected a plain name without slashes")
-    set_max_pixels(opt.max_pixels)
+    images.set_max_pixels(opt.max_pixels)
     with goes_on(opt.DataRoot / opt.Dataset):
         root = prepare(opt)
-    counts = {part: len(visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")}
+    counts = {
+        part: len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
+    }
     say(f"{root}: {counts['Train']} training videos, {counts['Test']} test videos, {counts['Test_gt']} with labels")
 
 

@@ -172,7 +172,7 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
             content = None  # damaged: nothing of it is used
         content = content if isinstance(content, dict) else {}
         if isinstance(content.get("videos"), dict) and _binding(content.get("about")) == _binding(about):
-            return content["videos"]
+            return {key: entry for key, entry in content["videos"].items() if isinstance(entry, dict)}
     for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
         old.unlink()
     write_json(file, {"about": about, "videos": {}})
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
             scored = begin(output, about)
         say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
         entries = {plain(dataset.videos[0]): _entry(dataset, opt) for dataset in datasets}
-        scored = {key: scored[key] for key, entry in entries.items() if _holds(scored.get(key), entry)}
+        scored = {key: scored[key] for key, entry in entries.items() if entry.items() <= scored.get(key, {}).items()}
         videos = {plain(dataset.videos[0]): dataset for dataset in datasets}
         finished = {key for key, entry in scored.items() if _whole(output / f"{videos[key].videos[0]}.npy", entry)}
         if finished:
@@ -259,11 +259,6 @@ def main(argv: list[str] | None = None) -> None:
             )
             (output / "progress.json").unlink()
             say(f"scores of {sum(map(len, videos.values()))} clips: {output}")
-
-
-def _holds(kept: Any, entry: dict[str, Any]) -> bool:
-    """Whether what is kept about a video's scores is of the same frames."""
-    return isinstance(kept, dict) and entry.items() <= kept.items()
 
 
 def _whole(file: Path, entry: dict[str, Any]) -> bool:
