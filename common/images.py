@@ -12,6 +12,7 @@ MVTec AD's layout (Bergmann et al., CVPR 2019), where `root` is the folder of on
 
 import argparse
 import hashlib
+import heapq
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -198,18 +199,20 @@ def files_below(folder: Path) -> list[Path]:
     files, folders, links, seen, again = [], [folder], [], set(), []
     try:
         while folders or links:
-            links.sort(reverse=True)
-            place = (folders or links).pop()
+            place = folders.pop() if folders else heapq.heappop(links)
             status = place.stat()
             if (status.st_dev, status.st_ino) in seen:
                 again.append(place)
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in os.scandir(place):
-                if not is_junk(entry.name):
-                    path, linked = Path(entry.path), entry.is_symlink()
-                    is_folder = path.is_dir() if linked else entry.is_dir()
-                    (files if not is_folder else links if linked else folders).append(path)
+                path = Path(entry.path)
+                if is_junk(entry.name):
+                    continue
+                if entry.is_symlink() and path.is_dir():
+                    heapq.heappush(links, path)
+                else:
+                    (folders if entry.is_dir(follow_symlinks=False) else files).append(path)
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {reason(error)}") from error
     if again:
@@ -233,17 +236,13 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _note_pages(paths: Sequence[Path]) -> None:
-    several = [path for path in paths if path.suffix.lower() in PAGED and _pages(path) > 1]
+    several = []
+    for path in paths:
+        if path.suffix.lower() in PAGED:
+            with suppress(UserError), opened_image(path) as image:  # whoever reads it tells
+                several += [path] * (getattr(image, "n_frames", 1) > 1)
     if several:
         note(f"{len(several)} files hold several pages or frames, such as {several[0]}: the first one is used")
-
-
-def _pages(path: Path) -> int:
-    try:
-        with opened_image(path) as image:
-            return getattr(image, "n_frames", 1)
-    except UserError:  # whoever reads it tells
-        return 1
 
 
 def max_value_option(text: str) -> int | str:
