@@ -4,6 +4,7 @@ import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from common.runtime import say
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # of the largest value of an output
+SMOOTHED = "bilinear, antialiased (Pillow's resize of 8-bit images)"
 LIMIT = 2 * 2**30 - 2**24  # bytes of parameters: such a file has less than 2 GiB in all
 
 
@@ -45,14 +47,19 @@ def export(
     inputs: Tensor,
     input_name: str,
     output_names: Sequence[str],
-    about: Mapping[str, str],
+    method: str,
+    channels: str,
+    resizing: str,
+    threshold: Mapping[str, Any] | None = None,
+    **more: str,
 ) -> None:
     """Write `network`, in eval mode on the CPU, to `path`, once ONNX Runtime gives the same outputs for `inputs`.
 
     source: the checkpoint, which stays; network: one tensor, whose first dimension is free, to a tuple of tensors;
-    inputs: at least three examples, two of which are traced; about: goes into the file's metadata. The old file
-    survives every failure. UserError where a package is missing, the network is too large, the file cannot be written,
-    or outputs differ by more than TOLERANCE.
+    inputs: at least three examples, two of which are traced. The file's metadata hold method, channels (such as RGB),
+    values (their range, 0..1), size (height x width), resizing (how images come to it), threshold and pixel_threshold
+    ("none" where there is none), and `more`. The old file survives every failure. UserError where a package is missing,
+    the network is too large, the file cannot be written, or outputs differ by more than TOLERANCE.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file, such as --output {path / 'model.onnx'}")
@@ -70,6 +77,10 @@ def export(
             network, (inputs[:2],), dynamo=True, verbose=False, input_names=[input_name],
             output_names=list(output_names), dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
+    limits = threshold or {"image": "none", "pixel": "none"}
+    about = {"method": method, "channels": channels, "values": "0..1", "resizing": resizing, **more}
+    about |= {"size": " x ".join(map(str, inputs.shape[-2:]))}
+    about |= {"threshold": str(limits["image"]), "pixel_threshold": str(limits["pixel"])}
     program.model.metadata_props.update(about)
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     if size > LIMIT:

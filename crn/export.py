@@ -2,8 +2,8 @@
 
 Best generator and best discriminator in one: image (batch, 3, imsize, imsize), RGB in 0..1 (RoadImages: height,
 intensity, intensity; the normalisation is inside), to score (batch,), the inference score, validation_score (batch,)
-and map (batch, imsize, imsize), the mean difference over the channels. The threshold of the verdicts, if there is one,
-is in the file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+and map (batch, imsize, imsize), the mean difference over the channels. The file's metadata tell how images are resized,
+and the thresholds of the verdicts. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from torch import Tensor, nn
 
 from common.onnx_export import examples, export
 from common.runtime import ArgumentParser, script
-from crn.inference import thresholds_of
-from crn.options import require
+from crn.score import load
 from crn.training.dataset import DATASETS, mean_and_std
-from crn.training.utils import Model, load_model, read_model_kind
+from crn.training.utils import Model
 
 
 class Scorer(nn.Module):
@@ -52,17 +52,15 @@ def main(argv: list[str] | None = None) -> None:
     add("--dataset", choices=DATASETS, help="how images are normalised; unset: as the checkpoint says")
     add("--imsize", type=int, help="side of the images for the network; unset: the training's")
     opt = parser.parse_args(argv)
-    require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
-    require(opt, "imsize", opt.imsize is None or 1 <= opt.imsize <= 4096, "from 1 to 4096")
-    settings = read_model_kind(opt)
-    model, about = load_model(settings)
-    threshold = thresholds_of(about, settings, opt.fpr, "inference")
-    metadata = {"method": settings.model, "dataset": settings.dataset}
-    metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
-    inputs = examples(3, settings.imsize, settings.imsize)
-    output = opt.output or opt.model_input.with_suffix(".onnx")
-    network, names = Scorer(model, settings.dataset), ["score", "validation_score", "map"]
-    export(output, opt.model_input, network, inputs, "image", names, metadata)
+    loaded = load(opt.model_input, torch.device("cpu"), "inference", opt.fpr, opt.dataset, opt.imsize)
+    settings, smooth = loaded.settings, "antialiased" if loaded.settings.antialias else "not antialiased"
+    channels = "height, intensity, intensity" if settings.dataset == "RoadImages" else "RGB"
+    export(
+        opt.output or opt.model_input.with_suffix(".onnx"), opt.model_input, Scorer(loaded.model, settings.dataset),
+        examples(3, settings.imsize, settings.imsize), "image", ["score", "validation_score", "map"], settings.model,
+        channels, f"bilinear, {smooth} (PyTorch's interpolate of values in 0..1)", loaded.threshold,
+        dataset=settings.dataset,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

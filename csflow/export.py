@@ -1,9 +1,9 @@
 """Write a trained model as an ONNX file: python export.py --modelname dummy_test
 
 Extractor and flow in one: image (batch, 3, height, width), RGB in 0..1 at the model's img_size (the normalisation is
-inside), to score (batch,) and map (batch, height, width), score.py's for images of that size. The threshold of the
-verdicts, if there is one, is in the file's metadata. Takes those options of main.py that say which model it is and how
-it scores. Needs the packages onnx, onnxscript and onnxruntime.
+inside), to score (batch,) and map (batch, height, width), score.py's for images of that size. The file's metadata tell
+how images are resized, and the thresholds of the verdicts. Takes those options of main.py that say which model it is
+and how it scores. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export
+from common.onnx_export import SMOOTHED, examples, export
 from common.runtime import script
-from csflow.config import MODEL_SETTINGS, Config, build_parser, from_options
-from csflow.evaluate import thresholds_of
-from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
-from csflow.utils import ComputedFeatures, anomaly_maps, image_scores, require_same_weights
+from csflow.config import MODEL_SETTINGS, Config, build_parser
+from csflow.model import CSFlow, FeatureExtractor
+from csflow.score import load
+from csflow.utils import anomaly_maps, image_scores
 
 OPTIONS = {"modelname", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr"}
 
@@ -53,18 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
     options = vars(parser.parse_args(argv))
     output = options.pop("output", None)
-    config = from_options(options)
-    device = torch.device("cpu")
-    model, config, about = load_model(config.model_file, config, device)
-    config.extractor = about["extractor"]
-    extractor, _ = load_extractor(config, device)
-    require_same_weights(ComputedFeatures([], config, extractor, device), about, config.model_file)
-    threshold = thresholds_of(about.get("calibration"), config)
-    metadata = {"method": "CS-Flow", "score": config.score, "extractor": about["extractor"]}
-    metadata |= {"threshold": str(threshold["image"]), "pixel_threshold": str(threshold["pixel"])} if threshold else {}
-    network = Scorer(extractor, model, config)
+    model = load(**options, cpu=True)
+    config = model.config
     output = output or config.result_dir / f"{config.modelname}.onnx"
-    export(output, config.model_file, network, examples(3, *config.img_size), "image", ["score", "map"], metadata)
+    export(
+        output, config.model_file, Scorer(model.extractor, model.flow, config), examples(3, *config.img_size), "image",
+        ["score", "map"], "CS-Flow", "RGB", SMOOTHED, model.threshold, score=config.score,
+        extractor=config.extractor,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -56,8 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     load_weights(model, path, opt)
     inputs = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size)
     output = opt.output or path.with_suffix(".onnx")
-    network, about = Scorer(model, opt.ModelName), {"method": opt.ModelName}
-    export(output, path, network, inputs, "clip", ["score", "error"], about)
+    channels = "RGB" if opt.ImgChnNum == 3 else "grey"
+    resizing = "bicubic, antialiased (Pillow's resize of 8-bit images)"
+    network = Scorer(model, opt.ModelName)
+    export(output, path, network, inputs, "clip", ["score", "error"], opt.ModelName, channels, resizing)
 
 
 if __name__ == "__main__":

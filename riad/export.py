@@ -2,8 +2,8 @@
 
 Masks, network and map in one: image (batch, channels, side, side), RGB or grey in 0..1 at the training's size (what the
 algorithm does to the values is inside), to score (batch,) and map (batch, side, side). The masks are score.py's, made
-of the image's pixels as 8-bit numbers. Computes in float32. The threshold of the verdicts, if there is one, is in the
-file's metadata. Needs the packages onnx, onnxscript and onnxruntime.
+of the image's pixels as 8-bit numbers. Computes in float32. The file's metadata tell how images are resized, and the
+threshold of the verdicts. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
@@ -14,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
-from common.onnx_export import examples, export
+from common.onnx_export import SMOOTHED, examples, export
 from common.runtime import ArgumentParser, say, script
-from common.scoring import thresholds
 from riad.score import chosen_checkpoint, load
 from riad.source.agent import Agent
 
@@ -53,12 +52,12 @@ def main(argv: list[str] | None = None) -> None:
     agent, stored = model.agent, model.stored
     if stored["settings"]["precision"] != "fp32":
         say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
-    metadata = {"method": "RIAD", "algorithm": agent.settings.algorithm}
-    if calibration := stored.get("calibration"):
-        metadata["threshold"] = str(thresholds(calibration, calibration, agent.settings.fpr)["image"])
     inputs = examples(stored["channels"], *agent.size)
     output = given.output or file.with_suffix(".onnx")
-    export(output, file, Scorer(agent), inputs, "image", ["score", "map"], metadata)
+    export(
+        output, file, Scorer(agent), inputs, "image", ["score", "map"], "RIAD",
+        "RGB" if stored["channels"] == 3 else "grey", SMOOTHED, model.threshold, algorithm=agent.settings.algorithm,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

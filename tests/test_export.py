@@ -14,6 +14,7 @@ import memae.script_export
 import riad.export
 from common import checkpoint, onnx_export
 from common.images import read_image
+from common.scoring import upsample
 from crn.inference import score_batches
 from crn.options import parse, plain
 from crn.training.dataset import Images, Item
@@ -101,8 +102,10 @@ def runtime(main, argv, place, **inputs):
     assert main([str(word) for word in argv]) == 0
     session = onnxruntime.InferenceSession(str(place / "m.onnx"), providers=["CPUExecutionProvider"])
     assert [one.shape[0] for one in session.get_inputs()] == ["batch"]
-    names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(None, inputs))), session.get_modelmeta().custom_metadata_map
+    names, about = [one.name for one in session.get_outputs()], session.get_modelmeta().custom_metadata_map
+    assert {"method", "channels", "values", "size", "resizing", "threshold", "pixel_threshold"} <= set(about)
+    assert about["size"] == " x ".join(map(str, next(iter(inputs.values())).shape[-2:]))
+    return dict(zip(names, session.run(None, inputs))), about
 
 
 @pytest.mark.slow  # an export takes 10 s
@@ -114,7 +117,7 @@ def test_csflow(tmp_path, monkeypatch):
     features = ComputedFeatures([path], config, extractor, torch.device("cpu"))
     scored = run_flow(model, features, [0], config, torch.device("cpu"))
     assert found["score"] == pytest.approx(scored["std"], rel=1e-3)
-    maps = csflow.evaluate.upsample(scored["map"][0], (128, 128))
+    maps = upsample(scored["map"][0], (128, 128))
     assert found["map"].shape == (1, 128, 128) and found["map"][0] == pytest.approx(
         maps, rel=1e-3, abs=1e-3 * float(maps.max())
     )
@@ -122,17 +125,19 @@ def test_csflow(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["--model", "dagan", "--norm", "image"]])
+@pytest.mark.parametrize("words", [["--antialias"], ["--model", "dagan", "--norm", "image"]])
 def test_crn(tmp_path, words):
     argv, (model, opt) = crn_of(tmp_path, *words)
     path = picture(tmp_path, 64)
     found, about = runtime(crn.export.main, argv, tmp_path, image=in_unit_range(path))
-    images = Images([Item("0.png", path)], "MVTec", 64)
+    images = Images([Item("0.png", path)], "MVTec", 64, opt.antialias)
     ((_, _, scored),) = score_batches(model, images, [0], 1, torch.device("cpu"))
     for name, theirs in (("score", "inference"), ("validation_score", "validation")):
         assert found[name] == pytest.approx(scored[theirs].numpy(), rel=1e-4), name
     assert found["map"] == pytest.approx(scored["difference"].mean(dim=1).numpy(), rel=1e-3, abs=1e-4)
     assert float(about["threshold"]) == 0.5 and about["method"] == opt.model
+    # How images are resized decides on their scores.
+    assert ("bilinear, antialiased" in about["resizing"]) == opt.antialias and about["channels"] == "RGB"
 
 
 @pytest.mark.slow
@@ -163,12 +168,13 @@ def test_memae(tmp_path, words):
     argv, opt = memae_of(tmp_path, *words)
     frames = torch.randint(256, (1, 1, 16, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     clip = frames.numpy().astype(np.float32) / 255
-    found, _ = runtime(memae.script_export.main, argv, tmp_path, clip=clip)
+    found, about = runtime(memae.script_export.main, argv, tmp_path, clip=clip)
     model = make_memae(opt)
     load_weights(model, tmp_path / "m.pt", opt)
     rebuilt = reconstruct(model.eval(), frames, opt, torch.device("cpu"))
     assert found["score"] == pytest.approx(clip_errors(*rebuilt, opt.ModelName).numpy(), rel=1e-4)
     errors = error_maps(*rebuilt, opt.ModelName).numpy()
+    assert about["threshold"] == "none" and about["channels"] == "grey" and "bicubic" in about["resizing"]
     assert errors.shape == (1, 16, 32, 32) and found["error"] == pytest.approx(errors, rel=1e-3, abs=1e-4)
 
 
@@ -186,7 +192,7 @@ def test_outputs_that_differ_or_are_too_large_are_not_written(tmp_path, monkeypa
     for limit, words in ((onnx_export.LIMIT, "nothing is written"), (-1, "less than 2")):
         monkeypatch.setattr(onnx_export, "LIMIT", limit)
         with pytest.raises(onnx_export.UserError, match=words):
-            onnx_export.export(file, file.with_name("m.pt"), Random(), inputs, "image", ["out"], {})
+            onnx_export.export(file, file.with_name("m.pt"), Random(), inputs, "image", ["out"], "m", "", "")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.pt"} and file.read_text() == "before"
 
 
