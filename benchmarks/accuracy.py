@@ -37,7 +37,7 @@ from common.files import (
     require_writable,
     write_json,
 )
-from common.images import files_below, fingerprint, opened_image, visible
+from common.images import files_below, fingerprint, image_size, read_mask, visible
 from common.runtime import ArgumentParser, complain, goes_on, say, script
 
 Command = tuple[str | int | float, ...]  # a program and its options
@@ -407,10 +407,9 @@ def visa(folder: Path, output: Path) -> dict[str, Path]:
         kind = "good" if row["label"] == "normal" else "bad"
         link(root / row["split"] / kind / image.name, image)
         if row["mask"] and kind == "bad":
-            with opened_image(below(folder, row["mask"], table)) as opened:
-                mask = np.asarray(opened)
+            mask = read_mask(below(folder, row["mask"], table), image_size(image))
             with atomic_write(root / "ground_truth/bad" / f"{image.stem}_mask.png") as file:
-                Image.fromarray(((mask > 0) * 255).astype(np.uint8)).save(file, "PNG")
+                Image.fromarray(mask).save(file, "PNG")
     return categories(output, output)
 
 

@@ -32,7 +32,19 @@ from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, 
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import digest, only_run, read_csv, read_json, require_writable, write_json
-from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, visible
+from common.images import (
+    MAX_PIXELS,
+    MAX_PIXELS_HELP,
+    MAX_VALUE_HELP,
+    Sample,
+    fingerprint,
+    max_value_option,
+    mvtec_dataset,
+    read_image,
+    read_mask,
+    set_max_pixels,
+    visible,
+)
 from common.metrics import image_auroc
 from common.report import Section, write_report
 from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, notes, say, script
@@ -57,7 +69,7 @@ FIXED = {
     "img_size", "imsize", "antialias", "seed", "calibration_share", "validation_share", "train_images", "precision",
     "extractor", "extractor_weights", "dataset", "dataset_path", "data_path", "class_name", "feature_path", "mode",
     "model", "modelname", "output", "output_path", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device",
-    "resume",
+    "resume", "max_value", "max_pixels",
 }  # fmt: skip
 MODEL = "compare"  # CS-Flow's --modelname
 SHOWN = 6  # images whose maps the report shows
@@ -71,9 +83,10 @@ class Category(NamedTuple):
     test: list[Sample]
     synthetic: bool
     fingerprint: str
+    max_value: int
 
 
-def categories_of(folder: Path) -> list[Category]:
+def categories_of(folder: Path, max_value: int | str = 65535) -> list[Category]:
     """`folder` itself or the categories in it; UserError, which says what is needed, where there is none."""
     folder = folder.resolve()
     if not folder.is_dir():
@@ -84,11 +97,11 @@ def categories_of(folder: Path) -> list[Category]:
             f"{folder} is no category and holds none: needed are {folder}/train/good/*.png, {folder}/test/good/*.png "
             f"and {folder}/test/<kind of defect>/*.png, or the same in folders below it"
         )
-    return [_category(root) for root in roots]
+    return [_category(root, max_value) for root in roots]
 
 
-def _category(root: Path) -> Category:
-    found = mvtec_dataset(root)
+def _category(root: Path, max_value: int | str) -> Category:
+    found = mvtec_dataset(root, max_value)
     if len(found.class_names) < 2:
         raise UserError(
             f"{root / 'test'} has {'good images only' if found.test else 'no images'}: methods are compared by "
@@ -97,7 +110,8 @@ def _category(root: Path) -> Category:
         )
     if len(found.train) < 2:
         raise UserError(f"{root / 'train/good'} has one image: two are needed, since one is held out")
-    return Category(root, found.train, found.test, found.synthetic, fingerprint(found.paths, root))
+    mark = fingerprint(found.paths, root)
+    return Category(root, found.train, found.test, found.synthetic, mark, found.max_value)
 
 
 def held_out(category: Category, options: Namespace) -> int:
@@ -118,7 +132,9 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
         "--extractor", options.extractor, "--calibration_share", options.held_out, "--seed", seed,
         *(["--extractor_weights", options.extractor_weights] if options.extractor_weights else []),
     ]  # fmt: skip
-    cpu, precision = ["--cpu"] if options.cpu else [], ["--precision", options.precision]
+    cpu, precision = _machine(options), ["--precision", options.precision]
+    if options.max_value != 65535:  # else left out, as in runs of older versions, whose names tell their options
+        cpu += ["--max_value", options.max_value]
     network, more = NETWORKS[options.networks].get(method, []), _more(options, method)
     if method == "nearest":
         commands = [["benchmarks/nearest_neighbour.py", *on_features, *cpu, "--output", place]]
@@ -153,6 +169,11 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
             ]
         ]  # fmt: skip
     return [[str(part) for part in command] for command in commands]
+
+
+def _machine(options: Namespace) -> list[Any]:
+    more = [] if options.max_pixels == MAX_PIXELS else ["--max_pixels", options.max_pixels]
+    return [*(["--cpu"] if options.cpu else []), *more]
 
 
 def _more(options: Namespace, method: str) -> list[str]:
@@ -269,7 +290,7 @@ def shown_maps(
         "riad": ["--checkpoint", file],
     }
     output = place / "shown/scored"
-    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *(["--cpu"] * options.cpu))
+    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *_machine(options))
     return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]
 
 
@@ -286,7 +307,7 @@ def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: N
     # The first image of each kind: nothing is chosen by how well it is found.
     kinds = {sample.class_name: sample for sample in reversed(category.test)}
     chosen = list(reversed(kinds.values()))[:SHOWN]
-    columns = [np.asarray(read_image(sample.path)) for sample in chosen]
+    columns = [np.asarray(read_image(sample.path, category.max_value)) for sample in chosen]
     masks = [read_mask(s.mask, image.shape[:2]) if s.mask else None for s, image in zip(chosen, columns)]
     for method, (numbers, place) in found.items():
         for name, values in numbers["scores"].items():
@@ -383,6 +404,8 @@ def main(argv: list[str] | None = None) -> None:
 
     add = parser.add_argument_group("alike for all").add_argument
     add("--img_size", type=int, default=256, help="side of the images for the networks, a multiple of 128")
+    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
+    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
     add("--epochs", type=int, default=36, help="passes over the training images")
     add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
     add("--held_out", type=float, default=0.1, help="share of the good images that is not trained on")
@@ -404,6 +427,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
     options = parser.parse_args(argv)
+    set_max_pixels(options.max_pixels)
     if not 0 < options.held_out < 1:
         raise UserError(f"--held_out {options.held_out}: expected a share between 0 and 1")
     if options.img_size < 128 or options.img_size % 128:
@@ -416,7 +440,7 @@ def main(argv: list[str] | None = None) -> None:
     options.only = list(dict.fromkeys(options.only))
     if options.extractor_weights:
         options.extractor_weights = options.extractor_weights.resolve()
-    categories = categories_of(options.data)
+    categories = categories_of(options.data, options.max_value)
     for category in categories:
         check(options, category)
     with only_run(options.output), goes_on(options.output):

@@ -28,7 +28,8 @@ from csflow.utils import load_dataset
 # CS-Flow's options that matter here: those of the data, the features and the split.
 USED = (
     "dataset_path", "class_name", "feature_path", "img_size", "extractor", "extractor_weights", "n_scales", "norm_mean",
-    "norm_std", "batch_size", "calibration_share", "seed", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+    "norm_std", "batch_size", "calibration_share", "seed", "hide_tqdm_bar", "device", "gpu_ids", "cpu", "max_value",
+    "max_pixels",
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from common.files import UserError, atomic_write, digest, reason, regular, temporary_folder
-from common.runtime import note, progress, say
+from common.runtime import note, notes, progress, say
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -350,6 +350,10 @@ def _wide(image: Image.Image) -> np.ndarray | None:
     return np.asarray(_upright(image)).astype(np.uint16) << 8 | lower
 
 
+def _cut_to(max_value: int) -> str:
+    return f"values of 16-bit images above --max_value {max_value} are cut to it"
+
+
 def _rgb(image: Image.Image, max_value: int = 65535) -> Image.Image:
     """8-bit RGB, upright; of more than 8 bits, max_value and what is above become 255."""
     wide = _wide(image)
@@ -358,6 +362,9 @@ def _rgb(image: Image.Image, max_value: int = 65535) -> Image.Image:
             max_value = 4095  # as the file itself says
         scaled = (np.arange(65536) * 255 + max_value // 2) // max_value
         colours = wide if wide.ndim == 2 else wide[..., 0] if wide.shape[2] == 2 else wide[..., :3]
+        cut = max_value < 65535 and colours.max() > max_value
+        if cut and not any(told.startswith(_cut_to(max_value)) for told in notes()):
+            note(f"{_cut_to(max_value)}, first in {image.filename}")
         image = Image.fromarray(scaled.clip(max=255).astype(np.uint8)[colours])
     image = _upright(image)
     if image.mode == "P":  # straight to RGB, Pillow warns about transparency
@@ -407,7 +414,7 @@ def resolve_max_value(paths: Sequence[Path], option: int | str, others: Sequence
         bits = 2 ** top.bit_length() - 1
         note(f"{count}, such as {first}, have no value above {top} of 65535 and look dark: try --max_value {bits}")
     if cut := sorted(path for path in highest if highest[path] > value):
-        note(f"{len(cut)} of {count}, such as {cut[0]}, have values above --max_value {value}, which are cut to it")
+        note(f"{_cut_to(value)}, in {len(cut)} of {count}, such as {cut[0]}")
     return value
 
 

@@ -75,7 +75,7 @@ def thresholds_of(about: Mapping[str, Any], opt: Namespace, fpr: float, score: s
     if calibration is None:
         say("no threshold, no verdicts: no good images were held out, or the training was not finished")
         return None
-    for name in ("dataset", "imsize", "antialias"):
+    for name in ("dataset", "imsize", "antialias", "max_value"):
         if getattr(opt, name) != (trained := about["settings"][name]):
             say(f"no threshold, no verdicts: the good images held out for them were scored with --{name} {trained}")
             return None

@@ -22,7 +22,7 @@ import torch
 
 from common import checkpoint, distributed
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
-from common.images import note_squeezed
+from common.images import note_squeezed, set_max_pixels
 from common.memory import reuse_memory
 from common.metrics import image_auroc, in_words
 from common.runtime import (
@@ -51,6 +51,7 @@ from crn.training.utils import (
     make_model,
     new_version,
     save_grid,
+    trained_max_value,
     write_metrics,
 )
 
@@ -387,6 +388,7 @@ def _start_log(opt: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)
+    set_max_pixels(opt.max_pixels)
     device = distributed.join(pick_device(opt.device, cpu=opt.cpu))
     if opt.mode == "inference" and distributed.size() > 1:
         raise UserError("--mode inference is of one process: start it without torchrun")
@@ -398,7 +400,9 @@ def main(argv: list[str] | None = None) -> None:
     if opt.demo:
         with distributed.first_alone():
             ensure_data(opt.dataset, opt.dataset_path)
-    dataset = load_dataset(opt.dataset, opt.dataset_path, DEMO_IMAGES if opt.demo else None)
+    limit = DEMO_IMAGES if opt.demo else None
+    dataset = load_dataset(opt.dataset, opt.dataset_path, limit, trained_max_value(opt))
+    opt.max_value = dataset.max_value
     paths = [path for item in dataset.train + dataset.held_out + dataset.test for path in item.paths]
     note_squeezed(paths, (opt.imsize, opt.imsize), "CRN takes squares, cut them into such first")
     if opt.mode == "inference":

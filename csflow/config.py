@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option, set_max_pixels
 from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, default_text
 
@@ -38,6 +39,8 @@ class Config:
     class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
     modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
     feature_path: Path = _setting(HERE / "data/features", "folder for the extracted features", Path)
+    max_value: int | str = _setting(65535, MAX_VALUE_HELP, max_value_option)
+    max_pixels: int = _setting(MAX_PIXELS, MAX_PIXELS_HELP, int)
     pre_extracted: bool = _setting(True, "store features once and reuse them; no: anew from the images", **YES_NO)
 
     img_size: tuple[int, int] = _setting(
@@ -168,6 +171,7 @@ class Config:
 
     def same_training(self, stored: dict[str, Any], path: Path) -> None:
         """Raise UserError unless a training with the `stored` settings can be continued with these."""
+        stored = {"max_value": 65535, **stored}  # of older versions
         ours = self.as_dict()
         remedy = "Use these, or another --modelname, or --resume False to train anew in its place"
         self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path, remedy)
@@ -177,6 +181,7 @@ class Config:
 
         Raises UserError where an option on the command line contradicts the trained model.
         """
+        stored = {"max_value": 65535, **stored}  # of older versions
         ours = self.as_dict()
         given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given}
         self._compare(given, stored, path, "Leave these options out: a trained model brings its own settings")
@@ -202,7 +207,7 @@ class Config:
 
 # What must agree for a model to be used at all, and what else for its training to be continued.
 MODEL_SETTINGS = (
-    "img_size", "extractor", "n_scales", "norm_mean", "norm_std",
+    "max_value", "img_size", "extractor", "n_scales", "norm_mean", "norm_std",
     "n_coupling_blocks", "fc_internal", "kernel_sizes", "clamp", "use_gamma",
 )  # fmt: skip
 TRAINING_SETTINGS = (
@@ -212,6 +217,7 @@ TRAINING_SETTINGS = (
 MACHINE_SETTINGS = {
     "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
     "map_every", "map_columns", "output_path", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
+    "max_pixels",
 }  # fmt: skip
 
 
@@ -255,5 +261,7 @@ def parse(argv: list[str] | None, description: str = "", example: str = "") -> C
 
 
 def from_options(options: dict[str, Any]) -> Config:
-    """A Config from what the parser returned."""
-    return Config(**options, given=frozenset(options))
+    """A Config from what the parser returned; its limit on pixels holds from now on."""
+    config = Config(**options, given=frozenset(options))
+    set_max_pixels(config.max_pixels)
+    return config

@@ -5,6 +5,7 @@ results/<modelname>/{results.json,scores.csv}; with --report, results/<modelname
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from common.checkpoint import versions
 from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
 from common.files import first_process, only_run, require_writable, write_csv, write_json
-from common.images import read_image, read_mask
+from common.images import read_image, read_mask, same_images
 from common.metrics import average_precision, image_auroc, in_words
 from common.report import Column
 from common.runtime import notes, pick_device, progress, say, script
@@ -78,7 +79,7 @@ def evaluate(
     scores = scored[config.score]
     threshold = thresholds_of(about.get("calibration"), config)
     # Of other images than these, the history would read like results on them.
-    history = about.get("history", []) if about.get("fingerprint") == dataset.fingerprint else []
+    history = about.get("history", []) if same_images(str(about.get("fingerprint")), dataset.fingerprint) else []
     f1, f1_threshold = best_f1(labels, scores)
     results = {
         "method": "CS-Flow",
@@ -111,7 +112,8 @@ def evaluate(
         _draw(config, dataset, scored, threshold)
     _say_results(config, results, about)
     if config.report:
-        report.write(config, dataset, labels, scores, results, lambda i: shown_image(dataset, scored["map"], i))
+        column = partial(shown_image, config, dataset, scored["map"])
+        report.write(config, dataset, labels, scores, results, column)
     return results
 
 
@@ -171,17 +173,17 @@ def _draw(config: Config, dataset: Dataset, scored: dict[str, Any], threshold: d
     vmin, vmax = float(np.median(maps[good] if good.any() else maps)), float(np.quantile(maps, 0.999))
     sheets = [defective[i : i + config.map_columns] for i in range(0, len(defective), config.map_columns)]
     for number, rows in enumerate(progress(sheets, "map pictures", hide=config.hide_tqdm_bar)):
-        *columns, masks = zip(*(shown_image(dataset, maps, i) for i in rows))
+        *columns, masks = zip(*(shown_image(config, dataset, maps, i) for i in rows))
         map_sheet(folder / f"{number}.jpg", list(zip(*columns)), title, masks, vmin=vmin, vmax=vmax)
     names = {f"{number}.jpg" for number in range(len(sheets))}
     for old in [path for path in folder.glob("*.jpg") if path.name not in names] if first_process() else ():
         old.unlink()
 
 
-def shown_image(dataset: Dataset, maps: np.ndarray, i: int) -> Column:
+def shown_image(config: Config, dataset: Dataset, maps: np.ndarray, i: int) -> Column:
     """Test image i (H, W, 3) uint8 as pictures show it, its anomaly map (h, w), its name, and its mask or None."""
     sample = dataset.test[i]
-    image = np.asarray(read_image(sample.path))
+    image = np.asarray(read_image(sample.path, config.max_value))
     mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
     small = drawn(image)
     return small, maps[i], dataset.name(sample)[len("test/") :], drawn_mask(mask, small.shape[:2])

@@ -19,6 +19,7 @@ import torch
 
 from common.checkpoint import versions
 from common.files import atomic_write, naming, only_run, read_json, regular, write_json
+from common.images import same_images
 from common.runtime import UserError, pick_device, progress, say, script, stop_on_request
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -149,7 +150,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _preparation(config: Config) -> dict:
     settings = config.as_dict()
-    return {name: settings[name] for name in ("img_size", "n_scales", "norm_mean", "norm_std")}
+    return {name: settings[name] for name in ("img_size", "n_scales", "norm_mean", "norm_std", "max_value")}
 
 
 def features_exist(config: Config) -> bool:
@@ -168,13 +169,14 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
     wanted = _preparation(config)
     if config.extractor != "auto":
         wanted["extractor"] = config.extractor
-    names = [about.get(name) for name in ("extractor", "weights")] if isinstance(about, dict) else [None]
+    about = {"max_value": 65535, **about} if isinstance(about, dict) else {}  # which older versions do not tell
+    names = [about.get(name) for name in ("extractor", "weights")]
     if not all(isinstance(name, str) for name in names) or names[0] not in N_FEAT:
         raise UserError(f"{path} does not describe features of ours: {again}")
     differing = [f"{name} {about.get(name)}, not {value}" for name, value in wanted.items() if about.get(name) != value]
     if differing:
         raise UserError(f"the features in {path.parent} were made with {'; '.join(differing)}: {again}")
-    if about.get("fingerprint") != dataset.fingerprint:
+    if not same_images(str(about.get("fingerprint")), dataset.fingerprint):
         raise UserError(f"the features in {path.parent} are of other images than {dataset.root} holds now: {again}")
     parts = []
     for part, samples in {"train": dataset.train, "test": dataset.test}.items():

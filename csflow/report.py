@@ -38,6 +38,6 @@ def write(
     numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if threshold]
     write_image_report(
         config.result_dir / "report.html", f"CS-Flow on {config.class_name}", about, numbers,
-        [np.asarray(read_image(sample.path)) for sample in dataset.train[:6]], labels, scores, column,
+        [np.asarray(read_image(sample.path, config.max_value)) for sample in dataset.train[:6]], labels, scores, column,
         threshold["image"] if threshold else None, f"{config.score} of z²/2",
     )  # fmt: skip

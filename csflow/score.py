@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         given.output or default_output(config.result_dir, given.images),
         config.model_file,
         {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name])),
+        lambda name: np.asarray(read_image(paths[name], config.max_value)),
         partial(score_images, model=model),
         1,
         {"trained_on": about.get("data"), "extractor": about["extractor"], "score": config.score},

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, distributed
+from common.images import same_images
 from common.metrics import image_auroc, in_words
 from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
 from csflow.config import Config
@@ -53,7 +54,7 @@ def train(
     if config.resume and config.save_model and config.model_file.exists():
         stored = load_training(config.model_file)
         config.same_training(stored["settings"], config.model_file)
-        if stored["fingerprint"] != dataset.fingerprint:
+        if not same_images(stored["fingerprint"], dataset.fingerprint):
             raise UserError(
                 f"{config.model_file} was trained on other images than {dataset.root} holds now: "
                 "use another --modelname, or --resume False to train anew in its place"
@@ -62,7 +63,7 @@ def train(
         checkpoint.load_parameters(model, stored["model"], config.model_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], config.model_file)
         scaler.load_state_dict(stored["scaler"])
-        about = {name: stored[name] for name in about} | {"device": str(device)}
+        about = {name: stored[name] for name in about} | {"device": str(device), "fingerprint": dataset.fingerprint}
         _say_continued(config, about["epoch"], about["step"])
     first_epoch, first_step = about["epoch"], about["step"]
 

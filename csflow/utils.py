@@ -51,9 +51,11 @@ class Dataset:
 
 
 def load_dataset(config: Config) -> Dataset:
-    """List the images of config.class_name and check that each can be read. UserError names what is wrong."""
+    """List the images of config.class_name and check that each can be read; resolves config.max_value. UserError names
+    what is wrong."""
     root = config.dataset_path / config.class_name
-    found = mvtec_dataset(root)
+    found = mvtec_dataset(root, config.max_value)
+    config.max_value = found.max_value
     note_squeezed(found.paths, config.img_size, "--img_size takes a height and a width")
     train, mark = found.train + found.held_out, fingerprint(found.paths, root)
     return Dataset(root, train, len(found.held_out), found.test, found.class_names, found.synthetic, mark)
@@ -71,7 +73,7 @@ def load_images(images: Sequence[Path | np.ndarray], config: Config) -> Tensor:
     )
 
     def load(image: Path | np.ndarray) -> Tensor:
-        return transform(read_image(image) if isinstance(image, Path) else Image.fromarray(image))
+        return transform(read_image(image, config.max_value) if isinstance(image, Path) else Image.fromarray(image))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.stack(list(pool.map(load, images)))

@@ -14,6 +14,7 @@ import torch
 
 from common import distributed
 from common.files import UserError, only_run, require_writable
+from common.images import set_max_pixels
 from common.memory import reuse_memory
 from common.runtime import autocast, command_to_continue, pick_device, say, script, seed_all
 from riad.source import datamanager, options, procedure
@@ -34,6 +35,7 @@ def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
 def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
     settings = options.parse(argv)
+    set_max_pixels(settings.max_pixels)
     device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu))
     autocast(device, settings.precision)  # refuses what this device cannot do
     if device.type == "cpu":

@@ -21,7 +21,7 @@ from PIL import Image
 
 from common import checkpoint
 from common.files import UserError
-from common.images import read_image
+from common.images import read_image, set_max_pixels
 from common.memory import reuse_memory
 from common.runtime import PRECISIONS, ArgumentParser, autocast, pick_device, say, script
 from common.scoring import Scored, add_scoring_options, default_output, named_images, score_folder, scored, thresholds
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--precision", choices=PRECISIONS, help="of the network's passes; unset: as in training, and as the threshold")
     options.add_machine_options(parser)
     given = parser.parse_args(argv)
+    set_max_pixels(given.max_pixels)
     device = device_of(given.gpu, given.ngpu, given.cpu)
     if device.type == "cpu":
         reuse_memory()
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         given.output or default_output(file.absolute().parent.parent / "scores", given.images),
         file,
         {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name])),
+        lambda name: np.asarray(read_image(paths[name], settings.max_value)),
         partial(score_images, model=model),
         settings.batch_score,
         {"trained_on": model.stored["data"], "precision": settings.precision},

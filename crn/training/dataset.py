@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from common.images import (
     opened_image,
     read_image,
     require_readable,
+    resolve_max_value,
     synthetic,
     visible,
 )
@@ -53,6 +54,7 @@ class Item:
     label: int = 0
     height: Path | None = None  # RoadImages
     mask: tuple[Path, ...] = ()  # MVTec
+    max_value: int = 65535  # of 16-bit images what is white; not of RoadImages
 
     @property
     def paths(self) -> list[Path]:
@@ -71,6 +73,7 @@ class Dataset:
     test: list[Item]
     synthetic: bool
     fingerprint: str
+    max_value: int
 
     @property
     def data(self) -> str:
@@ -78,8 +81,10 @@ class Dataset:
         return "synthetic" if self.synthetic else str(self.root.resolve())
 
 
-def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
+def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int | str = 65535) -> Dataset:
     """List the images of a data set, check that each can be read, and keep at most `limit` of each part, evenly spaced.
+
+    max_value: see `common.images.resolve_max_value`; images of RoadImages are read as they are.
 
     Raises UserError where folders or images are missing, unpaired, or cannot be read.
     """
@@ -87,7 +92,8 @@ def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
         raise UserError(f"there is no folder {root}: give the data set's with --dataset-path, or try --demo")
     held_out = []
     if kind == "MVTec":
-        found = mvtec_dataset(root)
+        found = mvtec_dataset(root, max_value)
+        max_value = found.max_value
         made = found.synthetic
         train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
     else:
@@ -112,9 +118,12 @@ def load_dataset(kind: str, root: Path, limit: int | None = None) -> Dataset:
         note_left_out(others, f"in {root} lie beside good_ones and bad_ones")
         require_sound(train + test)
         note_copies([item.path for item in train], [item.path for item in test])
+        single = [[item.path for item in part if not item.height] for part in (train, test)]
+        max_value = resolve_max_value(single[0], max_value, single[1])
     train, test = _thinned(train, limit), _thinned(test, limit)
     paths = [path for item in train + held_out + test for path in item.paths]
-    return Dataset(kind, root, train, held_out, test, made, fingerprint(paths, root))
+    parts = [[replace(item, max_value=max_value) for item in part] for part in (train, held_out, test)]
+    return Dataset(kind, root, *parts, made, fingerprint(paths, root), max_value)
 
 
 def _thinned(items: list[Item], limit: int | None) -> list[Item]:
@@ -223,7 +232,7 @@ def read(item: Item, kind: str) -> Tensor:
     """The image as the data set has it, (3, H, W): RGB in 0..1, of RoadImages (height, intensity, intensity), each the
     first channel: 8 bits scaled to 0..1, other depths as they are. Raises UserError where it cannot be read."""
     if kind != "RoadImages":
-        return torch.from_numpy(np.array(read_image(item.path))).movedim(-1, 0) / 255
+        return torch.from_numpy(np.array(read_image(item.path, item.max_value))).movedim(-1, 0) / 255
     intensity, height = _first_channel(item.path), _first_channel(item.height)
     if intensity.shape != height.shape:
         sizes = " and ".join(f"{channel.shape[1]} x {channel.shape[0]}" for channel in (intensity, height))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.files import UserError, atomic_write, first_process, reason, write_csv
+from common.images import same_images
 from common.runtime import say
 from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
@@ -28,7 +29,7 @@ Model = CompetitiveReconstructionNetwork | DAGAN
 ARCHITECTURE = ("model", "num_competitive_units", "max_network_depth", "ngf", "improved", "use_dropout", "norm")
 BINDING = (
     *ARCHITECTURE, "dataset", "imsize", "antialias", "batch_size", "seed", "optimizer", "lr",
-    "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share",
+    "max_value", "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share",
     "reconstruction_weight", "feedback_weight", "discrimination_weight", "adversarial_loss_weight",
     "contextual_loss_weight", "discriminator_reconstruction_loss_weight",
 )  # fmt: skip
@@ -95,7 +96,7 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
         if name in opt.given and getattr(opt, name) != settings[name] and counts(name, opt):
             raise UserError(f"{path} has {name.replace('_', '-')} {settings[name]}, not {getattr(opt, name)}")
         setattr(opt, name, settings[name])
-    for name in ("imsize", "antialias"):
+    for name in ("imsize", "antialias", "max_value"):
         if name not in opt.given:
             setattr(opt, name, settings[name])
         elif getattr(opt, name) != settings[name]:
@@ -130,13 +131,28 @@ def read_model_kind(opt: Namespace) -> Namespace:
     return parse([*argv, *(["--imsize", str(opt.imsize)] if opt.imsize else [])])
 
 
+def trained_max_value(opt: Namespace) -> int | str:
+    """The value of 16-bit images that is white: opt.max_value if it is on the command line or there is no
+    opt.model_input, else as that tells."""
+    if opt.model_input is None or "max_value" in opt.given:
+        return opt.max_value
+    content = read(opt.model_input)
+    if "state_dict" in content:
+        return opt.max_value
+    _require_sound(content, opt.model_input)
+    return content["settings"]["max_value"]
+
+
 def read(path: Path) -> dict[str, Any]:
     """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
     with torch.serialization.safe_globals(NUMPY_INTEGERS):
         content = checkpoint.read(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
-    return checkpoint.load(path, "crn")
+    content = checkpoint.load(path, "crn")
+    if isinstance(content.get("settings"), Mapping):
+        content["settings"] = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
+    return content
 
 
 def stored_parameters(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -211,6 +227,8 @@ def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fal
             and value["norm"] in NORMS
             and value["model"] in ("crn", "dagan")
             and value["dataset"] in DATASETS
+            and number(value["max_value"])
+            and 1 <= value["max_value"] <= 65535
             and all(
                 number(value[name]) and 1 <= value[name] <= LARGEST[name]
                 for name in ("num_competitive_units", "ngf", "imsize", "max_network_depth")
@@ -271,7 +289,7 @@ def load_training(
     remedy = "or another --checkpoint-path, or --resume no to train anew in its place"
     if unlike:
         raise UserError(f"{path} belongs to a training with other settings: {'; '.join(unlike)}. Use these, {remedy}")
-    if content["fingerprint"] != fingerprint:
+    if not same_images(content["fingerprint"], fingerprint):
         raise UserError(f"{path} belongs to a training on other images: use the same, {remedy}")
     checkpoint.load_parameters(model, stored_parameters(content), path)
     set_bookkeeping(model, content["bookkeeping"], path)

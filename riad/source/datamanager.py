@@ -55,13 +55,15 @@ class InFiles:
 
     paths: list[Path]
     side: int
+    max_value: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def batch(self, rows: Sequence[int]) -> Tensor:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.stack(list(pool.map(lambda row: to_tensor(read_image(self.paths[row]), self.side), rows)))
+            images = pool.map(lambda row: read_image(self.paths[row], self.max_value), rows)
+            return torch.stack([to_tensor(image, self.side) for image in images])
 
 
 @dataclass
@@ -113,7 +115,7 @@ class DataSet:
 
 
 def load(settings: Namespace) -> DataSet:
-    """The data that the options name; sets settings.dataset and settings.img_size where they were left open.
+    """The data that the options name; sets settings.dataset, img_size and max_value where they were left open.
 
     Raises UserError where images are missing or unreadable.
     """
@@ -129,6 +131,8 @@ def load(settings: Namespace) -> DataSet:
         )
     if settings.dataset == "mvtec" and settings.select_norm != 1:
         raise UserError(f"--select_norm {settings.select_norm}: mvtec's normal images are those in train/good, drop it")
+    if settings.dataset != "mvtec" and settings.max_value != 65535:
+        raise UserError(f"--max_value {settings.max_value}: only images of --dataset mvtec may have 16 bits")
     if settings.dataset == "digits" and settings.data_path is not None:
         raise UserError(f"--data_path {settings.data_path}: --dataset digits is installed with scikit-learn, drop one")
     if settings.dataset == "mvtec":
@@ -244,13 +248,14 @@ def _mvtec(settings: Namespace) -> DataSet:
     if settings.data_path is None:
         raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
     root = settings.data_path
-    found = mvtec_dataset(root)
+    found = mvtec_dataset(root, settings.max_value)
+    settings.max_value = found.max_value
     note_squeezed(found.paths, (settings.img_size, settings.img_size), "RIAD takes squares, cut them into such first")
     train, test = found.train[: settings.train_images or None], found.test
     rows, held = split(np.arange(len(train)), settings)
     held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))
     train = train + found.held_out
-    files = InFiles([sample.path for sample in train], settings.img_size)
+    files = InFiles([sample.path for sample in train], settings.img_size, settings.max_value)
     both = []
     for chosen in (rows, held):  # decoded once, N * 3 * img_size^2 bytes
         images = torch.empty((len(chosen), 3, settings.img_size, settings.img_size), dtype=torch.uint8)
@@ -262,7 +267,7 @@ def _mvtec(settings: Namespace) -> DataSet:
         return sample.path.relative_to(root).as_posix()
 
     classes = np.array([sample.label for sample in test])
-    test_files = InFiles([sample.path for sample in test], settings.img_size)
+    test_files = InFiles([sample.path for sample in test], settings.img_size, settings.max_value)
     return DataSet(
         both[0],
         _good(both[1], [name(train[row]) for row in held], 0),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option
 from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
 from riad.neuralnet import unet
@@ -34,7 +35,7 @@ LARGEST = {
 TRAINING = (
     "algorithm", "dataset", "select_norm", "train_images", "img_size", "masking_mode", "disjoint_n", "list_k", "nn",
     "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "validation_share",
-    "eval_images", "precision", "seed",
+    "eval_images", "precision", "seed", "max_value",
 )  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def add_machine_options(parser: ArgumentParser) -> None:
     add("--gpu", default="0", help="GPU to use; -1: the CPU")
     add("--ngpu", type=int, default=1, help="0: the CPU; more than 1: accepted, unused (torchrun takes several)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
     add("--batch_score", type=int, help=_both("batch_score", "images scored at once"))
 
 
@@ -71,6 +73,7 @@ def build_parser() -> ArgumentParser:
     add("--train_images", type=int, default=0, help="use the first so many normal images to train; 0: all")
     add("--eval_images", type=int, default=0, help="use the first so many of the labelled validation images; 0: all")
     add("--validation_share", type=float, default=0.2, help="of the good images, where labels choose no epoch")
+    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
     add("--img_size", type=int, help="side in pixels; unset: mnist 28 (paper: 32), mvtec 256")
 
     add = parser.add_argument_group("masks").add_argument
@@ -127,15 +130,15 @@ def parse(argv: list[str] | None) -> Namespace:
 
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     """The settings beside a trained network; UserError where they make no sense as options."""
-    argv = []
+    argv, stored = [], {"max_value": 65535, **stored}  # which older versions do not tell
     try:
         for name in (*TRAINING, "smooth", "fpr"):
             value = stored[name]
             if value is not None:
                 argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         settings = parse(argv)
-        if settings.img_size is None:
-            raise UserError("no --img_size")
+        if settings.img_size is None or settings.max_value == "auto":
+            raise UserError("no --img_size, or --max_value auto")
         check_size(settings)
     except KeyError as error:
         raise UserError(f"{path} is damaged: its settings have no {error}") from error
@@ -190,7 +193,7 @@ def check_size(settings: Namespace) -> None:
 
 def require_same_training(settings: Namespace, stored: Mapping[str, Any], path: Path) -> None:
     """UserError unless a training with the `stored` settings can be continued with these."""
-    ours = vars(settings)
+    ours, stored = vars(settings), {"max_value": 65535, **stored}
     differing = [f"{name} {stored.get(name)}, not {ours[name]}" for name in TRAINING if stored.get(name) != ours[name]]
     if differing:
         raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common import checkpoint, distributed
 from common.files import UserError, write_csv, write_json
+from common.images import same_images
 from common.metrics import average_precision, image_auroc, in_words
 from common.runtime import notes, progress, say, stop_on_request
 from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
@@ -60,7 +61,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     if continuing:
         stored = load(folder / STATE, TRAINED | RESUMABLE)
         options.require_same_training(settings, stored["settings"], folder / STATE)
-        if stored["fingerprint"] != data.fingerprint:
+        if not same_images(stored["fingerprint"], data.fingerprint):
             raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
         agent.load_state(stored, folder / STATE)
         place = {name: stored[name] for name in place}

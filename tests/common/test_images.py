@@ -484,11 +484,13 @@ def test_closed_file(tmp_path):
         fingerprint([path], tmp_path)
 
 
-def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path):
+def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path, capsys):
+    runtime._notes.clear()
     values = np.array([[0, 8, 2048], [4095, 5000, 65535]], np.uint16)
     grey = save(tmp_path / "a.png", values)
     assert np.asarray(read_image(grey, 4095))[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
     assert np.asarray(read_image(save(tmp_path / "b.png", (values % 256).astype(np.uint8)), 4095)).max() == 255
+    assert capsys.readouterr().out.count("values of 16-bit images above --max_value 4095 are cut to it, first in") == 1
     write_png(tmp_path / "c.png", np.stack([values] * 3, axis=2), 16, 2)
     assert np.array_equal(read_image(tmp_path / "c.png", 4095), read_image(grey, 4095))
 
