@@ -231,8 +231,8 @@ def evaluate(opt: Namespace) -> dict[str, Any]:
         results |= {f"baseline_{key}": value for key, value in aucs([baseline[i] for i in labelled]).items()}
         results["auc_per_video"] = {videos[i].name: _quiet_auc(videos[i]) for i in labelled}
     results |= {"settings": plain_settings(opt), "tested_with": tested.get("settings"), "versions": versions()}
-    before = [line for record in (_prepared(root), tested) for line in record.get("notes") or []]
-    results["notes"] = [*dict.fromkeys([*before, *notes()])]
+    before = [record["notes"] for record in (_prepared(root), tested) if isinstance(record.get("notes"), list)]
+    results["notes"] = [*dict.fromkeys(str(line) for lines in (*before, notes()) for line in lines)]
 
     _write(opt, root, folder, videos, baseline, results)
     _say_results(opt, folder, results, made)

@@ -4,8 +4,8 @@
     python script_img_prep.py --Train normal_videos --Test other_videos --Dataset mine
 
 Each of --Train and --Test is a folder of videos or one video. A video is a folder of frames or, where PyAV is
-installed, a video file. Labels of the test videos come from masks (UCSD's <video>_gt folders) or from --Labels, a file
-of frame intervals. A run that was interrupted goes on where it stopped.
+installed, a video file. Labels of the test videos come from masks (UCSD's <video>_gt folders) or from --Labels: a file
+of frame intervals, or arrays of 0 and 1. A run that was interrupted goes on where it stopped.
 """
 
 import re
@@ -374,7 +374,7 @@ def prepare(opt: Namespace) -> Path:
         record = _begin(root, plain(settings))
 
         def save() -> None:
-            record["notes"] = [*dict.fromkeys([*record["notes"], *notes()])]
+            record["notes"] = [*dict.fromkeys([*map(str, record["notes"]), *notes()])]
             write_json(root / RECORD, record)
 
         def make(part: str, name: str, video: Path, first: int = 1, last: int | None = None) -> int:
@@ -510,7 +510,7 @@ def build_parser() -> ArgumentParser:
     add("--Input", type=Path, help="folder with Train and Test in UCSD's layout; unset: --Train and --Test say")
     add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
     add("--Test", type=Path, help="videos to score; unset: none")
-    add("--Labels", type=Path, help="file of the test videos' abnormal frames, such as data/UCSDped2.m; unset: none")
+    add("--Labels", type=Path, help="labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none")
     add("--max_value", type=images.max_value_option, default=65535, help=images.MAX_VALUE_HELP)
     add("--max_pixels", type=int, default=images.MAX_PIXELS, help=images.MAX_PIXELS_HELP)
     add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")

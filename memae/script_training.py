@@ -28,7 +28,7 @@ from common import checkpoint, distributed
 from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
 from common.images import same_images, synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, command_to_continue, progress, say, script, seed_all, stop_on_request
+from common.runtime import autocast, command_to_continue, notes, progress, say, script, seed_all, stop_on_request
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
 from memae.data.video_datasets import index_root, load_batches
@@ -271,8 +271,8 @@ def _finish(
     device: torch.device,
 ) -> None:
     result = {"method": opt.ModelName, **about, "device": str(device), "seconds": seconds, "saved": "last epoch"}
-    versions = checkpoint.versions()
-    write_json(folder / "training.json", result | {"settings": settings, "versions": versions, "history": history})
+    result |= {"settings": settings, "notes": notes(), "versions": checkpoint.versions(), "history": history}
+    write_json(folder / "training.json", result)
     epochs = [entry["epoch"] for entry in history]
     curves = {key: (epochs, [entry[key] for entry in history]) for key in ("loss", "recon_loss")}
     curve_figure(log_folder / "loss.png", curves, f"{opt.ModelName} on {opt.Dataset}", "epoch", "mean loss")

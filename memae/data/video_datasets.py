@@ -12,7 +12,7 @@ import os
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,8 +40,11 @@ def frame_files(folder: Path) -> list[Path]:
     UserError where there is none, a number is missing or there twice, or a name is not a number.
     """
     numbered: dict[int, Path] = {}
-    for path in visible(folder):
-        if path.suffix.lower() not in EXTENSIONS:
+    entries = visible(folder)
+    if others := [path for path in entries if path.suffix.lower() not in EXTENSIONS]:
+        note(f"{len(others)} files in {folder} are no images and are left out, such as {others[0].name}")
+    for path in entries:
+        if path in others:
             continue
         if not (path.stem.isascii() and path.stem.isdigit()):
             raise UserError(f"{path} is not named by its number, as 001.jpg is: script_img_prep.py numbers frames")
@@ -69,17 +72,15 @@ def file_numbers(folder: Path, frames: int) -> np.ndarray:
     From prepared.json, which script_img_prep.py writes; without it 1, 2, and so on. UserError where that tells of more
     or fewer frames.
     """
-    record = folder.parent.parent / "prepared.json"
-    content = read_json(record) if record.is_file() else None
-    videos = content.get("videos") if isinstance(content, Mapping) else None
-    entry = videos.get(plain(f"{folder.parent.name}/{folder.name}")) if isinstance(videos, Mapping) else None
-    if entry is None:
-        return np.arange(1, frames + 1)
+    record, name = folder.parent.parent / "prepared.json", plain(f"{folder.parent.name}/{folder.name}")
     try:
-        runs = [range(*run) for run in entry]
+        videos = read_json(record).get("videos", {}) if record.is_file() else {}
+        if name not in videos:
+            return np.arange(1, frames + 1)
+        runs = [range(*run) for run in videos[name]]
         if (made := sum(map(len, runs))) == frames:
             return np.concatenate([np.array(run, np.int64) for run in runs])
-    except (TypeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(f"{record} is damaged: it does not tell the frames of {folder}") from None
     raise UserError(f"{folder} has {frames} frames, script_img_prep.py has made {made}: remove it, prepare it anew")
 

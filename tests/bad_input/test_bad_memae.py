@@ -75,6 +75,11 @@ def sized(width, height, mode="L"):
     return spoil.made(lambda path: Image.new(mode, (width, height), "red" if mode == "RGB" else 0).save(path))
 
 
+def wrong(name, *kinds, way=()):
+    return some(spoil.each_of(*way, name), *(f"{'.'.join((*way, name))} is {kind}" for kind in kinds))
+
+
+OF_A_VIDEO = wrong("Train/a", "a string", "a list", "an object", "-1", way=("videos",))
 CLIP = {"v_name": "a", "idx": list(range(2, 10))}
 FRAMES = {"another size": sized(8, 16)}
 LINKS = some(spoil.ANY, "link loop", "link into nothing")
@@ -134,7 +139,8 @@ CASES = [
     }, "c", more="--Dataset e --Labels {place}/labels.txt"),
     *files(
         "img_prep", "data/d/prepared.json",
-        {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("Size"), **spoil.each_of("sources")},
+        {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("Size"), **spoil.each_of("sources"),
+         **wrong("videos", "a string", "a list", "-1"), **wrong("notes", "a string", "an object", "-1"), **OF_A_VIDEO},
     ),
     *files("img_prep", "data/d/prepared.json", some(spoil.ANY, "missing", "link into nothing"), "did not make"),
     *files("img_prep", "raw/Train/b.mp4", VIDEO, more="--Dataset e"),
@@ -217,6 +223,7 @@ CASES = [
         "backwards": spoil.mat(v_name="a", idx=CLIP["idx"][::-1]),
         "a frame less": spoil.mat(v_name="a", idx=CLIP["idx"][1:]),
     }),
+    *files("training", "data/d/prepared.json", {**spoil.CONTENT, **OF_A_VIDEO}),
     *files("training", STATE, {
         **some(spoil.ANY, "empty", "truncated", "folder", "unreadable"),
         **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "tensor"),

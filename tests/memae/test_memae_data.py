@@ -280,7 +280,9 @@ def test_what_systems_put_into_folders_is_no_data(tmp_path, capsys):
     assert len(list((tmp_path / "d/Test/a").iterdir())) == 5
     (tmp_path / "d/Test/@eaDir").mkdir()
     (tmp_path / "d/Test/a/~$1.jpg").write_text("x")
+    (tmp_path / "d/Test/a/006.heic").write_text("x")
     assert len(VideoDataset(None, tmp_path / "d/Test", 2).clips) == 4
+    assert "1 files in" in (said := capsys.readouterr().out) and "left out, such as 006.heic" in said
 
 
 def test_a_picture_without_a_number_does_not_switch_off_the_check_for_gaps(tmp_path):

@@ -270,6 +270,27 @@ def test_options_that_scores_do_not_depend_on_keep_what_is_scored(stopped, train
     assert go_on("--precision", "bf16") == [("c", range(9))]
 
 
+def test_names_that_are_no_utf8_are_scored_once(videos, trained, tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(videos / "stripes/Test/c", tmp_path / "stripes/Test" / name)
+    except OSError:
+        pytest.skip("no such names on this file system")
+    argv = paths(tmp_path, trained, "--OutRoot", tmp_path, script="test")
+    draw, stops = script_testing.draw_worst, [KeyboardInterrupt]
+
+    def stopped_once(*args):
+        if stops:
+            raise stops.pop()
+        draw(*args)
+
+    monkeypatch.setattr(script_testing, "draw_worst", stopped_once)
+    assert script_testing.main(argv) == 130
+    monkeypatch.setattr(script_testing, "score_clips", None)
+    assert script_testing.main(argv) == 0 and script_eval_video.main(argv) == 0
+    assert len((tmp_path / f"res_{NAME}/scores.csv").read_text().splitlines()) == 10
+
+
 @pytest.mark.parametrize("spoil", [lambda c: b"", lambda c: c[:-8], lambda c: c[:-1] + bytes([c[-1] ^ 1])])
 def test_damaged_scores_are_made_again(stopped, capsys, spoil):
     argv, folder, go_on = stopped
