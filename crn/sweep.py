@@ -170,6 +170,9 @@ def require_options(sweep: dict[str, Any], path: Path, more: list[str]) -> None:
     """UserError where train.py would refuse a parameter or one of its values: in every trial, after its start."""
     tried = {name: one if isinstance(one, list) else one["examples"] for name, one in sweep["parameters"].items()}
     first = {name: values[0] for name, values in tried.items()}
+    last = {word.partition("=")[0] for word in [*sweep["command"][sweep["command"].index("${args}") :], *more]}
+    if fixed := [name for name, one in sweep["parameters"].items() if len(one) > 1 and f"--{name}" in last]:
+        raise UserError(f"{path}: --{fixed[0]} behind the parameters would take the place of all values of {fixed[0]}")
     for name, values in tried.items():
         for value in values:
             try:
@@ -202,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument_group("sweep").add_argument
     add("file", type=Path, help="sweep file")
-    add("--trials", type=int, default=50, help="finished trials in all, whoever ran them (a grid ends by itself)")
+    add("--trials", type=int, help="finished trials in all, whoever ran them; unset: 50, or the whole grid")
     add("--seed", type=int, help="of the choice of parameters, with one worker; unset: by chance")
 
     add = parser.add_argument_group("machines and files").add_argument
@@ -212,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=HERE / "sweeps", help="folder of the trials' files")
     opt = parser.parse_args(words[: words.index("--")] if "--" in words else words)
     for name, highest in (("trials", 10**6), ("workers", 64)):
-        if not 1 <= getattr(opt, name) <= highest:
+        if getattr(opt, name) is not None and not 1 <= getattr(opt, name) <= highest:
             raise UserError(f"--{name} {getattr(opt, name)}: expected 1 to {highest}")
     if opt.seed is not None and not 0 <= opt.seed < 2**31:
         raise UserError(f"--seed {opt.seed}: expected 0 to 2^31 - 1")
@@ -242,10 +245,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{opt.file} is not the sweep that {name} in {storage} began with: give it another --name")
     study.set_user_attr("choices", choices)
 
-    total = opt.trials
+    total = opt.trials or 50
     seed = None if opt.seed is None else opt.seed + len(known)  # what is continued does not begin anew
     if sweep["method"] == "grid":
-        total = math.prod(map(len, choices.values()))
+        total = min(math.prod(map(len, choices.values())), opt.trials or LARGEST_GRID)
         study.sampler = optuna.samplers.GridSampler(choices, seed=seed)
     elif sweep["method"] == "bayes":
         # Trials that still run count as bad ones, so that workers do not try the same.

@@ -215,17 +215,22 @@ def require_sound(items: Sequence[Item]) -> None:
     require_readable([item.path for item in items if not item.height])
     roads = [item for item in items if item.height]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = [error for error in progress(pool.map(_road_problem, roads), "checking", len(roads)) if error]
-    if problems:
+        found = list(progress(pool.map(_highest, roads), "checking", len(roads)))
+    if problems := [str(error) for error in found if isinstance(error, UserError)]:
         raise UserError(f"{len(problems)} images cannot be used, mend or remove them: {'; '.join(problems)}")
+    if beyond := [item.name for item, highest in zip(roads, found) if highest > 1]:
+        note(
+            f"{len(beyond)} of {len(roads)} pairs, such as {beyond[0]}, have values up to {max(found):.6g}, where "
+            "8 bits have 0 to 1: other depths are not scaled, as published; convert both to 8 bits if they are to count alike"
+        )
 
 
-def _road_problem(item: Item) -> str | None:
+def _highest(item: Item) -> float | UserError:
+    """A road image's highest value, or why there is none."""
     try:
-        read(item, "RoadImages")
+        return read(item, "RoadImages").abs().max().item()
     except UserError as error:
-        return str(error)
-    return None
+        return error
 
 
 def read(item: Item, kind: str) -> Tensor:

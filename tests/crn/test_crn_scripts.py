@@ -456,6 +456,11 @@ def test_what_is_left_out_of_road_images_is_said(tmp_path, capsys):
         (tmp_path / name).touch()
     load_dataset("RoadImages", tmp_path)
     told = capsys.readouterr().out
+    assert "not scaled" not in told
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(good / "height_files/3.png")
+    load_dataset("RoadImages", tmp_path)
+    told += (after := capsys.readouterr().out)
+    assert "1 of 4 pairs, such as good_ones/intensity_files/3.png, have values up to 40000" in after
     for words in (
         f"1 files or folders in {tmp_path} lie beside good_ones and bad_ones and are left out, such as new_ones",
         f"1 files or folders in {good} lie beside intensity_files and height_files and are left out, such as 4.png",
@@ -674,6 +679,7 @@ def test_the_command_of_a_sweep_file(place, capsys, monkeypatch, text, words):
         ("command: ['${program}', --mode=inference, --model-input=x, '${args}']", "--mode inference"),
         ("command: ['${program}', --mode=train, --log-dir=x, '${args}']", "--log-dir x"),
         ("command: 3", "'3'"),
+        ("command: ['${program}', --mode=train, '${args}', --lr=3]", "--lr behind the parameters"),
         ("early_terminate: {type: hyperband, min_iter: 3}", "early_terminate"),
         ("run_cap: 10", "run_cap"),
         ("name: mine\nproject: p\nrun_cap: 10", "run_cap"),
@@ -681,9 +687,12 @@ def test_the_command_of_a_sweep_file(place, capsys, monkeypatch, text, words):
 )
 def test_what_sweeps_do_not_support_is_named(place, capsys, text, named):
     pytest.importorskip("yaml")
+    parameters = "lr: {values: [0.1, 0.2]}, dataset: {value: MVTec}, dataset-path: {value: d}"
     with contextlib.suppress(UserError):
-        sweep_file(text)
+        sweep_file(text, parameters=parameters)
     refused(capsys, sweep.main, ["s.yml"], "s.yml", named)
+    sweep_file("", parameters=parameters)
+    refused(capsys, sweep.main, ["s.yml", "--", "--dataset-path=x", "--lr", "3"], "--lr behind the parameters")
 
 
 def quantiles(entry, count=2000):
@@ -855,6 +864,8 @@ def test_a_grid_comes_back_to_the_trial_that_was_stopped(place, trials, capsys, 
     assert sorted({*rates}) == [0.001, 0.01, 0.1] and rates.count(rates[1]) == 2 and not statuses
     write_sweep("grid", [0.1, 0.2])
     refused(capsys, sweep.main, argv, "s.yml", "--name")
+    statuses += [0]
+    assert sweep.main([*argv, "--name", "part", "--trials", "1"]) == 0 and not statuses
 
 
 def test_the_seed_of_a_sweep(place, trials):
