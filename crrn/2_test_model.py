@@ -188,6 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     say(f"results, curves and pictures: {folder}")
     if options.report:
         report.write(folder, prepared, clean, tested, results)
+    elif (folder / "report.html").exists():
+        say(f"{folder / 'report.html'} is of an earlier test: --report makes it anew")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ boards_<cycle>.png with the red and blue board maps, and results.json. progress.
 each cycle: interrupted, the same command goes on with those that are left, and another --fpr computes nothing anew.
 """
 
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -18,7 +17,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from common import checkpoint, distributed
 from common.files import append_text, atomic_write, first_process, only_run, plain, read_json, write_csv, write_json
 from common.runtime import ArgumentParser, UserError, goes_on, note, notes, progress, say, script
 from common.scoring import PROGRESS, marked_line, read_marked_lines
-from crrn.boards import Boards, is_synthetic, number_of, read_boards, read_layout
+from crrn.boards import Boards, board_files, digest_of, is_synthetic, number_of, read_boards, read_layout
 from crrn.checkpoints import MODEL_SETTINGS
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
@@ -64,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load(**given)
     prepared, options, device, cycle = model.prepared, model.options, model.device, model.prepared.cycle
     source = folder / "spi_measurement" if (folder / "spi_measurement").is_dir() else folder
+    read = digest_of([prepared.folder / "job.json", *board_files(source)])  # before they are: changes are noticed later
     boards = read_new_boards(source, prepared)
     artificial = is_synthetic(source.parent)
     if output is None:
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     # What the network's expectations depend on.
     key = {
         "boards": str(source.resolve()),
-        "boards_sha256": _digest_of(boards),
+        "boards_sha256": read,
         "model_sha256": model.about["sha256"],
         "normalised_by_sha256": prepared.fingerprint,
         "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "precision")},
@@ -122,14 +121,6 @@ def main(argv: list[str] | None = None) -> None:
                 path.unlink()
     wrong = f"{counts['excessive']} excessive, {counts['insufficient']} insufficient"
     say(f"{number_of(len(boards), 'board')}, {number_of(counts.total(), 'pad')}: {wrong}; {output}")
-
-
-def _digest_of(boards: Boards) -> str:
-    """16 hexadecimal digits that tell these boards from others."""
-    found = hashlib.sha256(" ".join(boards.files).encode())
-    for array in (boards.pad_ids, boards.x, boards.y, boards.volume):
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:16]
 
 
 def _kept(journal: Path, key: Mapping[str, Any]) -> dict[int, Tensor]:

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short  # numbers may have hundreds of digits
@@ -227,10 +228,10 @@ def board_files(folder: Path) -> list[Path]:
     return [numbers[number] for number in range(len(numbers))]
 
 
-def digest_of(folder: Path, count: int) -> str:
-    """16 hexadecimal digits that tell job.json and the first `count` boards of a data folder from others."""
+def digest_of(paths: Iterable[Path]) -> str:
+    """16 hexadecimal digits that tell these files from others, job.json and boards."""
     digest = hashlib.sha256()
-    for path in [folder / "job.json", *board_files(folder / "spi_measurement")[:count]]:
+    for path in paths:
         try:
             content = regular(path).read_bytes()
         except OSError as error:

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from common.figures import COLOURS, save_figure
+from common.runtime import printable
 from crrn.boards import Boards
 from crrn.utils import make_colormaps
 
@@ -111,8 +112,8 @@ def _layout(path: Path, boards: Boards) -> None:
 
 
 def _text(name: str) -> str:
-    """A user's name as it can be drawn: no mathematics between $, no bytes that are not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+    """A user's name as it can be drawn; mathematics would stand between $."""
+    return printable(name).replace("$", r"\$")
 
 
 def draw_precision_recall(

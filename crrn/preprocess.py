@@ -150,7 +150,7 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
     files = board_files(folder / "spi_measurement")
     count = len(files)
     whole = count // cycle * cycle
-    inputs = digest_of(folder, whole)  # before they are read: a change meanwhile is noticed later
+    inputs = digest_of([folder / "job.json", *files[:whole]])  # before they are read: later changes are noticed
     boards = read_boards(folder / "spi_measurement", layout)
     if not whole:
         raise UserError(
@@ -232,7 +232,7 @@ def load_prepared(folder: Path, cycle: int | None = None, output: Path | None = 
         if len(files) // ages * ages != boards:
             raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {len(files)}: {again}")
         # The authors' files do not know their boards.
-        if "inputs" in info and digest_of(folder, boards) != info["inputs"]:
+        if "inputs" in info and digest_of([folder / "job.json", *files[:boards]]) != info["inputs"]:
             raise UserError(f"{folder}: job.json or boards have changed since they were preprocessed: {again}")
     if problem := _unfit_tests(tests, (boards // ages, ages, 1, height, width)):
         raise UserError(f"{output / 'test_pcbs.pt'} {problem}: {again}")

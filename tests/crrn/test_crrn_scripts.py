@@ -189,6 +189,10 @@ def test_training_and_testing_write_everything(data, capsys):
     assert len(page.captions) == 6 and f"{results['excessive']['0.1']['best_f1']:.4g}" in page.texts
     again = json.loads((folder / "results.json").read_text())
     assert again["excessive"] == results["excessive"]
+    assert again["model_sha256"] == digest(folder / "model_dictionary.pt")
+    capsys.readouterr()
+    assert testing.main(argv) == 0
+    assert "report.html is of an earlier test" in capsys.readouterr().out
 
     capsys.readouterr()
     before = (folder / "model_dictionary.pt").read_bytes()
@@ -930,6 +934,23 @@ def test_two_processes_test(trained):
         for rate, one in alone[kind].items():
             for key in ("best_f1", "average_precision"):
                 assert found[kind][rate][key] == pytest.approx(one[key], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_score(trained, tmp_path):
+    """They judge as one process does, and go on together."""
+    new = write_boards(tmp_path / "new", boards=7, seed=1)
+    where = ["--boards", str(new), "--output"]
+    assert scoring.main(args(trained, "--cpu", *where, str(tmp_path / "alone"))) == 0
+    together(trained, "3_score_boards.py", *where, str(tmp_path / "both"))
+    journal = tmp_path / "both/progress.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    output = together(trained, "3_score_boards.py", *where, str(tmp_path / "both"))
+    assert output.count("continuing after 1 cycle of 3") == 1
+    alone, both = (rows(tmp_path / name / "pads.csv") for name in ("alone", "both"))
+    assert [row["verdict"] for row in both] == [row["verdict"] for row in alone]
+    for ours, theirs in zip(both, alone):
+        assert float(ours["error"]) == pytest.approx(float(theirs["error"]), abs=1e-4)
 
 
 DAMAGES = {
