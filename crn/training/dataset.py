@@ -221,7 +221,7 @@ def require_sound(items: Sequence[Item]) -> None:
     if beyond := [item.name for item, highest in zip(roads, found) if highest > 1]:
         note(
             f"{len(beyond)} of {len(roads)} pairs, such as {beyond[0]}, have values up to {max(found):.6g}, where "
-            "8 bits have 0 to 1: other depths are not scaled, as published; convert both to 8 bits if they are to count alike"
+            "8 bits have 0 to 1: other depths are not scaled, as published; in 8 bits both would count alike"
         )
 
 
