@@ -1,4 +1,6 @@
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,3 +320,30 @@ def test_no_global_state(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     score_histogram(tmp_path / "h.png", LABELS, SCORES, "title")
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from common.figures import map_sheet
+from common.scoring import _save_pictures
+image, mask = np.zeros((4000, 5000, 3), np.uint8), np.zeros((4000, 5000), bool)
+mask[::50, ::50] = True
+small, full = np.ones((64, 64), np.float32), np.ones((4000, 5000), np.float32)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+start = peak()
+_save_pictures(Path(sys.argv[1]), "a", image[:1000], small, 0.5, False)
+scored = peak()
+map_sheet(Path(sys.argv[1], "sheet.jpg"), [(image, full, "a")], "title", [mask])
+print(scored - start, peak() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts KiB there")
+def test_memory_of_large_images(tmp_path):
+    """A sheet of one image of 20 megapixels took 1.1 GiB, an overlay of 5 megapixels 0.5 GiB."""
+    command = [sys.executable, "-c", LARGE, str(tmp_path)]
+    output = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout
+    scored, sheet = map(float, output.split())  # MiB
+    assert scored < 150 and sheet < 400
