@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,6 +28,19 @@ def refused(capsys: Any, call: Callable, argv: Sequence, *words: Any, keeps: Pat
     after = _state(keeps)
     assert not (changed := [path for path in before if after.get(path) != before[path]]), changed
     assert not any(path.name == RAN for path in after), "code in a file was run"
+
+
+def run_readme(paper: str, *replacements: tuple[str, str]) -> dict[str, Any]:
+    """Run the lines of Python in a paper's README, with its paths replaced; returns their names."""
+    text = (Path(__file__).parents[1] / paper / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"In Python, .*:\n\n((?:    .*\n|\n)+)", text)
+    code = textwrap.dedent(block)
+    for old, new in replacements:
+        assert old in code
+        code = code.replace(old, new)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
 
 
 RAN = "a-pickle-was-run"  # what the malicious pickles of tests/bad_input make

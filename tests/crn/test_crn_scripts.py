@@ -26,7 +26,7 @@ from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
 from crn.training.utils import load_model, make_model
 from tests.crn.test_crn_parity import names_without_norms
-from tests.helpers import Report, refused
+from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--cpu", "--ngf", "2"]
@@ -271,6 +271,13 @@ def test_score_folder(place, capsys):
         mask = np.asarray(Image.open(f"out/masks/{name}.png"))
         assert difference.shape == (128, 128) and ((mask > 0) == (difference > limit["pixel"])).all()
         assert Image.open(f"out/overlays/{name}.jpg").size == (128, 128)
+    chosen = sorted(map(str, Path("mine/a b").iterdir()))[:2]
+    assert score.main(["--images", *chosen, *argv[2:], "--output", "two", "--threshold", "9"]) == 0
+    two = rows("two/scores.csv")
+    assert [(row["path"], row["verdict"]) for row in two] == [(Path(name).name, "good") for name in chosen]
+    found = run_readme("crn", ("image.png", chosen[0]), ("crn/ck/last.ckpt", "ck/last.ckpt"))["found"]
+    assert found.score == float(two[0]["score_inference"]) and found.map.shape == (32, 32)
+    assert found.verdict == table[f"a b/{two[0]['path']}"]["verdict"]
     Path("mine/broken é?.png").unlink()
     assert score.main([*argv, "--score", "validation", "--imsize", "64"]) == 0
     told = capsys.readouterr().out

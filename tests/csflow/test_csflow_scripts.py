@@ -22,7 +22,7 @@ from common.files import only_run
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
-from tests.helpers import Report, refused
+from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--img_size", "128", "--fc_internal", "8", "--kernel_sizes", "3", "--batch_size", "4"]
@@ -244,6 +244,16 @@ def test_score_folder(bricks, trained, tmp_path):
         limit = json.loads((output / "results.json").read_text())["threshold"]["pixel"]
         assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
         assert Image.open(output / "overlays" / f"{name}.jpg").size == (64, 64)
+    # Several images, a threshold of one's own; in Python, the same.
+    chosen = [str(folder / "a b/000.png"), str(folder / "a b/001.png")]
+    assert score.main(["--images", *chosen, *argv[2:], "--output", str(tmp_path / "two"), "--threshold", "1e9"]) == 0
+    two = rows(tmp_path / "two/scores.csv")
+    assert [(row["path"], row["verdict"], row["threshold"]) for row in two] == [
+        ("000.png", "good", "1000000000.0"), ("001.png", "good", "1000000000.0"),
+    ]  # fmt: skip
+    found = run_readme("csflow", ("image.png", chosen[0]), ('"bottle"', '"m"'))["found"]
+    assert (found.score, found.verdict) == (pytest.approx(float(two[0]["score_std"])), table["a b/000.png"]["verdict"])
+    assert found.map.shape == (4, 4)
     (folder / "broken é?.png").unlink()
     assert score.main(argv) == 0
 

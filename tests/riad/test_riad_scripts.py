@@ -25,7 +25,7 @@ from common.metrics import image_auroc
 from riad import run, score
 from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
-from tests.helpers import Report, refused
+from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--cpu", "--filters", "2", "4", "4", "4", "--mode_optim", "adam", "--lr", "1e-2"]
@@ -173,6 +173,14 @@ def test_score_folder(bricks, textures, tmp_path, capsys):
         mask = np.asarray(Image.open(output / "masks" / f"{name}.png"))
         assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
         assert Image.open(output / "overlays" / f"{name}.jpg").size == (64, 64)
+    chosen = [str(folder / "a b/good/000.png"), str(folder / "a b/good/001.png")]
+    assert score.main(["--images", *chosen, *argv[2:], "--output", str(tmp_path / "two"), "--threshold", "9"]) == 0
+    two = rows(tmp_path / "two/scores.csv")
+    assert [(row["path"], row["verdict"]) for row in two] == [("000.png", "good"), ("001.png", "good")]
+    names = ("image.png", chosen[0]), ("riad/bottle/Checkpoint/model_2_best_val_loss.pth", str(file))
+    found = run_readme("riad", *names)["found"]
+    assert (found.score, found.verdict) == (float(two[0]["score"]), table["a b/good/000.png"]["verdict"])
+    assert found.map.shape == (32, 32) and found.map.max() == np.float32(found.score)
     (folder / "broken é?.png").unlink()
     assert score.main([*argv, "--fpr", "0.9"]) == 0
     assert json.loads((output / "results.json").read_text())["threshold"]["promised_fpr"] == pytest.approx(2 / 3)
