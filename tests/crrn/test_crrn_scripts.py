@@ -29,10 +29,10 @@ from crrn.checkpoints import CHANNELS, KERNELS
 from crrn.model.ConvRRN import ST_EncDec
 from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import load_prepared
-from crrn.scoring import load, score_boards
+from crrn.scoring import score_boards
 from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
 from tests.bad_input.cases import obeying_permissions
-from tests.helpers import Report, refused
+from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 preprocessing, training, testing, scoring = (
@@ -190,9 +190,6 @@ def test_training_and_testing_write_everything(data, capsys):
     again = json.loads((folder / "results.json").read_text())
     assert again["excessive"] == results["excessive"]
     assert again["model_sha256"] == digest(folder / "model_dictionary.pt")
-    capsys.readouterr()
-    assert testing.main(argv) == 0
-    assert "report.html is of an earlier test" in capsys.readouterr().out
 
     capsys.readouterr()
     before = (folder / "model_dictionary.pt").read_bytes()
@@ -264,9 +261,13 @@ def test_scoring_new_boards(trained, tmp_path):
     assert scoring.main(argv) == 0  # the data folder will do, too
     assert (trained / "result/ConvConjLSTM/new/pads.csv").read_bytes() == (folder / "pads.csv").read_bytes()
 
-    model = load(data=trained, cycle=CYCLE, cpu=True, fpr=0.2)
-    volumes = [[float(found[f"spi_{n:03d}.json", str(pad)]["volume"]) for pad in model.pad_ids] for n in range(CYCLE)]
-    scored = score_boards(np.array(volumes), model)
+    volumes = [[float(found[f"spi_{n:03d}.json", str(k + 1)]["volume"]) for k in range(PADS)] for n in range(CYCLE)]
+    np.savetxt(tmp_path / "volumes.csv", volumes, delimiter=",")
+    options = f'data="{trained}", cycle={CYCLE}, cpu=True, fpr=0.2'
+    shown = ('data="my_boards", cycle=20, protocol="measured"', options), ("volumes.csv", f"{tmp_path}/volumes.csv")
+    names = run_readme("crrn", *shown)
+    model, scored = names["model"], names["found"]
+    assert model.pad_ids == list(range(1, PADS + 1))
     for n in range(CYCLE):
         for pad, error, verdict in zip(model.pad_ids, scored.error[n].tolist(), scored.verdicts[n]):
             row = found[f"spi_{n:03d}.json", str(pad)]
@@ -842,10 +843,12 @@ def test_compare_tests_longer_trainings_again(data, capsys, monkeypatch, no_pict
     assert len(calls) == 10
 
 
-def test_an_interrupted_test_keeps_the_results_of_the_last_one(trained, monkeypatch, no_pictures):
+def test_an_interrupted_test_keeps_the_results_of_the_last_one(trained, capsys, monkeypatch, no_pictures):
     folder = trained / "result/ConvConjLSTM"
     monkeypatch.setattr(testing, "reconstruct", lambda model, images, *_: images * 0.5)
+    (folder / "report.html").touch()
     assert testing.main(args(trained, "--cpu")) == 0
+    assert "report.html is of an earlier test" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     calls = []
 
