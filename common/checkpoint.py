@@ -5,7 +5,10 @@ import inspect
 import math
 import pickle
 import platform
+import struct
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
-from common.files import UserError, atomic_write, reason
+from common.files import UserError, atomic_write, reason, require_plain
 
 FORMAT = 1  # raised when older programs could no longer read the files
 
@@ -88,26 +93,93 @@ def read(path: str | Path) -> Any:
         what = "folder" if path.is_dir() else "pipe, socket or device"
         raise UserError(f"{path} is a {what}, not a checkpoint" if path.exists() else f"there is no checkpoint {path}")
     try:
-        return _read(path)
+        content = _read(path)
+        tensors = require_plain(content, path, (Tensor, *OTHERS))
+    except (UserError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
         ) from error
-    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise UserError(f"cannot read {path}: {reason(error)}") from error
-        # Only torch's own words mean something to people; those on garbage are such as "105".
-        why = f": {_first_line(error)}" if isinstance(error, RuntimeError) else ""
-        raise UserError(f"{path} is broken or no checkpoint{why}") from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # of torch, on half a file
+            raise UserError(f"{path} is broken or no checkpoint") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except Exception as error:  # on garbage, the unpickler fails in many ways, with words such as "105"
+        raise UserError(f"{path} is broken or no checkpoint") from error
+    tensors = [value for value in tensors if isinstance(value, Tensor)]
+    if not all(map(_usable, tensors)):
+        raise UserError(f"{path} is refused: it holds tensors that are sparse, quantized, of float8 or the like")
+    # Repeated or expanded ones could make a network of any size out of a small file.
+    if (size := sum(value.nbytes for value in tensors)) > path.stat().st_size:
+        raise UserError(f"{path} is refused: its tensors are said to have {size} bytes, more than the file")
+    if isinstance(content, Mapping) and "settings" in content:
+        _require_settings(content["settings"], path)
+    return content
 
 
 def _read(path: Path) -> Any:
-    with warnings.catch_warnings():
+    if zipped := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise UserError(f"{path} is a TorchScript program, not a checkpoint")
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise UserError(f"{path} is refused: its parts are compressed, or overlap")
+            if damaged := archive.testzip():  # torch does not look at the checksums
+                raise UserError(f"{path} is damaged: {damaged} in it has another checksum")
+    elif tarfile.is_tarfile(path):
+        raise UserError(f"{path} is a tar archive, not a checkpoint")
+    # Files of torch before 1.6 are no zip archives and cannot be mapped.
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
         warnings.simplefilter("ignore")  # of torch, about files that it then refuses
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, UnicodeEncodeError):  # of torch before 1.6, no zip archive; or its name is no UTF-8
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except UnicodeEncodeError:  # of a name that is no UTF-8, under which torch maps nothing
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# Of what torch.load may return, that which is neither a tensor nor plain; others' files may hold it.
+OTHERS = (bytes, complex, torch.dtype, torch.device)
+DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+}  # fmt: skip
+
+
+def _usable(value: Tensor) -> bool:
+    plain = type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu" and not value.is_nested
+    return plain and value.layout == torch.strided and value.dtype in DTYPES
+
+
+def _require_settings(settings: Any, path: Path) -> None:
+    """Settings are compared with ours and printed where they differ."""
+    values = settings.values() if isinstance(settings, Mapping) else [{}]
+    items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
+    if not all(item is None or isinstance(item, (str, int, float)) for item in items):
+        raise UserError(f"{path} is damaged: its settings are no numbers, texts, or lists of those")
+
+
+class _NumPyType:
+    """What `numpy.dtype` is in a file: the kinds of number that the authors' trainings stored; NumPy's own would make
+    numbers of gigabytes."""
+
+    def __init__(self, kind: str, *_: object):
+        self.format = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}[kind]
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}[state[1]]
+
+
+def _numpy_number(kind: _NumPyType, data: bytes) -> int | float:
+    return struct.unpack(kind.order + kind.format, data)[0]
+
+
+# Numbers of NumPy's, as which the authors stored some, become Python's.
+NUMPY_NUMBERS = [
+    (_NumPyType, "numpy.dtype"),
+    (_numpy_number, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
+    (_numpy_number, "numpy._core.multiarray.scalar"),
+]
 
 
 def require_sound(
@@ -142,7 +214,33 @@ def finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy `state` into `model`; UserError says which names, shapes or values do not fit."""
-    own = model.state_dict()
+    require_fitting(lambda: model, state, source)
+    for name, own in model.state_dict().items():
+        if not state[name].to(own.dtype).isfinite().all():
+            raise UserError(f"{source} does not fit the model: {name} holds nan or infinite values")
+    model.load_state_dict(state)
+
+
+def require_fitting(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise UserError unless `state`, from `source`, has the names, shapes and kinds of numbers of what `make` returns.
+
+    Where a file's own settings tell its network, this comes before that is made: `make` is called without memory for
+    parameters, so that a small file cannot ask for a large network, nor for one of many more layers than it holds.
+    """
+    left = 2 * len(state) + 1000
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise UserError(f"{source} does not fit the model: it holds {len(state)} of many more parameters")
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"), _Uninitialised():
+            own = make().state_dict()
+    finally:
+        counting.remove()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in own]
     for name in own:
@@ -151,18 +249,26 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str |
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} does not fit the model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the drawing of initial weights, which is slow on the meta device."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _unfit(value: Any, own: Tensor) -> str | None:
     """Why `value` cannot take the place of the parameter `own`; None where it can."""
-    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-        return "is no tensor with values"
+    if not isinstance(value, Tensor):
+        return "is no tensor"
     if value.shape != own.shape:
         return f"has shape {tuple(value.shape)} instead of {tuple(own.shape)}"
     if value.is_floating_point() != own.is_floating_point() or value.is_complex() != own.is_complex():
         return f"is {value.dtype} instead of {own.dtype}"
-    return None if value.isfinite().all() else "holds nan or infinite values"
+    return None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str | Path) -> None:

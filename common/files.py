@@ -131,8 +131,9 @@ def _remove_unfinished(folder: Path) -> None:
 @contextmanager
 def temporary_folder(parent: str | Path) -> Iterator[Path]:
     """A new folder in `parent`, from which what is complete can be moved to its place; it ends with the block, or,
-    after a kill, when somebody next writes in `parent`."""
-    require_writable(parent)
+    after a kill, when somebody next writes in `parent`. OSError where it cannot be made."""
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(Path(parent))
     with tempfile.TemporaryDirectory(prefix=MAKING, dir=parent) as folder, ExitStack() as stack:
         with suppress(OSError):  # of systems without locks
             stack.enter_context(_locked(folder))
@@ -227,26 +228,32 @@ def read_json(path: str | Path) -> Any:
     return content
 
 
-def require_plain(content: Any, source: str | Path, others: tuple[type, ...] = ()) -> None:
+def require_plain(content: Any, source: str | Path, others: tuple[type, ...] = ()) -> list[Any]:
     """Raise UserError unless `content`, read from `source`, can be walked, compared and printed without harm.
 
     It may hold strings, booleans, None, floats, integers of 64 bits, what is of the types `others`, and lists, tuples
-    and mappings of all that: at most 50 deep, with at most 10^6 parts, where shared ones count each time.
+    and mappings of all that: at most 50 deep, with at most 10^6 parts, where shared ones count each time. Returns what
+    is of the types `others`.
     """
-    ahead, count = [(content, 0)], 0
+    ahead, count, found = [(content, 0)], 0, []
     while ahead:
         value, depth = ahead.pop()
+        if value is None or isinstance(value, (str, float)) or (isinstance(value, int) and -(2**63) <= value < 2**64):
+            continue
         if isinstance(value, (list, tuple, Mapping)):
             parts = [*value, *value.values()] if isinstance(value, Mapping) else value
             count += len(value)
-            if depth == MOST_DEPTH or count > MOST_PARTS:
-                what = "nested too deeply" if depth == MOST_DEPTH else f"of more than {MOST_PARTS} parts"
-                raise UserError(f"{source} is not a file of use: its lists or mappings are {what}")
-            ahead += [(part, depth + 1) for part in parts]
-        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise UserError(f"{source} is not a file of use: it holds a number of {value.bit_length()} bits")
-        elif value is not None and not isinstance(value, (str, bool, int, float, *others)):
-            raise UserError(f"{source} is not a file of use: it holds a {type(value).__name__}")
+            if depth < MOST_DEPTH and count <= MOST_PARTS:
+                ahead += [(part, depth + 1) for part in parts]
+                continue
+            what = f"lists or mappings {'nested too deeply' if depth == MOST_DEPTH else 'of too many parts'}"
+        elif isinstance(value, others):
+            found.append(value)
+            continue
+        else:
+            what = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+        raise UserError(f"{source} is not a file of use: it holds {what}")
+    return found
 
 
 def read_mat(path: str | Path, *names: str, kinds: Collection[str] = MATLAB_CLASSES) -> list[Any]:

@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ __all__ = [
     "script",
     "seed_all",
     "stop_on_request",
+    "words_of",
     "yes_no",
 ]
 
@@ -350,6 +352,22 @@ def run_script(path: Path, *options: object) -> None:
         raise KeyboardInterrupt(status)
     if status:
         raise UserError(f"{path.name} ended with status {status} (see above)")
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these settings, read from a file; those that are None are left out.
+
+    UserError for texts in lists, which could be other options.
+    """
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, (list, tuple)):
+            if any(isinstance(item, str) for item in value):
+                raise UserError(f"--{name} {' '.join(map(str, value))}: expected numbers")
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
 
 
 def command_to_continue(argv: list[str] | None, resume: bool) -> str:

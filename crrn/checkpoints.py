@@ -7,7 +7,6 @@ from pathlib import Path
 from reprlib import repr as short  # numbers may have hundreds of digits
 from typing import Any
 
-import numpy as np
 import torch
 
 from common import checkpoint
@@ -87,8 +86,7 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     file is damaged, or was made with other settings or for another grid; of an authors' file nothing but names and
     shapes is known.
     """
-    with torch.serialization.safe_globals(NUMPY_SCALARS):
-        content = checkpoint.read(path)
+    content = checkpoint.read(path)
     missing = sorted(set(PLAIN) - set(content if isinstance(content, Mapping) else ()))
     if missing:
         raise UserError(f"{path} is no checkpoint of CRRN: {missing[0]} is missing")
@@ -124,19 +122,12 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     return content
 
 
-# torch.load refuses NumPy's numbers, which the authors' training may have put into test_loss, unless they are named.
-_scalar = np._core.multiarray.scalar
-NUMPY_SCALARS = [
-    _scalar, (_scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
-]  # fmt: skip
-
-
 def _count(value: Any, least: int = 0) -> bool:
     return type(value) is int and least <= value < 2**53
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and math.isfinite(value)
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _options(value: Any) -> bool:

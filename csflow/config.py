@@ -15,7 +15,7 @@ from typing import Any
 
 from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option, set_max_pixels
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, default_text
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, default_text, words_of
 
 HERE = Path(__file__).resolve().parent
 # Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
@@ -109,8 +109,8 @@ class Config:
         for name in ("lr_init", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
-        self._require("norm_mean", all(map(math.isfinite, self.norm_mean)), "finite numbers")
-        self._require("norm_std", all(0 < std < math.inf for std in self.norm_std), "finite numbers above 0")
+        self._require("norm_mean", all(abs(mean) <= 1e6 for mean in self.norm_mean), "at most 1e6")
+        self._require("norm_std", all(1e-6 <= std < math.inf for std in self.norm_std), "at least 1e-6")
         self._require("calibration_share", 0 <= self.calibration_share < 1, "from 0 to below 1")
         self._require("fpr", 0 < self.fpr < 1, "between 0 and 1")
         for name in ("class_name", "modelname"):
@@ -118,8 +118,8 @@ class Config:
             plain = value not in ("", ".", "..") and value.isprintable() and not set(value) & set("/\\")
             self._require(name, plain, "the name of one folder, without slashes and control characters")
         step = 32 * 2 ** (self.n_scales - 1)
-        fits = len(self.img_size) == 2 and all(size > 0 and size % step == 0 for size in self.img_size)
-        self._require("img_size", fits, f"height and width, both multiples of {step} (the coarsest scale's stride)")
+        fits = len(self.img_size) == 2 and all(0 < size <= 2**15 and size % step == 0 for size in self.img_size)
+        self._require("img_size", fits, f"height and width, multiples of {step} (the coarsest stride) up to 32768")
         if self.kernel_sizes is None:
             self.kernel_sizes = [3] * (self.n_coupling_blocks - 1) + [5]
         odd = all(1 <= kernel <= 99 and kernel % 2 for kernel in self.kernel_sizes)
@@ -223,13 +223,7 @@ MACHINE_SETTINGS = {
 
 def _checked(stored: dict[str, Any]) -> dict[str, Any]:
     """Stored settings as their options would be given; UserError where one could not be."""
-    argv = []
-    for field in _fields():
-        value = stored.get(field.name)
-        if isinstance(value, list):
-            argv += [f"--{field.name}", *map(str, value)]
-        elif value is not None:
-            argv += [f"--{field.name}={value}"]
+    argv = words_of({field.name: stored.get(field.name) for field in _fields()})
     given = vars(build_parser("").parse_args(argv))
     for name, value in given.items():
         if (str(value) if isinstance(value, Path) else value) != stored[name]:  # a string for a number, say

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from common.checkpoint import versions
-from common.files import atomic_write, naming, only_run, read_json, regular, write_json
+from common.files import atomic_write, digest, naming, only_run, read_json, regular, write_json
 from common.images import same_images
-from common.runtime import UserError, pick_device, progress, say, script, stop_on_request
+from common.runtime import UserError, note, pick_device, progress, say, script, stop_on_request
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.model import N_FEAT, FeatureExtractor, load_extractor
@@ -81,13 +81,15 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
         # From here to the last line, an interruption leaves features that count as missing, never as others.
         progress_file.unlink()
         feature_file(config, "features.json").unlink(missing_ok=True)
+        digests = {}
         for part in parts:
             for scale in range(config.n_scales):
                 path = feature_file(config, f"scale_{scale}_{part}.npy")
                 path.with_name(f"{path.name}.part").replace(path)
+                digests[path.name] = digest(path)
         _write_array(feature_file(config, "labels.npy"), np.array([sample.label for sample in dataset.test]))
         _write_array(feature_file(config, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
-        write_json(feature_file(config, "features.json"), about)
+        write_json(feature_file(config, "features.json"), {**about, "digests": digests})
     say(f"features of {_counted(done)} ({name}) are in {config.feature_path}")
 
 
@@ -178,6 +180,9 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
         raise UserError(f"the features in {path.parent} were made with {'; '.join(differing)}: {again}")
     if not same_images(str(about.get("fingerprint")), dataset.fingerprint):
         raise UserError(f"the features in {path.parent} are of other images than {dataset.root} holds now: {again}")
+    digests = about.get("digests")
+    if not isinstance(digests, dict):
+        note(f"the features in {path.parent} are of an older version of this program: damage to them is not seen")
     parts = []
     for part, samples in {"train": dataset.train, "test": dataset.test}.items():
         maps = []
@@ -185,6 +190,8 @@ def open_features(config: Config, dataset: Dataset) -> tuple[StoredFeatures, Sto
             file = feature_file(config, f"scale_{scale}_{part}.npy")
             shape = _shape(config, about["extractor"], len(samples), scale)
             maps.append(_map_array(file, shape, again))
+            if isinstance(digests, dict) and digests.get(file.name) != digest(file):
+                raise UserError(f"{file} is not what was extracted: {again}")
         parts.append(StoredFeatures(maps, about["weights"]))
     return parts[0], parts[1], about["extractor"]
 

@@ -7,6 +7,7 @@ import urllib.error
 import zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ def _network_timeout(seconds: float):
     socket.setdefaulttimeout(seconds)
     try:
         yield
-    except (TimeoutError, ConnectionError) as error:  # raised while reading; urllib wraps those of connecting
+    # Raised while reading (urllib wraps those of connecting), RuntimeError by torch on what was cut off.
+    except (TimeoutError, ConnectionError, HTTPException, RuntimeError) as error:
         raise urllib.error.URLError(error) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -274,6 +276,7 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     else:
         content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
         n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state, path)
+    checkpoint.require_fitting(lambda: get_cs_flow_model(config, n_feat), parameters, path)
     model = get_cs_flow_model(config, n_feat)
     checkpoint.load_parameters(model, parameters, path)
     return model.eval().to(device), config, content

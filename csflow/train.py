@@ -59,6 +59,8 @@ def train(
                 f"{config.model_file} was trained on other images than {dataset.root} holds now: "
                 "use another --modelname, or --resume False to train anew in its place"
             )
+        if stored["step"] > -(-len(train_rows) // config.batch_size):
+            raise UserError(f"{config.model_file} is damaged: its epochs have fewer steps than it has made")
         require_same_weights(train_set, stored, config.model_file)
         checkpoint.load_parameters(model, stored["model"], config.model_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], config.model_file)

@@ -28,6 +28,7 @@ from common.scoring import Scored, add_scoring_options, default_output, named_im
 from riad.run import device_of
 from riad.source import options, procedure
 from riad.source.agent import Agent
+from riad.source.connector import connect
 from riad.source.datamanager import to_tensor
 
 
@@ -58,6 +59,7 @@ def load(
             setattr(settings, name, value)
     options.check(settings)
     autocast(device, settings.precision)  # refuses what this device cannot do
+    checkpoint.require_fitting(lambda: connect(settings, stored["channels"]), stored["model"], path)
     agent = Agent(settings, stored["channels"], 1, device)
     checkpoint.load_parameters(agent.network, stored["model"], path)
     calibration = stored.get("calibration")

@@ -43,14 +43,6 @@ ONLY_WITH = {
     "lr_steps": ("lr_scheduler", "step"),
     "momentum": ("optimizer", "rmsprop", "sgd"),
 }
-# The authors' checkpoints hold best_gen and best_disc as NumPy integers, which torch does not read unless told to.
-NUMPY_INTEGERS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    np.dtypes.Int64DType,
-    np.dtypes.Int32DType,
-]
 
 
 def counts(name: str, opt: Namespace) -> bool:
@@ -145,8 +137,7 @@ def trained_max_value(opt: Namespace) -> int | str:
 
 def read(path: Path) -> dict[str, Any]:
     """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
-    with torch.serialization.safe_globals(NUMPY_INTEGERS):
-        content = checkpoint.read(path)
+    content = checkpoint.read(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     content = checkpoint.load(path, "crn")
@@ -172,14 +163,15 @@ def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> Model:
         raise UserError(f"{path} is a checkpoint of --model {'crn' if units else 'dagan'}, not of {opt.model}")
     if units:
         opt.num_competitive_units = len(units)
-    model = make_model(opt)
     try:
-        checkpoint.load_parameters(model, state, path)
+        checkpoint.require_fitting(lambda: make_model(opt), state, path)
     except UserError as error:
         raise UserError(
             f"{error}; --imsize, --max-network-depth, --ngf, --improved and --norm must be the training's (train.py "
             "has these options)"
         ) from None
+    model = make_model(opt)
+    checkpoint.load_parameters(model, state, path)
     if units:
         try:
             model.best_gen, model.best_disc = (int(content[name]) for name in ("best_gen", "best_disc"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
+from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, words_of
 from riad.neuralnet import unet
 from riad.source import connector
 from riad.source.masks import require_cells
@@ -130,13 +130,9 @@ def parse(argv: list[str] | None) -> Namespace:
 
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     """The settings beside a trained network; UserError where they make no sense as options."""
-    argv, stored = [], {"max_value": 65535, **stored}  # which older versions do not tell
+    stored = {"max_value": 65535, **stored}  # which older versions do not tell
     try:
-        for name in (*TRAINING, "smooth", "fpr"):
-            value = stored[name]
-            if value is not None:
-                argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        settings = parse(argv)
+        settings = parse(words_of({name: stored[name] for name in (*TRAINING, "smooth", "fpr")}))
         if settings.img_size is None or settings.max_value == "auto":
             raise UserError("no --img_size, or --max_value auto")
         check_size(settings)

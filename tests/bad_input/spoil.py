@@ -10,7 +10,9 @@ import os
 import pickle
 import shutil
 import struct
+import tarfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -342,7 +344,41 @@ def _torchscript(path: Path) -> None:
         torch.jit.save(torch.jit.script(torch.nn.Identity()), str(path))
 
 
+def shared(levels: int) -> list:
+    """A list of 2 ** levels entries that needs the memory of 2 * levels."""
+    value = [0]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def pickled(data: bytes) -> Spoiler:
+    """The spoiler that puts a checkpoint with this pickle."""
+
+    def write(path: Path) -> None:
+        stream = io.BytesIO()
+        torch.save(0, stream)
+        with zipfile.ZipFile(stream) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, data if name.endswith("data.pkl") else old.read(name))
+
+    return made(write)
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+
+
 CHECKPOINT: dict[str, Spoiler] = {
+    "shared halves": saved({"settings": shared(48)}),
+    "lists 200,000 deep": pickled(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
+    "expanded tensor": saved({"weight": torch.zeros(1).expand(65536, 65536)}),
+    # A NumPy number of 2 GiB.
+    "huge number": pickled(
+        b"\x80\x02cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\x00\x00\x00V2147483647\x89\x88\x87RU\x00\x86R."
+    ),
+    "tar archive": made(_tar),
     "malicious pickle": _pickle(2),
     "malicious pickle, protocol 4": _pickle(4),
     "malicious pickle in torch's archive": _torch(True),

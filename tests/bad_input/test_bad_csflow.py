@@ -127,6 +127,7 @@ WRONG_TRAINING = {
     **{f"no {name}": spoil.without(name) for name in ("optimizer", "fingerprint", "loss_sum")},
     "epoch below 0": entry("epoch", -1),
     "step is text": entry("step", "1"),
+    "a step beyond the epoch": entry("step", 10**6),
     "optimizer is empty": entry("optimizer", {}),
     "scaler of NaN": entry("scaler", {"scale": math.nan}),
     "other images": entry("fingerprint", "0" * 16),

@@ -8,12 +8,14 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from common import checkpoint
 from common.files import UserError
+from tests.bad_input import spoil
 
 
 def test_content_comes_back_with_kind_format_and_versions(tmp_path):
@@ -158,8 +160,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         (torch.tensor([1.0, float("inf")]), "nan or infinite"),
         (torch.zeros(2, dtype=torch.complex64), "complex64"),
         (torch.zeros(2, dtype=torch.int64), "int64"),
-        (torch.zeros(2, device="meta"), "no tensor"),
-        (torch.zeros(2).to_sparse(), "no tensor"),
+        (torch.tensor([1.0, 1e300], dtype=torch.float64), "nan or infinite"),
         (torch.zeros(3), "shape"),
         ("text", "no tensor"),
     ],
@@ -170,6 +171,92 @@ def test_parameters_without_usable_values_are_refused(value, word):
     with pytest.raises(UserError, match=f"file.pt .*weight .*{word}"):
         checkpoint.load_parameters(model, state, "file.pt")
     assert torch.equal(model.weight, torch.ones(2))
+
+
+NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.zeros(2, device="meta"), "tensors that are sparse"),
+        (torch.zeros(2).to_sparse(), "tensors that are sparse"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), "refused|no checkpoint"),
+        (NESTED, "refused|no checkpoint"),
+        (torch.zeros(1).expand(65536, 65536), "said to have 17179869184 bytes"),
+        ([torch.zeros(1000)] * 100, "said to have 400000 bytes"),
+        (spoil.shared(48), "parts"),
+        ({"settings": {"lr": torch.ones(1)}}, "settings"),
+        ({"settings": {"lr": {"a": 1}}}, "settings"),
+        ({"settings": {"lr": [[1]]}}, "settings"),
+        ({"settings": 1}, "settings"),
+        ({"calibration": [10**400]}, "1329 bits"),
+    ],
+)  # fmt: skip
+def test_what_would_hang_fill_the_memory_or_fail_later_is_refused(tmp_path, content, words, zipped):
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=rf"a\.pt .*({words})"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("lists 200,000 deep", "nested"), ("huge number", "refused|broken"), ("tar archive", "is a tar archive"),
+     ("program", "is a TorchScript program")],
+)  # fmt: skip
+def test_other_files_are_refused_in_our_words(tmp_path, kind, words):
+    spoil.CHECKPOINT[kind](tmp_path / "a.pt")
+    with pytest.raises(UserError, match=rf"a\.pt .*({words})") as caught:
+        checkpoint.read(tmp_path / "a.pt")
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scalar", ["numpy._core.multiarray", "numpy.core.multiarray"])
+def test_numbers_of_numpys_become_pythons(tmp_path, scalar):
+    numbers = [np.int64(-7), np.int32(3), np.float64(0.1), np.float32(0.5)]
+    data = pickle.dumps(numbers, 2).replace(b"cnumpy._core.multiarray", f"c{scalar}".encode())
+    spoil.pickled(data)(tmp_path / "a.pt")
+    read = checkpoint.read(tmp_path / "a.pt")
+    assert read == [-7, 3, 0.1, 0.5] and list(map(type, read)) == [int, int, float, float]
+    spoil.pickled(pickle.dumps([np.complex128(1)], 2))(tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt is (refused|broken)"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path, chance = tmp_path / "a.pt", random.Random(0)
+    weights = torch.randn(1000)
+    checkpoint.save(path, "csflow", w=weights)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:  # of some bytes of the archive nothing depends, such as its entries' dates
+            assert torch.equal(checkpoint.load(path, "csflow")["w"], weights)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_network_is_compared_before_it_is_made():
+    """A file of 48 KB could otherwise ask for gigabytes, or for a thousand layers."""
+    made = []
+
+    def make(layers: int, width: int) -> nn.Module:
+        made.append(torch.empty(0).device.type)
+        return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+
+    small = make(2, 2).state_dict()
+    with pytest.raises(
+        UserError, match=r"a\.pt does not fit the model: 0.weight has shape \(2, 2\) instead of \(1000000,"
+    ):
+        checkpoint.require_fitting(lambda: make(2, 10**6), small, "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt does not fit the model: it holds 4 of many more"):
+        checkpoint.require_fitting(lambda: make(10_000, 1), small, "a.pt")
+    checkpoint.require_fitting(lambda: make(2, 2), small, "a.pt")
+    assert made == ["cpu", "meta", "meta", "meta"]
+    assert nn.Linear(2, 2).weight.any()  # initial weights are drawn as ever
 
 
 def adam_after_a_step(fused: bool, lr: float = 0.1) -> tuple[torch.nn.Module, torch.optim.Adam]:
@@ -339,7 +426,7 @@ def test_entries_are_checked_by_name(tmp_path):
 
 
 def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
-    for spoil in (None, "weight", "running_var", "exp_avg_sq"):
+    for spoiled in (None, "weight", "running_var", "exp_avg_sq"):
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         optimizer = torch.optim.Adam(model.parameters())
         model(torch.randn(3, 2)).square().sum().backward()
@@ -350,9 +437,9 @@ def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
             "running_var": model[1].running_var,
             "exp_avg_sq": optimizer.state[model[0].bias]["exp_avg_sq"],
         }
-        if spoil:
-            places[spoil][0] = float("inf")
-            assert not checkpoint.finite(model, optimizer), spoil
+        if spoiled:
+            places[spoiled][0] = float("inf")
+            assert not checkpoint.finite(model, optimizer), spoiled
 
 
 def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):

@@ -157,4 +157,4 @@ def test_script_reports_what_it_cannot_write(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert demo_data.main(["--output", str(tmp_path / "file")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: cannot write in ") and error.count("\n") == 1
+    assert error.startswith("error: cannot make ") and error.count("\n") == 1

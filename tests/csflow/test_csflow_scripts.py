@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torchvision.models import efficientnet_b5
 
 import csflow.config
 from common.demo_data import make_textures
-from common.files import only_run
+from common.files import digest, only_run, read_json, write_json
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
@@ -335,6 +336,18 @@ def test_features_of_something_else(bricks, place, tmp_path, capsys):
     refused(capsys, main.main, options(data, place, *TRAINED, "--img_size", "256"), "img_size", "extract")
     refused(capsys, main.main, options(data, place, *TRAINED, "--extractor", "effnetB5"), "lite0", "extract")
     array = place / "features/brick/brick_scale_1_train.npy"
+    flipped = bytearray(array.read_bytes())
+    flipped[1000] ^= 1
+    whole, about = array.read_bytes(), array.with_name("brick_features.json")
+    array.write_bytes(flipped)
+    refused(capsys, main.main, options(data, place, *TINY), "brick_scale_1_train.npy is not what was extracted")
+    array.write_bytes(whole)
+    old = read_json(about)
+    write_json(about, {name: value for name, value in old.items() if name != "digests"})
+    config = csflow.config.parse(options(data, place, *TINY))
+    extract_features.open_features(config, load_dataset(config))
+    assert "damage to them is not seen" in capsys.readouterr().out
+    write_json(about, old)
     content = array.read_bytes()
     array.write_bytes(content[:-8])
     refused(capsys, main.main, options(data, place, *TRAINED), array.name)
@@ -419,16 +432,31 @@ def test_extractor_weights_from_a_file(bricks, place, tmp_path, capsys):
     refused(capsys, extract_features.main, [*argv, str(tmp_path / "none.pt")], "none.pt")
 
 
-def test_extractor_named_but_not_to_be_had(bricks, place, monkeypatch, capsys):
+def test_extractor_named_but_not_to_be_had(bricks, place, tmp_path, monkeypatch, capsys):
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr("csflow.model._b5_weights", offline)
+    (tmp_path / "cut_off").write_bytes(b"the first bytes")
     argv = options(bricks, place, "--img_size", "128", "--hide_tqdm_bar", "True", "--extractor")
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path))
+        patch.setattr("torch.hub.urlopen", lambda _: urllib.request.urlopen((tmp_path / "cut_off").as_uri()))
+        assert extract_features.main([*argv, "effnetB5"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]  # after torch's bar
+        assert "invalid hash value" in error and "--extractor lite0" in error
+    monkeypatch.setattr("csflow.model._b5_weights", offline)
     refused(capsys, extract_features.main, [*argv, "effnetB5"], "--extractor lite0", "no network")
     assert extract_features.main([*argv, "auto"]) == 0
     assert "instead" in capsys.readouterr().out
     assert json.loads((place / "features/brick/brick_features.json").read_text())["extractor"] == "lite0"
+
+
+def extracted(path: Path, features: np.ndarray) -> None:
+    """Put these in the place of extracted features."""
+    np.save(path, features)
+    about = read_json(path.with_name("brick_features.json"))
+    about["digests"][path.name] = digest(path)
+    write_json(path.with_name("brick_features.json"), about)
 
 
 def test_non_finite_loss_keeps_the_model(bricks, place, capsys):
@@ -436,7 +464,7 @@ def test_non_finite_loss_keeps_the_model(bricks, place, capsys):
     before = (place / "models/tmp/m").read_bytes()
     array = place / "features/brick/brick_scale_0_train.npy"
     features = np.load(array)
-    np.save(array, np.full_like(features, 3e38))  # sums of them are beyond float32
+    extracted(array, np.full_like(features, 3e38))  # sums of them are beyond float32
     refused(capsys, main.main, options(bricks, place, *TRAINED, "--meta_epochs", "3"), "epoch 5, step 1")
     assert (place / "models/tmp/m").read_bytes() == before
 
@@ -447,10 +475,10 @@ def test_values_that_are_not_finite_are_no_scores(bricks, trained, capsys):
     refused(capsys, main.main, [*argv, "--batch_size", "64", "--modelname", "burst"], "not finite")
     array = trained / "features/brick/brick_scale_0_test.npy"
     features = np.load(array)
-    np.save(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.float32(3e38), features))
+    extracted(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.float32(3e38), features))
     for call in (evaluate.main, main.main):
         refused(capsys, call, options(bricks, trained, *TRAINED), "not finite")
-    np.save(array, features)
+    extracted(array, features)
     stored = torch.load(trained / "models/tmp/m", weights_only=True)
     stored["model"]["blocks.0.s1.gamma0"].fill_(float("nan"))
     torch.save(stored, trained / "models/tmp/m")
