@@ -34,11 +34,9 @@ from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import digest, only_run, read_csv, read_json, require_writable, write_json
 from common.images import (
     MAX_PIXELS,
-    MAX_PIXELS_HELP,
-    MAX_VALUE_HELP,
+    MAX_VALUE,
     Sample,
     fingerprint,
-    max_value_option,
     mvtec_dataset,
     read_image,
     read_mask,
@@ -172,7 +170,7 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
 
 
 def _machine(options: Namespace) -> list[Any]:
-    more = [] if options.max_pixels == MAX_PIXELS else ["--max_pixels", options.max_pixels]
+    more = [] if options.max_pixels == MAX_PIXELS["default"] else ["--max_pixels", options.max_pixels]
     return [*(["--cpu"] if options.cpu else []), *more]
 
 
@@ -404,8 +402,8 @@ def main(argv: list[str] | None = None) -> None:
 
     add = parser.add_argument_group("alike for all").add_argument
     add("--img_size", type=int, default=256, help="side of the images for the networks, a multiple of 128")
-    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
-    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
+    add("--max_value", **MAX_VALUE)
+    add("--max_pixels", **MAX_PIXELS)
     add("--epochs", type=int, default=36, help="passes over the training images")
     add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
     add("--held_out", type=float, default=0.1, help="share of the good images that is not trained on")

@@ -47,9 +47,6 @@ FORMATS = (
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")  # their pixels may have noise around the values that were saved
 PAGED = (".apng", ".avif", ".gif", ".tif", ".tiff", ".webp")  # may hold several pages or frames
 MARK = "SYNTHETIC"  # the file that generated data carries
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # Pillow's own limit
-MAX_PIXELS_HELP = "refuse images of more pixels, since a small file may hold many"
-MAX_VALUE_HELP = "value of 16-bit images that becomes white, such as 4095 of 12 bits; auto: from the training images"
 # What operating systems and network storage put into folders, beside names that begin with a dot; in lower case.
 SYSTEM_NAMES = frozenset([
     "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "__macosx", "desktop.ini",
@@ -254,6 +251,19 @@ def max_value_option(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r}: expected auto or a number from 1 to 65535")
 
 
+# How add_argument gets to know the options --max_value and --max_pixels.
+MAX_VALUE = {
+    "type": max_value_option,
+    "default": 65535,
+    "help": "value of 16-bit images that becomes white, such as 4095 of 12 bits; auto: from the training images",
+}
+MAX_PIXELS = {
+    "type": int,
+    "default": Image.MAX_IMAGE_PIXELS,
+    "help": "refuse images of more pixels, since a small file may hold many",
+}
+
+
 def set_max_pixels(limit: int) -> None:
     """From now on, refuse images of more than `limit` pixels. UserError below 1."""
     if limit < 1:
@@ -268,11 +278,9 @@ def opened_image(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(regular(path), formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
-        with Path(path).open("rb") as file:
-            tiff = file.read(4) in (b"II*\0", b"MM\0*")
-        kind = "damaged, or a TIFF of a kind that is not read: convert it to 8 or 16 bits per channel"
-        words = kind if tiff else "empty, damaged or not an image"
-        raise UserError(f"cannot read image {path}: {words}") from error
+        tiff = Path(path).suffix.lower() in (".tif", ".tiff")
+        more = " of a kind that is read: if it is sound, convert it to 8 or 16 bits per channel" if tiff else ""
+        raise UserError(f"cannot read image {path}: empty, damaged or not an image{more}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = re.search(r"\d+ pixels", str(error))[0]
         raise UserError(

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option
+from common.images import MAX_PIXELS, MAX_VALUE
 from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, say
 from crn.training.dataset import DATASETS
@@ -55,8 +55,8 @@ def build_parser() -> ArgumentParser:
     add("--model", choices=("crn", "dagan"), default="crn", help="CRN, or its baseline")
     add("--dataset", choices=DATASETS, required=True, help="the data set's kind, which tells its folders")
     add("--dataset-path", type=_path, help="the data set's folder; unset, with --demo: in crn/datasets")
-    add("--max-value", "--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
-    add("--max-pixels", "--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
+    add("--max-value", "--max_value", **MAX_VALUE)
+    add("--max-pixels", "--max_pixels", **MAX_PIXELS)
     add("--model-input", type=_path, help="checkpoint; inference: the model, train: initial weights; unset: none")
     add("--experiment", default="crn", help="name of the run")
     add("--auto-set-name", **YES_NO, default=False, help="name the run after model, data set and category")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from common.images import MAX_PIXELS, MAX_PIXELS_HELP, read_image, set_max_pixels
+from common.images import MAX_PIXELS, read_image, set_max_pixels
 from common.runtime import ArgumentParser, pick_device, script
 from common.scoring import (
     Scored,
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    add("--max-pixels", "--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
+    add("--max-pixels", "--max_pixels", **MAX_PIXELS)
     opt = parser.parse_args(argv)
     set_max_pixels(opt.max_pixels)
     device = pick_device(opt.device, cpu=opt.cpu)

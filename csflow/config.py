@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option, set_max_pixels
+from common.images import MAX_PIXELS, MAX_VALUE, set_max_pixels
 from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, default_text, words_of
 
@@ -39,8 +39,8 @@ class Config:
     class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
     modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
     feature_path: Path = _setting(HERE / "data/features", "folder for the extracted features", Path)
-    max_value: int | str = _setting(65535, MAX_VALUE_HELP, max_value_option)
-    max_pixels: int = _setting(MAX_PIXELS, MAX_PIXELS_HELP, int)
+    max_value: int | str = _setting(MAX_VALUE["default"], MAX_VALUE["help"], MAX_VALUE["type"])
+    max_pixels: int = _setting(MAX_PIXELS["default"], MAX_PIXELS["help"], int)
     pre_extracted: bool = _setting(True, "store features once and reuse them; no: anew from the images", **YES_NO)
 
     img_size: tuple[int, int] = _setting(

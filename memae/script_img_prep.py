@@ -511,8 +511,8 @@ def build_parser() -> ArgumentParser:
     add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
     add("--Test", type=Path, help="videos to score; unset: none")
     add("--Labels", type=Path, help="labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none")
-    add("--max_value", type=images.max_value_option, default=65535, help=images.MAX_VALUE_HELP)
-    add("--max_pixels", type=int, default=images.MAX_PIXELS, help=images.MAX_PIXELS_HELP)
+    add("--max_value", **images.MAX_VALUE)
+    add("--max_pixels", **images.MAX_PIXELS)
     add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")
 
     add = parser.add_argument_group("prepared data").add_argument

@@ -124,12 +124,8 @@ def read_model_kind(opt: Namespace) -> Namespace:
 
 
 def trained_max_value(opt: Namespace) -> int | str:
-    """The value of 16-bit images that is white: opt.max_value if it is on the command line or there is no
-    opt.model_input, else as that tells."""
-    if opt.model_input is None or "max_value" in opt.given:
-        return opt.max_value
-    content = read(opt.model_input)
-    if "state_dict" in content:
+    """opt.max_value, or, unless it is on the command line, as opt.model_input tells."""
+    if opt.model_input is None or "max_value" in opt.given or "state_dict" in (content := read(opt.model_input)):
         return opt.max_value
     _require_sound(content, opt.model_input)
     return content["settings"]["max_value"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.images import MAX_PIXELS, MAX_PIXELS_HELP, MAX_VALUE_HELP, max_value_option
+from common.images import MAX_PIXELS, MAX_VALUE
 from common.report import REPORT_HELP
 from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, words_of
 from riad.neuralnet import unet
@@ -45,7 +45,7 @@ def add_machine_options(parser: ArgumentParser) -> None:
     add("--gpu", default="0", help="GPU to use; -1: the CPU")
     add("--ngpu", type=int, default=1, help="0: the CPU; more than 1: accepted, unused (torchrun takes several)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    add("--max_pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
+    add("--max_pixels", **MAX_PIXELS)
     add("--batch_score", type=int, help=_both("batch_score", "images scored at once"))
 
 
@@ -73,7 +73,7 @@ def build_parser() -> ArgumentParser:
     add("--train_images", type=int, default=0, help="use the first so many normal images to train; 0: all")
     add("--eval_images", type=int, default=0, help="use the first so many of the labelled validation images; 0: all")
     add("--validation_share", type=float, default=0.2, help="of the good images, where labels choose no epoch")
-    add("--max_value", type=max_value_option, default=65535, help=MAX_VALUE_HELP)
+    add("--max_value", **MAX_VALUE)
     add("--img_size", type=int, help="side in pixels; unset: mnist 28 (paper: 32), mvtec 256")
 
     add = parser.add_argument_group("masks").add_argument

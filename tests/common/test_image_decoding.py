@@ -124,7 +124,7 @@ def test_tiffs_are_read_as_written_or_refused_by_name(tmp_path):
         try:
             pixels = np.asarray(read_image(path))
         except UserError as error:
-            assert "\n" not in str(error) and "empty" not in str(error), kind
+            assert "convert it" in str(error) or "unknown raw mode" in str(error), kind
             big_and_inverted = bits == 16 and kind["order"] == ">" and kind["photometric"] == WHITE_IS_ZERO
             assert (bits, channels) not in READ or kind["planes"] or big_and_inverted, kind
             continue
@@ -179,10 +179,10 @@ def test_further_kinds_of_tiffs(tmp_path):
         ("signed pixels of 8 bits", {"bits": 8, "t339": [2]}),
         ("outside 0..65535", {"bits": 16, "t339": [2]}),
         ("floating-point", {"bits": 32, "t339": [3]}),
-        ("a TIFF of a kind that is not read", {"bits": 16, "t339": [3]}),
+        ("not an image of a kind that is read", {"bits": 16, "t339": [3]}),
         ("alpha multiplied in", {"bits": 16, "channels": 4, "t338": [1]}),
         ("channels in separate planes", {"bits": 16, "channels": 3, "planes": True}),
-        ("a TIFF of a kind that is not read", {"bits": 16, "channels": 2, "t338": [2]}),
+        ("not an image of a kind that is read", {"bits": 16, "channels": 2, "t338": [2]}),
     ],
 )
 def test_tiffs_refused_by_name(tmp_path, words, options):

@@ -463,7 +463,7 @@ def test_frames_of_12_bits(tmp_path, capsys):
     try:
         refused(capsys, script_img_prep.main, [*argv[:-1], "--max_pixels", "200"], "--max_pixels", "1.png")
     finally:
-        set_max_pixels(MAX_PIXELS)
+        set_max_pixels(MAX_PIXELS["default"])
 
 
 class StandIn:
