@@ -118,8 +118,13 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         note_left_out(others, f"in {root} lie beside good_ones and bad_ones")
         require_sound(train + test)
         note_copies([item.path for item in train], [item.path for item in test])
-        single = [[item.path for item in part if not item.height] for part in (train, test)]
-        max_value = resolve_max_value(single[0], max_value, single[1])
+        if kind == "Panorama":
+            max_value = resolve_max_value([item.path for item in train], max_value, [item.path for item in test])
+        elif max_value != 65535:
+            note(f"--max-value {max_value} has no effect on RoadImages, whose values are taken as they are")
+            max_value = 65535
+    if limit and max(len(train), len(test)) > limit:
+        note(f"--demo uses at most {limit} each of {len(train)} images to train on and {len(test)} to test on")
     train, test = _thinned(train, limit), _thinned(test, limit)
     paths = [path for item in train + held_out + test for path in item.paths]
     parts = [[replace(item, max_value=max_value) for item in part] for part in (train, held_out, test)]

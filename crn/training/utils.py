@@ -39,6 +39,7 @@ ONLY_WITH = {
     **dict.fromkeys(("reconstruction_weight", "feedback_weight", "discrimination_weight"), ("model", "crn")),
     **dict.fromkeys(("adversarial_loss_weight", "contextual_loss_weight"), ("model", "dagan")),
     "discriminator_reconstruction_loss_weight": ("model", "dagan"),
+    "max_value": ("dataset", "MVTec", "Panorama"),
     "lr_factor": ("lr_scheduler", "step", "exponential"),
     "lr_steps": ("lr_scheduler", "step"),
     "momentum": ("optimizer", "rmsprop", "sgd"),

@@ -465,9 +465,11 @@ def test_what_is_left_out_of_road_images_is_said(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "not scaled" not in told
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(good / "height_files/3.png")
-    load_dataset("RoadImages", tmp_path)
+    load_dataset("RoadImages", tmp_path, limit=1, max_value="auto")
     told += (after := capsys.readouterr().out)
     assert "1 of 4 pairs, such as good_ones/intensity_files/3.png, have values up to 40000" in after
+    assert "--max-value auto has no effect" in after
+    assert "--demo uses at most 1 each of 2 images to train on and 2 to test on" in after
     for words in (
         f"1 files or folders in {tmp_path} lie beside good_ones and bad_ones and are left out, such as new_ones",
         f"1 files or folders in {good} lie beside intensity_files and height_files and are left out, such as 4.png",
