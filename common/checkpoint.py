@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import itertools
 import math
 import pickle
 import platform
@@ -9,7 +10,8 @@ import struct
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from common.files import UserError, atomic_write, reason, require_plain
+from common.runtime import out_of_memory
 
 FORMAT = 1  # raised when older programs could no longer read the files
 
@@ -52,11 +55,16 @@ def write(path: str | Path, content: Any) -> None:
             raise UserError(f"cannot write {path}: {_first_line(error)}; what was there before is untouched") from error
 
 
-def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read what `save` wrote, mapped into memory, onto the CPU. UserError if missing, broken or something else."""
+def load(path: str | Path, kind: str, example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read what `save` wrote, mapped into memory, onto the CPU. UserError if missing, broken or something else.
+
+    example: entries that the content must have, too, of these kinds (`require_like`).
+    """
     content = load_tensors(path, kind)
     if "kind" not in content:
         raise UserError(f"{path} holds bare parameters, not a {kind} checkpoint with its settings")
+    with using(path, kind):
+        require_like(content, example or {})
     return content
 
 
@@ -180,6 +188,50 @@ NUMPY_NUMBERS = [
     (_numpy_number, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
+
+
+@contextmanager
+def using(path: str | Path, owner: str) -> Iterator[None]:
+    """Within the block, what was read from `path` is used: UserError where an entry is missing or of another kind.
+
+    owner: who stores such files, such as "csflow".
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        what = f"{error} is missing" if isinstance(error, KeyError) else _first_line(error)
+        raise UserError(f"{path} is damaged or not a checkpoint of {owner}: {what[:200]}") from error
+
+
+def require_like(value: Any, example: Any, name: str = "it") -> None:
+    """Raise KeyError, TypeError or ValueError, which `using` puts into words, unless `value` is of `example`'s kind.
+
+    An example of None stands for anything, 0 for whole numbers from 0 on, 0.0 for finite floats, nan for all floats, a
+    list for lists whose items are like its own, {"a": 0} for mappings with such an entry and whatever others.
+    """
+    if isinstance(value, Mapping) and isinstance(example, Mapping):
+        for key, part in example.items():
+            require_like(value[key], part, key)
+    elif isinstance(value, list) and isinstance(example, list):
+        for item, like in itertools.product(value, example):
+            require_like(item, like, f"an item of {name}")
+    elif example is not None and type(value) is not type(example):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {type(example).__name__}")
+    elif isinstance(example, (int, float)):
+        whole = isinstance(example, int)
+        if not (0 <= value < 2**53 if whole else math.isnan(example) or math.isfinite(value)):
+            raise ValueError(f"{name} is {value}")
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    """Put a stored state into `scaler`; RuntimeError, ValueError and the like, within `using`, where it is none."""
+    for name, value in state.items():  # with others, all steps would be left out
+        require_like(value, 0 if name in ("growth_interval", "_growth_tracker") else 0.0, name)
+        if value <= 0 and name != "_growth_tracker":
+            raise ValueError(f"{name} is {value}")
+    scaler.load_state_dict(state)
 
 
 def require_sound(

@@ -425,6 +425,39 @@ def test_entries_are_checked_by_name(tmp_path):
             checkpoint.require_sound(content, tmp_path, checks, "CS-Flow")
 
 
+def test_what_is_wrong_in_a_file_is_one_line():
+    for error in (KeyError("epoch"), TypeError("epoch is a str"), AttributeError("epoch"), OverflowError("epoch")):
+        with (
+            pytest.raises(UserError, match=r"x.pt is damaged or not a checkpoint of CRN: .*epoch"),
+            checkpoint.using("x.pt", "CRN"),
+        ):
+            raise error
+    for error in (MemoryError(), torch.OutOfMemoryError(), RuntimeError("can't allocate memory"), UserError("mine")):
+        with pytest.raises(type(error)) as caught, checkpoint.using("x.pt", "CRN"):
+            raise error
+        assert caught.value is error
+
+
+def test_what_a_file_holds_is_like_an_example(tmp_path):
+    example = {"epoch": 0, "loss": 0.0, "auroc": math.nan, "history": [{"loss": 0.0}], "device": "", "more": None}
+    good = {"epoch": 3, "loss": -1.0, "auroc": math.inf, "history": [{"loss": 1.0, "x": "y"}] * 2, "device": "cpu"}
+    checkpoint.save(tmp_path / "a", "crn", **good, more=[1])
+    assert checkpoint.load(tmp_path / "a", "crn", example)["history"] == good["history"]
+    spoiled = [
+        ("epoch", True), ("epoch", -1), ("epoch", 2**53), ("epoch", 1.0), ("loss", math.nan), ("loss", 1),
+        ("auroc", None), ("history", {}), ("history", [{}]), ("history", [{"loss": math.inf}]), ("device", 0),
+    ]  # fmt: skip
+    for name, value in spoiled:
+        checkpoint.save(tmp_path / "a", "crn", **{**good, "more": 1, name: value})
+        with pytest.raises(
+            UserError, match=f"a is damaged or not a checkpoint of crn: .*{name if name != 'history' else ''}"
+        ):
+            checkpoint.load(tmp_path / "a", "crn", example)
+    checkpoint.save(tmp_path / "a", "crn", **good)
+    with pytest.raises(UserError, match="'more' is missing"):
+        checkpoint.load(tmp_path / "a", "crn", example)
+
+
 def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
     for spoiled in (None, "weight", "running_var", "exp_avg_sq"):
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -447,6 +480,19 @@ def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):
     with pytest.raises(UserError) as caught:
         checkpoint.read(tmp_path / "a.pt")
     assert str(caught.value).endswith(("broken or no checkpoint", "tensors and plain values"))
+
+
+def test_gradient_scalers_get_sound_states_only():
+    used = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 9, "_growth_tracker": 0}
+    for device, enabled in (("cpu", True), ("cpu", False)):
+        scaler = torch.amp.GradScaler(device, enabled=enabled)
+        checkpoint.load_scaler(scaler, used)
+        assert scaler.get_scale() == (1024 if enabled else 1)
+        wrong = ({"scale": math.nan}, {"scale": 0.0}, {"scale": "x"}, {"growth_interval": 1.5}, {"_growth_tracker": -1})
+        for change in wrong:
+            with pytest.raises((TypeError, ValueError)):
+                checkpoint.load_scaler(scaler, {**used, **change})
+    checkpoint.load_scaler(scaler, {})
 
 
 def test_states_of_gradient_scalers():
