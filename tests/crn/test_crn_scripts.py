@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+import crn.inference
 from common.files import UserError, only_run
 from common.images import synthetic
 from common.metrics import image_auroc
@@ -287,6 +288,27 @@ def test_score_folder(place, capsys):
     refused(capsys, score.main, [*argv, "--output", "mine/out"], "--output")
     refused(capsys, score.main, [*argv, "--images", "nowhere"], "nowhere")
     refused(capsys, score.main, [*argv, "--imsize", "33"], "--imsize 33")
+
+
+def test_an_interrupted_inference_leaves_complete_results(place, monkeypatch):
+    assert train.main(training("MVTec")) == 0
+    assert train.main(inference("MVTec")) == 0
+    whole, picture = Path("a.csv").read_bytes(), crn.inference._save_pictures
+    for after in (0, 3):
+        count = iter(range(1000))
+
+        def interrupted(*arguments, count=count, after=after):
+            if next(count) == after:
+                raise KeyboardInterrupt
+            picture(*arguments)
+
+        monkeypatch.setattr(crn.inference, "_save_pictures", interrupted)
+        assert train.main(inference("MVTec")) == 130
+        assert Path("a.csv").read_bytes() == whole
+        assert len(rows("a.unfinished.csv")) == after + 1
+    monkeypatch.setattr(crn.inference, "_save_pictures", picture)
+    assert train.main(inference("MVTec")) == 0
+    assert Path("a.csv").read_bytes() == whole and not Path("a.unfinished.csv").exists()
 
 
 def test_a_model_of_road_images_on_other_images(place, capsys):

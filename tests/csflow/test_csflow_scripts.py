@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torchvision.models import efficientnet_b5
 import csflow.config
 from common.demo_data import make_textures
 from common.files import digest, only_run, read_json, write_json
+from common.images import Sample
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
@@ -257,6 +259,21 @@ def test_score_folder(bricks, trained, tmp_path):
     assert found.map.shape == (4, 4)
     (folder / "broken é?.png").unlink()
     assert score.main(argv) == 0
+
+
+def test_only_the_first_process_removes_old_pictures(bricks, trained, monkeypatch):
+    folder = trained / "viz/maps/m"
+    (folder / "99.jpg").write_text("of an evaluation with more images")
+    (folder / "0.jpg").write_text("old")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        test = [Sample(next((bricks / "brick/test/hole").glob("*.png")), 1, "hole")]
+        dataset = SimpleNamespace(test=test, class_names=["good", "hole"], name=lambda sample: "test/hole/000.png")
+        config = csflow.config.parse(options(bricks, trained), "")
+        evaluate._draw(config, dataset, {"std": np.ones(1), "map": np.ones((1, 4, 4), np.float32)}, None)
+        assert (folder / "99.jpg").exists() == (rank == "1")
+        assert ((folder / "0.jpg").read_bytes() == b"old") == (rank == "1")
 
 
 def test_bad_data(bricks, place, tmp_path, capsys):

@@ -25,7 +25,7 @@ from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
 from memae.utils import clip_errors, device_of, setting_name
-from tests.helpers import Report, refused
+from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--MemDim", "8", "--UseCUDA", "no"]
@@ -89,6 +89,19 @@ def test_options_are_the_originals():
     assert opt.DataRoot / "x" == Path("datasets/processed/x")
     opt = TrainOptions().parse(["--ModelName", "AE", "--ModelSetting", "Conv3D"])
     assert setting_name(opt) == "AE_Conv3D_UCSD_P2_256_Non"
+
+
+def test_frames_in_memory(videos, trained, tmp_path):
+    argv = paths(videos, trained, "--OutRoot", tmp_path, script="test")
+    assert script_testing.main(argv) == 0
+    given = f'DataRoot="{videos}", Dataset="stripes", ModelRoot="{trained / "models"}", MemDim=8, UseCUDA="no"'
+    names = run_readme("memae", ("memae/dataset/mine/Test/x", f"{videos}/stripes/Test/c"), ('Dataset="mine"', given))
+    assert names["scores"] == pytest.approx(np.load(tmp_path / f"res_{NAME}/c.npy"), rel=1e-5)
+    assert names["maps"].shape == (9, 16, 16)
+    model = names["load"](**eval(f"dict({given})"))
+    for wrong in (np.zeros((15, 16, 16), np.uint8), np.zeros((16, 16, 16)), np.zeros((16, 16, 16, 3), np.uint8)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            names["score_frames"](wrong, model)
 
 
 def test_generated_videos_are_made_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
