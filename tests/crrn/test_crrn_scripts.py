@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.files import digest
+from common.files import append_text, digest
 from common.images import mark_synthetic
 from common.runtime import UserError, notes
 from crrn import compare, demo_boards, pictures, report
@@ -322,6 +322,11 @@ def test_what_is_kept_of_scores_is_used_only_where_it_is_sound(trained, tmp_path
     monkeypatch.setattr(scoring, "append_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert scoring.main([*argv, "0.2"]) == 130 and (out / "pads.csv").read_bytes() == whole["pads.csv"]
     other = write_boards(tmp_path / "other/new", boards=1)
+    monkeypatch.setattr(scoring, "append_text", append_text)
+    for boards, name in ((new, "new"), (other, "other_new"), (new, "new")):  # one folder for each, unless told
+        assert scoring.main(args(trained, "--cpu", "--boards", str(boards))) == 0
+        found = json.loads((trained / "result/ConvConjLSTM" / name / "results.json").read_text())
+        assert found["boards"] == str(boards / "spi_measurement")
     refused(capsys, scoring.main, args(trained, "--cpu", "--boards", str(other), "--output", str(out)), "other boards")
 
 
