@@ -99,8 +99,10 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
         require_fitting(opt.imsize, content["levels"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    parameters = stored_parameters(content)
+    checkpoint.require_fitting(lambda: make_model(opt, content["levels"]), parameters, path)
     model = make_model(opt, content["levels"])
-    checkpoint.load_parameters(model, stored_parameters(content), path)
+    checkpoint.load_parameters(model, parameters, path)
     set_bookkeeping(model, content["bookkeeping"], path)
     return model.eval(), content
 

@@ -246,6 +246,20 @@ def mat(**variables: Any) -> Spoiler:
     return made(lambda path: savemat(path, variables, appendmat=False))
 
 
+def nested_cells(name: str, depth: int = 20_000) -> Spoiler:
+    """The spoiler that puts a MATLAB file whose variable `name` is a cell in a cell and so on."""
+
+    def cell(size: int, name: bytes = b"") -> bytes:
+        """The start of a cell with one element of `size` bytes."""
+        flags = struct.pack("<IIIIIIii", 6, 8, 1, 0, 5, 8, 1, 1)
+        rest = flags + struct.pack("<II", 1, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0")
+        return struct.pack("<II", 14, len(rest) + size) + rest
+
+    inner = len(cell(0))
+    parts = [cell(inner * (depth - 1), name.encode()), *(cell(inner * left) for left in range(depth - 2, -1, -1))]
+    return holding(b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + b"".join(parts))
+
+
 def mat_table(name: str, good: dict[str, Any]) -> dict[str, Spoiler]:
     """Spoilers of a MATLAB file whose variables `good` are right but for `name`."""
     cells = np.empty((1, 3), object)

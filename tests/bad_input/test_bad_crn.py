@@ -98,6 +98,8 @@ def sweep_without(text):
 
 # Nine lists of nine times the one before.
 BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+# Forty mappings that each merge the one before twice.
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(40))
 # What needs the package pyyaml to be told.
 YAML = {
     **some(spoil.ANY, "empty", "one byte", "zeros", "web page"),
@@ -106,7 +108,8 @@ YAML = {
     "deep": yml("[" * 5000), "5000 digits": yml("method: " + "9" * 5000),
     "an impossible date": yml("method: 2020-13-77"),
     "code": yml("!!python/object/apply:os.system [exit]"), "NUL": yml("method: \0"),
-    "bomb": yml(BOMB),
+    "bomb": yml(BOMB), "merged bomb": yml(MERGED),
+    "a bomb for a method": yml(SWEEP.decode().replace("grid", "[*i]").replace("method", BOMB + "method", 1)),
     "no method": sweep_without("method: grid"), "no goal": sweep_without(", goal: maximize"),
     "no metric": sweep_without("name: metrics/score, "),
     "an unknown method": yml(SWEEP.decode().replace("grid", "guess")),
@@ -228,6 +231,7 @@ CASES = [
         "calibration is NaN": entry("calibration", {name: [math.nan] for name in ("inference", "validation", "map")}),
         "calibration is a list": entry("calibration", [1]),
         "settings is a list": entry("settings", []), "norm is a list": setting(norm=["batch"]),
+        "a thousand units": setting(num_competitive_units=1000),
         "millions of units": setting(num_competitive_units=10**7), "no units": setting(num_competitive_units=0),
         "channels beyond the limit": setting(ngf=10**9), "image size of text": setting(imsize="32"),
         "image size 33": setting(imsize=33), "unknown model": setting(model="vae"),

@@ -217,6 +217,7 @@ CASES = [
     ),
     *files("training", INDEX, {
         "a path for the video": spoil.mat(**{**CLIP, "v_name": "../../etc/passwd"}),
+        "nested cells": spoil.nested_cells("idx"),
         "another video": spoil.mat(**{**CLIP, "v_name": "c"}),
         "a frame that is not there": spoil.mat(v_name="a", idx=range(3, 11)),
         "frame 0": spoil.mat(v_name="a", idx=range(8)),
@@ -313,7 +314,9 @@ CASES = [
     }, "c.npy"),
     *files("eval_video", LABELS, {**spoil.CONTENT, **MALICIOUS, **spoil.mat_table("l", {"l": np.zeros((1, 9))})}),
     *files(
-        "eval_video", LABELS, {"a label less": spoil.mat(l=np.zeros((1, 8))), "twos": spoil.mat(l=np.full((1, 9), 2))},
+        "eval_video", LABELS,
+        {"nested cells": spoil.nested_cells("l"), "a label less": spoil.mat(l=np.zeros((1, 8))),
+         "twos": spoil.mat(l=np.full((1, 9), 2))},
     ),
     *files(
         "eval_video", TESTED,
