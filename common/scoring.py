@@ -194,7 +194,7 @@ def _is_of(output: Path, source: Path) -> bool:
     """Whether `output` holds no results of other images than those in `source`."""
     found = [read_json(output / RESULTS)] if (output / RESULTS).exists() else []
     found += [line for line in read_marked_lines(output / PROGRESS)[:1] if line is not None]
-    return all(isinstance(about, dict) and about.get("images") == str(source) for about in found)
+    return all(isinstance(about, dict) and about.get("images") == plain(source) for about in found)
 
 
 class _Row(NamedTuple):
@@ -277,7 +277,7 @@ def score_folder(
         }
         summary = {**about, "model": str(model), "threshold": threshold, "finished": True, **counts, "notes": notes()}
         write_json(output / RESULTS, summary)
-    defective = f", {counts['defective']} defective" if threshold else ""
+    defective = f", {counts['defective']} defective" if threshold and threshold["image"] is not None else ""
     say(f"{counts['scored']} images scored{defective}: {output}")
     if counts["failed"] and first_process():
         print(f"{counts['failed']} images could not be scored, or not shown: scores.csv says why", file=sys.stderr)
@@ -292,8 +292,9 @@ def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) 
         return {}
     if damaged := lines.count(None):
         note(f"{damaged} lines of {output / PROGRESS} are damaged: their images are scored again")
-    rows = {line[0]: _Row(*line) for line in lines if line is not None}
-    rows = {name: row for name, row in rows.items() if not row.error}
+    names = {plain(name): name for name in files}  # that are no UTF-8 are kept in the form in which they are written
+    found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in lines if line is not None]
+    rows = {row.name: row for row in found if not row.error}
     kept = {
         name: row
         for name, row in rows.items()
@@ -388,8 +389,11 @@ def _save_pictures(
 ) -> None:
     upsampled = upsample(anomaly_map, image.shape[:2])
     _save(Image.fromarray(upsampled if full else anomaly_map), _map_file(output, name), "TIFF")
-    if limit is not None:
-        _save(Image.fromarray((upsampled > limit).astype(np.uint8) * 255), output / "masks" / f"{name}.png", "PNG")
+    mask = output / "masks" / f"{name}.png"
+    if limit is None:
+        mask.unlink(missing_ok=True)  # of another threshold
+    else:
+        _save(Image.fromarray((upsampled > limit).astype(np.uint8) * 255), mask, "PNG")
     if image.dtype != np.uint8:
         image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
     hottest = 2 * limit if limit else max(float(upsampled.max()), 1e-6)  # the same for all images where possible

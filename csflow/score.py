@@ -29,7 +29,7 @@ from common.scoring import (
     score_folder,
     scored,
 )
-from csflow.config import Config, build_parser, from_options
+from csflow.config import MODEL_SETTINGS, Config, build_parser, from_options
 from csflow.evaluate import NO_THRESHOLD, thresholds_of
 from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
 from csflow.utils import ComputedFeatures, require_same_weights, run_flow
@@ -94,7 +94,12 @@ def main(argv: list[str] | None = None) -> int:
         lambda name: np.asarray(read_image(paths[name], config.max_value)),
         partial(score_images, model=model),
         1,
-        {"trained_on": about.get("data"), "extractor": about["extractor"], "score": config.score},
+        {
+            "trained_on": about.get("data"),
+            "weights": model.extractor.checksum(),
+            "settings": {name: config.as_dict()[name] for name in MODEL_SETTINGS},  # the authors' files hold none
+            "score": config.score,
+        },
         model.threshold,
         f"score_{config.score}",
         config.hide_tqdm_bar,

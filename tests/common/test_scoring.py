@@ -200,7 +200,8 @@ def test_another_threshold_judges_without_computing(place):
     assert summary(place)["defective"] == 1 and rows(place)[0]["threshold"] == "5.5"
     wanted = upsample(np.array([[0, 3]], np.float32), (4, 6)) > 1.5
     assert ((mask(place, "3.png") > 0) == wanted).all() and wanted.any()
-    assert run(place, threshold=None, batch_size=1) == (1, []) and {row["verdict"] for row in rows(place)} == {""}
+    assert run(place, threshold=None, batch_size=1) == (1, []) and not list((place / "out/masks/part").iterdir())
+    assert {row["verdict"] for row in rows(place)} == {""}
     # Of one's own.
     assert run(place, LIMIT, pixel_threshold=2.5) == (1, [])
     assert summary(place)["threshold"] == {"image": 3.5, "pixel": 2.5, "given": ["pixel"]}
@@ -259,6 +260,9 @@ def test_names_that_are_no_text(place):
     odd.write_text("1")
     assert run(place) == (1, [0, 1, 3, 4, 5, 6, 1])
     assert run(place) == (1, []) and len(rows(place)) == 8 and summary(place)["scored"] == 7
+    (place / "out").rename(place / "other")
+    folder = (place / "images").rename(place / os.fsdecode(b"\xff"))
+    assert run(place, images=[folder])[1] == [0, 1, 3, 4, 5, 6, 1] and run(place, images=[folder]) == (1, [])
 
 
 def test_names_that_spreadsheets_would_take_for_formulas(place):

@@ -247,6 +247,8 @@ def test_score_folder(bricks, trained, tmp_path):
         limit = json.loads((output / "results.json").read_text())["threshold"]["pixel"]
         assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
         assert Image.open(output / "overlays" / f"{name}.jpg").size == (64, 64)
+    about = json.loads((output / "results.json").read_text())
+    assert about["settings"]["extractor"] == "lite0" and about["settings"]["img_size"] == [128, 128]
     # Several images, a threshold of one's own; in Python, the same.
     chosen = [str(folder / "a b/000.png"), str(folder / "a b/001.png")]
     assert score.main(["--images", *chosen, *argv[2:], "--output", str(tmp_path / "two"), "--threshold", "1e9"]) == 0
