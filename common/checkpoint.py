@@ -103,17 +103,17 @@ def read(path: str | Path) -> Any:
     try:
         content = _read(path)
         tensors = require_plain(content, path, (Tensor, *OTHERS))
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
         ) from error
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # of torch, on half a file
-            raise UserError(f"{path} is broken or no checkpoint") from error
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except Exception as error:  # on garbage, the unpickler fails in many ways, with words such as "105"
+    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
         raise UserError(f"{path} is broken or no checkpoint") from error
     tensors = [value for value in tensors if isinstance(value, Tensor)]
     if not all(map(_usable, tensors)):
@@ -318,7 +318,7 @@ def _unfit(value: Any, own: Tensor) -> str | None:
         return "is no tensor"
     if value.shape != own.shape:
         return f"has shape {tuple(value.shape)} instead of {tuple(own.shape)}"
-    if value.is_floating_point() != own.is_floating_point() or value.is_complex() != own.is_complex():
+    if value.is_floating_point() != own.is_floating_point():
         return f"is {value.dtype} instead of {own.dtype}"
     return None
 

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import random
 import shlex
 import shutil
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from common.demo_data import make_textures
-from tests.bad_input.spoil import ANY, Spoiler
+from tests.bad_input.spoil import ANY, Spoiler, put
 from tests.helpers import refused
 
 
@@ -144,6 +146,46 @@ def parametrised(cases: Sequence[Case]) -> pytest.MarkDecorator:
         slow = spoiled and counts[case.script] > 12 and counts[case.script] % 5
         parameters.append(pytest.param(case, id=str(case), marks=pytest.mark.slow if slow else ()))
     return pytest.mark.parametrize("case", parameters)
+
+
+def check_damage(capfd: Any, call: Callable, argv: Sequence[str], files: Sequence[Path], result: Path) -> None:
+    """200 times, one of `files` has a bit flipped, is cut or is zeroed in part: the call writes the same `result` as
+    without, or refuses in one line. Nothing takes longer than a minute."""
+    chance, path = random.Random(0), result
+    signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C, of which the call returns 130
+
+    def scored() -> tuple[int, bytes]:
+        path.unlink(missing_ok=True)
+        for record in path.parent.glob("*.json"):
+            record.unlink()
+        signal.alarm(60)
+        try:
+            status = call(list(argv))
+        finally:
+            signal.alarm(0)
+        return status, path.read_bytes() if status == 0 else b""
+
+    expected = scored()
+    assert expected[0] == 0 and expected[1]
+    for number in range(200):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        damaged, start = bytearray(whole), chance.randrange(len(whole))
+        how = chance.choice(("flip", "flip", "cut", "zeros"))
+        if how == "flip":
+            damaged[start] ^= 1 << chance.randrange(8)
+        elif how == "cut":
+            del damaged[start:]
+        else:
+            end = min(start + chance.randrange(1, 4096), len(whole))
+            damaged[start:end] = bytes(end - start)
+        put(file, bytes(damaged))
+        capfd.readouterr()
+        found = scored()
+        errors = capfd.readouterr().err
+        where = f"{number}: {how} at {start} of {file}: {found}, {errors}"
+        assert found == expected or (found[0] == 2 and errors.startswith("error: ") and errors.count("\n") == 1), where
+        put(file, whole)
 
 
 class State:

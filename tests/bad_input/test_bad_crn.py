@@ -11,7 +11,18 @@ from PIL import Image
 
 from crn import demo_data, export, score, sweep, train
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, exports, files, make_texture, options, parametrised, places, some
+from tests.bad_input.cases import (
+    State,
+    at,
+    check_damage,
+    exports,
+    files,
+    make_texture,
+    options,
+    parametrised,
+    places,
+    some,
+)
 from tests.bad_input.spoil import entry, setting
 
 # train.py trains on textures, or on road images, or scores the textures.
@@ -330,3 +341,9 @@ def test_bad_input(case, place, capfd):
 def test_bad_sweeps(case, place, capfd):
     pytest.importorskip("yaml")
     case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.slow
+def test_damaged_files(good, capfd):
+    files = [good.place / name for name in (LAST,)]
+    check_damage(capfd, score.main, arguments("score", good.place), files, good.place / "scored/scores.csv")

@@ -11,7 +11,7 @@ import torch
 
 from crrn import compare, demo_boards
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, files, options, parametrised, places, some
+from tests.bad_input.cases import State, at, check_damage, files, options, parametrised, places, some
 from tests.bad_input.spoil import entry, setting
 
 NAMES = ("0_preprocessing", "1_train", "2_test_model", "3_score_boards")
@@ -358,3 +358,11 @@ CASES = [
 @parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.slow
+def test_damaged_files(good, capfd):
+    files = [good.place / name for name in (MODEL, "data/pcb_info.pt")]
+    check_damage(
+        capfd, MAINS["3_score_boards"], arguments("3_score_boards", good.place), files, good.place / "scored/pads.csv"
+    )

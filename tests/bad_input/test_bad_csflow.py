@@ -14,6 +14,7 @@ from tests.bad_input import spoil
 from tests.bad_input.cases import (
     State,
     at,
+    check_damage,
     exports,
     files,
     make_texture,
@@ -431,3 +432,11 @@ CASES = [
 @parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.slow
+def test_damaged_files(good, capfd, monkeypatch):
+    monkeypatch.setattr(csflow.config, "HERE", good.place)
+    monkeypatch.setattr(evaluate, "_draw", lambda *_: None)
+    files = [good.place / name for name in (MODEL, TEST_FEATURES, ABOUT)]
+    check_damage(capfd, evaluate.main, arguments("evaluate", good.place), files, good.place / "results/m/scores.csv")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from memae import script_eval_video, script_export, script_img_prep, script_index_gen, script_testing, script_training
 from tests.bad_input import spoil
-from tests.bad_input.cases import State, at, exports, files, options, parametrised, places, some
+from tests.bad_input.cases import State, at, check_damage, exports, files, options, parametrised, places, some
 from tests.bad_input.spoil import entry
 
 MAINS = {
@@ -344,3 +344,9 @@ CASES = [
 @parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.slow
+def test_damaged_files(good, capfd):
+    files = [good.place / name for name in (MODEL,)]
+    check_damage(capfd, script_testing.main, arguments("testing", good.place), files, good.place / SCORES)

@@ -14,6 +14,7 @@ from tests.bad_input import spoil
 from tests.bad_input.cases import (
     State,
     at,
+    check_damage,
     exports,
     files,
     make_texture,
@@ -235,3 +236,9 @@ CASES = [
 @parametrised(CASES)
 def test_bad_input(case, place, capfd):
     case.check(place, capfd, MAINS, arguments(case.script, place))
+
+
+@pytest.mark.slow
+def test_damaged_files(good, capfd):
+    files = [good.place / name for name in (BEST,)]
+    check_damage(capfd, score.main, arguments("score", good.place), files, good.place / "scored/scores.csv")
