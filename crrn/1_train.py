@@ -81,8 +81,8 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
             raise UserError(f"{path} is damaged: its 'step' is {first_step} of {steps}")
         test_loss = stored["test_loss"]
         train_loss = stored.get("train_loss", [float("nan")] * len(test_loss))  # the authors' files have none
-        if stored.get("scaler"):
-            scaler.load_state_dict(stored["scaler"])
+        with checkpoint.using(path, "crrn"):
+            checkpoint.load_scaler(scaler, stored.get("scaler") or {})
         before = stored.get("num_epochs") or options.num_epochs
         if before != options.num_epochs and options.init_tr != options.final_tr and first_epoch < options.num_epochs:
             note(f"the teacher ratio followed --num_epochs {before} so far, from here on {options.num_epochs}")

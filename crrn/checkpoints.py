@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from reprlib import repr as short  # numbers may have hundreds of digits
 from typing import Any
@@ -20,8 +19,18 @@ CHANNELS, KERNELS = [1, 64, 64], [5, 5]
 # What must agree for a training to be continued; the first ones also for its result to be used.
 MODEL_SETTINGS = ("mode", "is_attn", "n_layers", "gates", "protocol")
 TRAINING_SETTINGS = ("held_out", "batch_size", "num_instance", "lr", "init_tr", "final_tr", "seed", "precision")
-PLAIN = ("epoch", "test_loss", "state_dict", "optimizer")  # what every checkpoint holds
 HELD_OUT = 0.3
+# What every checkpoint holds, and what ours hold besides (`require_like`). epoch is -1 where the first one was stopped,
+# a train_loss nan where an authors' file was continued.
+PLAIN: dict[str, Any] = {"epoch": None, "test_loss": [0.0], "state_dict": {}, "optimizer": {}}
+OURS: dict[str, Any] = {
+    "train_loss": [math.nan],
+    "settings": {**dict.fromkeys(MODEL_SETTINGS + TRAINING_SETTINGS), "held_out": 0.0},
+    "loss_sum": 0.0,
+    "scaler": {},
+    **dict.fromkeys(("step", "height", "width"), 0),
+    **dict.fromkeys(("fingerprint", "data"), ""),
+}
 
 
 def add_model_options(parser: ArgumentParser, gpu_ids: list[int], several: str = "the first one is used") -> None:
@@ -87,17 +96,22 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     shapes is known.
     """
     content = checkpoint.read(path)
-    missing = sorted(set(PLAIN) - set(content if isinstance(content, Mapping) else ()))
-    if missing:
-        raise UserError(f"{path} is no checkpoint of CRRN: {missing[0]} is missing")
-    checkpoint.require_known_format(content, path)
-    ours = "kind" in content or "settings" in content
-    if ours and content.get("kind") != "crrn":
-        raise UserError(f"{path} is no checkpoint of CRRN: of another method")
-    checkpoint.require_sound(content, path, plain_checks(content) | (own_checks(content) if ours else {}), "CRRN")
-    content = {**content, "test_loss": [float(loss) for loss in content["test_loss"]]}
-    # Trained on several GPUs, the authors' parameters are called module.<name>.
-    content["state_dict"] = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
+    with checkpoint.using(path, "crrn"):
+        checkpoint.require_like(content, PLAIN)
+        ours = "kind" in content or "settings" in content
+        if ours and content.get("kind") != "crrn":
+            raise UserError(f"{path} is a checkpoint of another method than CRRN")
+        checkpoint.require_known_format(content, path)
+        checkpoint.require_like(content, OURS if ours else {})
+        if type(content["epoch"]) is not int or content["epoch"] < -1:
+            raise ValueError(f"epoch is {content['epoch']!r}")
+        checkpoint.require_like(content.get("num_epochs") or 0, 0, "num_epochs")  # older files do not have it
+        content = {**content, "test_loss": [float(loss) for loss in content["test_loss"]]}
+        for losses in (content["test_loss"], content["train_loss"] if ours else content["test_loss"]):
+            if len(losses) != content["epoch"] + 1:
+                raise ValueError(f"{len(losses)} losses of {content['epoch'] + 1} epochs")
+        # Trained on several GPUs, the authors' parameters are called module.<name>.
+        content["state_dict"] = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     stored = content["settings"] if ours else {}
     if options.held_out is None:
         options.held_out = stored.get("held_out", HELD_OUT) if options.protocol == "measured" else HELD_OUT
@@ -120,50 +134,6 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
             f"{path} was trained on other boards than {prepared.folder} holds now: use another --result folder"
         )
     return content
-
-
-def _count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**53
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _options(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(value.get(name), (bool, int, float, str)) for name in MODEL_SETTINGS + TRAINING_SETTINGS
-    )
-
-
-def plain_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
-    """What every checkpoint holds, the authors' too."""
-    epoch = content.get("epoch")
-    return {
-        "epoch": lambda value: _count(value, -1),  # -1: stopped within the first one
-        "test_loss": lambda value: isinstance(value, list) and len(value) == epoch + 1 and all(map(_finite, value)),
-        "state_dict": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
-        "optimizer": lambda value: isinstance(value, Mapping),
-    }
-
-
-def own_checks(content: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
-    """What ours hold besides."""
-    epoch = content.get("epoch")
-    return {
-        "train_loss": lambda value: (
-            isinstance(value, list)  # nan where an authors' file was continued
-            and len(value) == epoch + 1
-            and all(isinstance(loss, float) for loss in value)
-        ),
-        "settings": _options,
-        "loss_sum": _finite,
-        "scaler": checkpoint.is_scaler_state,
-        **dict.fromkeys(("step", "height", "width"), _count),
-        **dict.fromkeys(("fingerprint", "data"), lambda value: isinstance(value, str)),
-        # Older files do not have it.
-        "num_epochs": lambda value: value is None or _count(value, 1),
-    }
 
 
 def load_trained(

@@ -1006,7 +1006,8 @@ def test_damaged_checkpoints(trained, capsys):
     for name, values in DAMAGES.items():
         for value in values:
             torch.save({**sound, name: value}, path)
-            refused(capsys, testing.main, args(trained, "--cpu"), path)
+            if value != {"scale": math.nan}:  # which a test does not use
+                refused(capsys, testing.main, args(trained, "--cpu"), path)
             refused(capsys, training.main, again, path)
         torch.save({key: value for key, value in sound.items() if key != name}, path)
         refused(capsys, testing.main, args(trained, "--cpu"), path, name)
