@@ -39,8 +39,6 @@ from common.runtime import ArgumentParser, goes_on, note, notes, out_of_memory, 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
 IMAGE_ERRORS = (UserError, MemoryError, RuntimeError)  # of one image; RuntimeErrors other than of memory are raised
-
-
 SCORING_OPTIONS = ("images", "output", "maps", "threshold", "pixel_threshold")  # of `add_scoring_options`
 
 

@@ -22,13 +22,7 @@ import torch
 
 from common.images import MAX_PIXELS, read_image, set_max_pixels
 from common.runtime import ArgumentParser, pick_device, script
-from common.scoring import (
-    Scored,
-    add_scoring_options,
-    default_output,
-    score_folder,
-    scored,
-)
+from common.scoring import Scored, add_scoring_options, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
 from crn.options import HERE, SCORES, require
 from crn.training.dataset import DATASETS, prepare, read, unlabelled
