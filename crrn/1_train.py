@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, distributed
-from common.files import digest, only_run, require_writable, write_json
+from common.files import only_run, require_writable, write_json
 from common.memory import reuse_memory
 from common.runtime import (
     YES_NO,
@@ -214,7 +214,6 @@ def _write_summary(
         {
             "method": "CRRN",
             "data": _data_name(prepared),
-            "model_sha256": digest(path),
             "last_test_loss": test_loss[-1],
             "best_test_loss": test_loss[best],
             "best_test_loss_epoch": best + 1,

@@ -28,7 +28,7 @@ from crrn.boards import Boards, board_files, digest_of, is_synthetic, number_of,
 from crrn.checkpoints import MODEL_SETTINGS
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
-from crrn.scoring import Scored, add_scoring_options, describe, load, score_boards, threshold_for
+from crrn.scoring import Scored, add_scoring_options, describe, load, normalised, score_boards, threshold_for
 from crrn.utils import place
 
 SHEET = 5  # boards on one row of a picture
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         output = model.path.with_name(own.name)
         output = output if _is_of(output, source) else output.with_name(f"{own.parent.name}_{own.name}")
     _require_own(output, source)
+    normalised(torch.from_numpy(boards.volume), model, boards.files)  # all can be, or nothing is written
     starts = range(0, len(boards), cycle)
     say(describe(threshold_for(min(cycle, len(boards)), model)))
     # What the network's expectations depend on.

@@ -99,9 +99,7 @@ def score_boards(
         wanted = f"up to {prepared.cycle} boards of {len(model.pad_ids)} pads"
         raise UserError(f"volumes of shape {tuple(volumes.shape)}: expected {wanted}")
     names = names or [f"board {number}" for number in range(len(volumes))]
-    values = ((volumes - model.mean) / model.std).float()
-    if where := _not_finite(values, names, model):
-        raise UserError(f"{where}: its volume cannot be normalised")
+    values = normalised(volumes, model, names)
     if expected is None:
         images = place(values, *prepared.pixels, prepared.height, prepared.width)
         output = reconstruct(model.network, images[None], 1, model.device, model.options.precision)[0]
@@ -116,6 +114,14 @@ def score_boards(
     threshold = threshold_for(len(values), model)
     verdicts = [[verdict_of(one, threshold) for one in board] for board in error.tolist()]
     return Scored(values, expected, error, verdicts, threshold)
+
+
+def normalised(volumes: Tensor, model: Loaded, names: Sequence[str]) -> Tensor:
+    """Volumes (N, P) in standard deviations from each pad's mean. UserError names board and pad where that is none."""
+    values = ((volumes - model.mean) / model.std).float()
+    if where := _not_finite(values, names, model):
+        raise UserError(f"{where}: its volume cannot be normalised")
+    return values
 
 
 def threshold_for(length: int, model: Loaded) -> dict[str, Any]:
