@@ -47,9 +47,10 @@ def read_sweep(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError("sweep files need the package pyyaml: pip install optuna, which brings it") from error
     try:
-        for loader in (yaml.BaseLoader, yaml.SafeLoader):  # the second merges mappings, which may grow without end
-            content = yaml.load(text, loader)
-            require_plain(content, path)
+        # Before mappings are merged, which may grow without end.
+        require_plain(yaml.BaseLoader(text).get_single_data(), path)
+        content = yaml.safe_load(text)
+        require_plain(content, path)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers of thousands of digits, impossible dates
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except RecursionError as error:
