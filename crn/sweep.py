@@ -65,10 +65,9 @@ def read_sweep(path: Path) -> dict[str, Any]:
             f"{path} is no sweep of this kind: expected method, metric (name, goal) and parameters, each with values, "
             "value, or min and max"
         ) from error
-    if not isinstance(metric, str):
-        raise UserError(f"{path}: the metric's name is {metric!r}, expected a column of metrics.csv")
-    if method not in METHODS or goal not in ("maximize", "minimize"):
-        raise UserError(f"{path}: method {method}, goal {goal}: expected {', '.join(METHODS)}; maximize or minimize")
+    if method not in METHODS or goal not in ("maximize", "minimize") or not isinstance(metric, str):
+        words = f"method {method}, goal {goal}, metric's name {metric!r}"
+        raise UserError(f"{path}: {words}: expected {', '.join(METHODS)}; maximize, minimize; a column of metrics.csv")
     if idle := sorted(unknown & {"name", "description", "project", "entity"}):
         note(f"{path}: {', '.join(idle)}: for Weights & Biases, without effect here")
     if unknown := sorted(map(str, unknown.difference(idle))):
