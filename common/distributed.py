@@ -8,6 +8,8 @@ Without torchrun, all of this does nothing.
 import atexit
 import gc
 import os
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,17 +25,13 @@ from common.files import UserError
 
 
 def join(device: torch.device) -> torch.device:
-    """Meet the other processes of torchrun, by NCCL on GPUs and gloo on CPUs; returns the device of this process.
+    """Meet the other processes of torchrun, by NCCL on GPUs and gloo on CPUs; returns the device.
 
-    device: what a single process would use. UserError where there are more processes than GPUs on this machine.
+    device: of `common.runtime.pick_device`, which gives each process its own. UserError for other than CUDA and CPU.
     """
     if not dist.is_torchelastic_launched():
         return device
-    local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":
-        if count > torch.cuda.device_count():
-            raise UserError(f"torchrun started {count} processes, this machine has {torch.cuda.device_count()} GPUs")
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(f"torchrun works on CUDA GPUs and CPUs, not on {device.type}: add the option for the CPU")
@@ -48,6 +46,17 @@ def _leave() -> None:
     # outlive the interpreter, which kills the process when one of them then frees a tensor.
     gc.collect()
     dist.destroy_process_group()
+
+
+def end_at_once(status: int) -> None:
+    """End this process, where it is one of several, after an error of its own: the others, waiting for it, end then
+    too, where an orderly leave (of NCCL) would wait for them."""
+    if dist.is_initialized():
+        if isinstance(sys.exception(), Exception):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def rank() -> int:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common import distributed
 from common.files import UserError, first_process, reason
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ArgumentParser",
     "UserError",
     "autocast",
+    "channels_last",
     "command_to_continue",
     "complain",
     "default_text",
@@ -49,7 +51,7 @@ __all__ = [
     "yes_no",
 ]
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def say(message: str) -> None:
@@ -105,8 +107,7 @@ def script(
     if main is None:
         return functools.partial(script, memory=memory, several=several)
 
-    @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None) -> int:
+    def guarded(argv: list[str] | None) -> int:
         _notes.clear()
         formatwarning = warnings.formatwarning
         warnings.formatwarning = lambda message, *_: f"note: {printable(str(message))}\n"
@@ -148,6 +149,16 @@ def script(
             if main_thread:
                 signal.signal(signal.SIGTERM, terminate)
         return 2
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        status = 1  # of an error of the program itself
+        try:
+            status = guarded(argv)
+        finally:
+            if status:
+                distributed.end_at_once(status)
+        return status
 
     return wrapped
 
@@ -226,34 +237,46 @@ def yes_no(text: str) -> bool:
 YES_NO = {"type": yes_no, "nargs": "?", "const": True, "metavar": "yes|no"}
 
 
-def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = False) -> torch.device:
-    """The device to compute on, announced in one line wherever it is not the one asked for.
+def pick_device(
+    name: str = "auto", gpu_ids: str | None = None, cpu: bool = False, deterministic: bool = False
+) -> torch.device:
+    """The device for this process to compute on, announced in one line wherever it is not the one asked for.
 
-    name: "auto" (CUDA, else Apple's MPS, else CPU) or a torch device such as "cuda:1"; gpu_ids: "0", "0,1" or "-1"
-    and cpu take precedence. Several GPUs: the first one computes. Raises UserError for what is no device.
+    name: "auto" (CUDA, else Apple's MPS, else CPU) or a torch device such as "cuda:1"; gpu_ids: "0" or "0,1". Of
+    several GPUs the first one computes, under torchrun one for each process. deterministic: use only algorithms that
+    repeat their numbers on a GPU, where PyTorch has them; it warns where not. float32 is IEEE's until `autocast` says
+    otherwise. Raises UserError for what is no device, or contradicts itself or torchrun.
     """
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which costs time
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
+    _multiply_float32("ieee")
+    if cpu and name not in ("auto", "cpu"):
+        raise UserError(f"--cpu and --device {name} contradict one another: give one of them")
     if cpu:
         return torch.device("cpu")
+    ids, gpus = [], torch.cuda.device_count()
     if gpu_ids is not None:
         try:
             ids = [int(part) for part in str(gpu_ids).split(",")]
         except ValueError:
-            raise UserError(f"--gpu_ids {gpu_ids}: expected numbers such as 0 or 0,1, or -1 for the CPU") from None
-        if min(ids) < -1:
-            raise UserError(f"--gpu_ids {gpu_ids}: GPUs are numbered from 0; -1 means the CPU")
-        if len(ids) > 1 and torch.cuda.device_count() > 1 and not torch.distributed.is_torchelastic_launched():
-            say(f"GPU {ids[0]} of the {len(ids)} asked for computes: torchrun --nproc_per_node={len(ids)} uses all")
-        name = "cpu" if ids[0] < 0 else f"cuda:{ids[0]}"
+            raise UserError(f"--gpu_ids {gpu_ids}: expected numbers such as 0 or 0,1") from None
+        if min(ids) < 0:
+            raise UserError(f"--gpu_ids {gpu_ids}: GPUs are numbered from 0; --cpu means the CPU")
+        if name not in ("auto", "cuda", f"cuda:{ids[0]}"):
+            raise UserError(f"--gpu_ids {gpu_ids} and --device {name} contradict one another: give one of them")
+        name = f"cuda:{ids[0]}"
     elif name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:1 or mps") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        if torch.cuda.device_count():
-            raise UserError(f"there is no GPU {device.index}: this machine has {torch.cuda.device_count()}")
+    if device.type == "cuda" and gpus:
+        return _gpu(ids or ([] if device.index is None else [device.index]), gpus)
+    if device.type == "cuda":
         fallback = torch.device("mps" if gpu_ids is not None and torch.backends.mps.is_available() else "cpu")
         say(f"no CUDA GPU here: running on {'the CPU' if fallback.type == 'cpu' else 'Apple MPS'} instead of {name}")
         return fallback
@@ -265,14 +288,50 @@ def pick_device(name: str = "auto", gpu_ids: str | None = None, cpu: bool = Fals
     return device
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within this context, convolutions and matrix products compute in `precision`: fp32, bf16 or fp16.
+def _gpu(ids: list[int], gpus: int) -> torch.device:
+    """This process's GPU of the `ids` that were asked for (none: any) and the `gpus` that are here."""
+    launched = torch.distributed.is_torchelastic_launched()
+    local, count = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE")) if launched else (0, 1)
+    if launched and ids in ([], [0]):  # 0 is a default
+        ids = list(range(gpus))
+    if launched and count > len(ids):
+        raise UserError(f"torchrun started {count} processes here, for GPU {', '.join(map(str, ids))} only: name more")
+    if missing := [number for number in ids[:count] if number >= gpus]:
+        raise UserError(f"there is no GPU {missing[0]}: this machine has {gpus}")
+    if count > 1:
+        say(f"{count} processes here, on GPU {', '.join(map(str, ids[:count]))}")
+    if len(ids) > 1 and not launched and gpus > 1:
+        say(f"GPU {ids[0]} of the {len(ids)} asked for computes: torchrun --nproc_per_node={len(ids)} uses all")
+    return torch.device("cuda", ids[local]) if ids else torch.device("cuda")
 
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within this context, convolutions and matrix products compute in `precision`, one of PRECISIONS.
+
+    From the call on, backward passes included, they round float32 on an NVIDIA GPU to 11 bits for "tf32" alone.
     Raises UserError for fp16 without a GPU.
     """
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+    if precision == "tf32" and device.type != "cuda":
+        note(f"--precision tf32 is of NVIDIA GPUs: on {device.type} it means fp32")
+    _multiply_float32("tf32" if precision == "tf32" else "ieee")
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _multiply_float32(how: str) -> None:
+    """how: "ieee", or "tf32", which PyTorch takes for convolutions unless told otherwise."""
+    for operations in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+        operations.fp32_precision = how
+
+
+def channels_last(device: torch.device, dimensions: int = 4) -> torch.memory_format:
+    """The layout for images (4 dimensions) or videos (5): channels last, but contiguous on Apple's MPS, where PyTorch's
+    batch norms and convolutions have been wrong otherwise."""
+    if device.type == "mps":
+        return torch.contiguous_format
+    return torch.channels_last if dimensions == 4 else torch.channels_last_3d
 
 
 def seed_all(seed: int) -> None:

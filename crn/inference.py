@@ -13,7 +13,7 @@ from common.checkpoint import versions
 from common.files import require_writable, write_csv, write_json
 from common.images import image_size
 from common.metrics import image_auroc, in_words
-from common.runtime import UserError, notes, progress, say
+from common.runtime import UserError, autocast, channels_last, notes, progress, say
 from common.scoring import MaskedPixels, rates, thresholds, upsample, verdict_of
 from crn import report
 from crn.options import SCORES, plain
@@ -50,6 +50,7 @@ def score_batches(
 @torch.no_grad()
 def finite_scores(model: Model, x: Tensor) -> dict[str, Tensor]:
     """`model.scores` of prepared images (B, 3, H, W). UserError where a score is not finite."""
+    autocast(x.device, "fp32")  # in a training with tf32, too
     scored = model.scores(x)
     if not all(scored[name].isfinite().all() for name in SCORES):
         raise UserError("the scores are not finite: the model is diverged or an image holds huge values")
@@ -96,7 +97,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     if opt.anomaly_score_file.is_dir():
         raise UserError(f"--anomaly-score-file {opt.anomaly_score_file} is a folder: give a file")
     model, about = load_model(opt)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=channels_last(device))
     threshold = thresholds_of(about, opt, opt.fpr, "inference")
     rows: list[list[Any]] = []
     pixels = MaskedPixels() if any(item.mask for item in dataset.test) else None

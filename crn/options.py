@@ -80,7 +80,12 @@ def build_parser() -> ArgumentParser:
     add("--lr-factor", type=float, default=0.1, help="of the step and exponential schedulers")
     add("--lr-steps", type=int, nargs="*", default=[30, 60, 90], help="epochs at which the step scheduler acts")
     add("--momentum", type=float, default=0.9, help="of rmsprop and sgd")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the training's networks; fp16 needs a GPU")
+    add(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="of the training's networks; tf32, fp16: GPUs",
+    )
     add("--calibration-share", type=float, default=0.1, help="share of the training images held out for the threshold")
     add("--validation-interval", type=int, default=1, help="epochs between validations")
 
@@ -127,6 +132,7 @@ def build_parser() -> ArgumentParser:
     add("--num-workers", type=int, default=0, help="threads that read the next batch ahead; 0: none ahead")
     add("--cpu", **YES_NO, default=False, help="use the CPU even where there is a GPU")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--deterministic", **YES_NO, default=False, help="training on a GPU: the same numbers every time, more slowly")
     add("--sync-bn", "--sync_bn", **YES_NO, default=False, help="torchrun on GPUs: batch norms over all processes")
 
     add = parser.add_argument_group("as in the original, without effect").add_argument

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from common.images import MAX_PIXELS, read_image, set_max_pixels
-from common.runtime import ArgumentParser, pick_device, script
+from common.runtime import ArgumentParser, channels_last, pick_device, script
 from common.scoring import Scored, add_scoring_options, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
 from crn.options import HERE, SCORES, require
@@ -57,7 +57,7 @@ def load(
     settings = read_model_kind(given)
     model, about = load_model(settings)
     device = device or pick_device()
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=channels_last(device))
     return Loaded(model, settings, about, score, thresholds_of(about, settings, fpr, score), device)
 
 

@@ -27,6 +27,7 @@ from common.memory import reuse_memory
 from common.metrics import image_auroc, in_words
 from common.runtime import (
     autocast,
+    channels_last,
     command_to_continue,
     notes,
     pick_device,
@@ -42,7 +43,6 @@ from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, parse, plain
 from crn.training.dataset import Dataset, Images, load_dataset, viewable
 from crn.training.networks import create_optimizer, create_scheduler
-from crn.training.random_state import random_state
 from crn.training.utils import (
     Board,
     Model,
@@ -117,7 +117,7 @@ class Training:
             if device.type != "cuda":
                 raise UserError("--sync-bn needs GPUs: on a CPU, batch norms are of each process's share")
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.model.train().to(device, memory_format=torch.channels_last)
+        self.model.train().to(device, memory_format=channels_last(device))
         self.optimizers = [create_optimizer(opt, network.parameters()) for network in self.model.networks]
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "fp16")
         self.epochs, self.batches = plan(opt, len(self.train_images), self.model.steps_per_batch)
@@ -204,7 +204,6 @@ class Training:
         more = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "random": random_state(),
         }
         checkpoint.save(self.folder / "last.ckpt", "crn", **{**self.content(), **more, **self.state})
 
@@ -288,7 +287,9 @@ def _train(training: Training) -> Training:
             loaded = training.train_images.batches([rows for rows, _ in shares])
             for (_, pair), (_, weight), x in zip(left, shares, loaded):
                 next(ahead)
-                x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
+                # Dropout of its own in every process and batch, so that a training goes on as it would have.
+                torch.manual_seed(((opt.seed * 1_000_003 + state["batch"]) * 1_000_003 + distributed.rank()) % 2**63)
+                x = x.to(device, non_blocking=True, memory_format=channels_last(device))
                 try:
                     losses = model.training_step(x, training.optimizers, pair, training.scaler, precision, weight)
                 except FloatingPointError:
@@ -389,7 +390,7 @@ def main(argv: list[str] | None = None) -> None:
     """Data, then training or inference."""
     opt = parse(argv)
     set_max_pixels(opt.max_pixels)
-    device = distributed.join(pick_device(opt.device, cpu=opt.cpu))
+    device = distributed.join(pick_device(opt.device, cpu=opt.cpu, deterministic=opt.deterministic))
     if opt.mode == "inference" and distributed.size() > 1:
         raise UserError("--mode inference is of one process: start it without torchrun")
     autocast(device, opt.precision)  # refuses what this device cannot do before images are read

@@ -24,6 +24,7 @@ from common.runtime import (
     ArgumentParser,
     UserError,
     autocast,
+    channels_last,
     command_to_continue,
     note,
     notes,
@@ -65,7 +66,7 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
     steps = options.num_instance // options.batch_size
 
     seed_all(options.seed)
-    model = build_model(options).to(device)
+    model = build_model(options).to(device, memory_format=channels_last(device))
     # Unused: ConvSTLSTM's h2m in its first layer.
     network = distributed.parallel(model, unused=options.mode == "ConvSTLSTM", sync_bn=options.sync_bn)
     # fused: the same update in one pass over the parameters, faster on every device
@@ -239,11 +240,7 @@ def use_several_gpus(options: Namespace, argv: list[str]) -> None:
         return
     say(f"training on GPUs {', '.join(map(str, present))}, one process each")
     program = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(present)}", __file__, *argv]
-    own_numbers = ["--gpu_ids", *map(str, range(len(present)))]  # the processes see these GPUs only
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers count within the GPUs that the user lets us see
-    names = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names[number] for number in present)}
-    os.execve(sys.executable, [sys.executable, *program, *own_numbers], os.environ | visible)
+    os.execv(sys.executable, [sys.executable, *program])
 
 
 @script(memory="a smaller --batch_size, or --precision bf16", several=True)
@@ -263,6 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--final_tr", type=float, default=0.0, help="teacher ratio of the last epoch")
     add("--seed", type=int, default=0, help="of initial weights, sequences and corruption")
     add("--resume", **YES_NO, default=True, help="continue an interrupted training; no: anew in its place")
+    add("--deterministic", action="store_true", help="on a GPU: the same numbers every time, more slowly")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     options = parser.parse_args(argv)
     check_options(
@@ -278,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     use_several_gpus(options, sys.argv[1:] if argv is None else argv)
     options.held_out = HELD_OUT if options.held_out is None else options.held_out
     cycle = cycle_of(options.data, options.cycle)
-    device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    device = distributed.join(device_of(options.gpu_ids, options.cpu, options.deterministic))
     autocast(device, options.precision)  # refuses what this device cannot do
     reuse_memory()
     with distributed.first_alone():

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         "model_sha256": model.about["sha256"],
         "normalised_by_sha256": prepared.fingerprint,
         "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "precision")},
-        "device": device.type,
+        "device": device.type,  # not its number, which differs between processes
     }
     found: list[Scored] = []
     with only_run(output), goes_on(output):

@@ -10,7 +10,7 @@ import torch
 
 from common import checkpoint
 from common.files import digest
-from common.runtime import PRECISIONS, ArgumentParser, UserError, note
+from common.runtime import PRECISIONS, ArgumentParser, UserError, channels_last, note
 from crrn.boards import add_data_options, command, number_of
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
@@ -155,7 +155,8 @@ def load_trained(
     same = content["fingerprint"] == prepared.fingerprint if "fingerprint" in content else None
     if same is False:
         note(f"{path} was trained on other boards ({content['data']}) than {prepared.folder} holds now")
-    return model.eval().to(device), {**content, "sha256": sha256, "same_boards": same}
+    model.eval().to(device, memory_format=channels_last(device))
+    return model, {**content, "sha256": sha256, "same_boards": same}
 
 
 def _shared_arguments(options: argparse.Namespace) -> list[str]:

@@ -1,12 +1,14 @@
 """Sequences of boards and what happens to them: drawn, corrupted, reconstructed, judged, coloured; and the device."""
 
+import os
+
 import numpy as np
 import torch
 from matplotlib import colormaps
 from torch import Tensor, nn
 
 from common import distributed
-from common.runtime import autocast, pick_device, say
+from common.runtime import autocast, note, pick_device
 
 KINDS = {"excessive": 1, "insufficient": -1}  # of anomalies, with the sign of their error
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # share of anomalous pads
@@ -109,13 +111,11 @@ def make_colormaps(maps: Tensor | np.ndarray, limit: float = 1.0) -> np.ndarray:
     return colormaps["bwr"](scaled)[..., :3].transpose(0, 3, 1, 2)
 
 
-def device_of(gpu_ids: list[int], cpu: bool) -> torch.device:
-    """The first GPU of `gpu_ids` that this machine has, else any, else the CPU; says so where it is not the one asked
-    for. -1 means the CPU."""
-    count = torch.cuda.device_count()
-    present = [number for number in gpu_ids if number < count]
-    if count and not cpu and len(present) < len(gpu_ids):
-        missing = ", ".join(str(number) for number in gpu_ids if number >= count)
-        present = present or [0]
-        say(f"this machine has no GPU {missing}: using GPU {present[0]}")
-    return pick_device(gpu_ids=",".join(map(str, present or gpu_ids)), cpu=cpu)
+def device_of(gpu_ids: list[int], cpu: bool, deterministic: bool = False) -> torch.device:
+    """`pick_device` of those of `gpu_ids` that this machine has, or of any, where these are too few; says so."""
+    count, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ids = list(dict.fromkeys(number for number in gpu_ids if number < count))
+    if count and not cpu and (missing := [number for number in gpu_ids if number >= count]):
+        ids = ids if len(ids) >= processes else list(range(count))[:processes]
+        note(f"this machine has no GPU {', '.join(map(str, missing))}: using GPU {', '.join(map(str, ids))}")
+    return pick_device(gpu_ids=",".join(map(str, ids or gpu_ids)), cpu=cpu, deterministic=deterministic)

@@ -70,7 +70,9 @@ class Config:
     meta_epochs: int = _setting(50, "how often to train sub_epochs epochs and evaluate", int)
     sub_epochs: int = _setting(10, "epochs between evaluations", int)
     seed: int = _setting(0, "of the initial weights, the batches and the held-out share", int)
-    precision: str = _setting("fp32", "of the training steps; bf16: faster, less exact; fp16: GPU", choices=PRECISIONS)
+    precision: str = _setting(
+        "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=PRECISIONS
+    )
     save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", **YES_NO)
     save_every: float = _setting(60.0, "seconds of training between saves, which follow evaluations", float)
     resume: bool = _setting(True, "continue an interrupted training of the same name; no: start anew", **YES_NO)
@@ -94,8 +96,9 @@ class Config:
     hide_tqdm_bar: bool = _setting(False, "no progress", **YES_NO)
 
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1 or mps", group="machine")
-    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; -1: the CPU; unset: as --device")
+    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; torchrun: one for each process; unset: as --device")
     cpu: bool = _setting(False, "use the CPU even where there is a GPU", **YES_NO)
+    deterministic: bool = _setting(False, "on a GPU: the same numbers every time, more slowly", **YES_NO)
 
     given: frozenset[str] = frozenset()  # names of the settings on the command line
 
@@ -217,7 +220,7 @@ TRAINING_SETTINGS = (
 MACHINE_SETTINGS = {
     "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
     "map_every", "map_columns", "output_path", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
-    "max_pixels",
+    "deterministic", "max_pixels",
 }  # fmt: skip
 
 

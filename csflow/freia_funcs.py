@@ -67,6 +67,11 @@ class CrossConvolutions(nn.Module):
         return out
 
 
+def _on_its_own(x: Tensor) -> Tensor:
+    """On Apple's MPS a copy: its convolutions of slices of channels have been wrong."""
+    return x.contiguous() if x.device.type == "mps" else x
+
+
 class ParallelGlowCoupling(nn.Module):
     """Affine coupling of both halves x = [a, b] of the channels, at all scales at once (paper, equations 2 and 3).
 
@@ -95,8 +100,7 @@ class ParallelGlowCoupling(nn.Module):
         return self.clamp * 0.636 * torch.atan(s / self.clamp) if self.clamp > 0 else s
 
     def forward(self, x: list[Tensor], reverse: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        a = [x_s[:, : self.n_a] for x_s in x]
-        b = [x_s[:, self.n_a :] for x_s in x]
+        a, b = zip(*(map(_on_its_own, x_s.split([self.n_a, self.n_b], dim=1)) for x_s in x))
         if not reverse:
             a, log_det2 = self._affine(a, self.s2(b), reverse)
             b, log_det1 = self._affine(b, self.s1(a), reverse)

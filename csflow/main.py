@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Features, training, evaluation."""
     does = "Train CS-Flow on the good images of a class and evaluate it on the test images."
     config = parse(argv, does, "python csflow/main.py --dataset_path my_data --class_name bottle --modelname bottle")
-    device = distributed.join(pick_device(config.device, config.gpu_ids, config.cpu))
+    device = distributed.join(pick_device(config.device, config.gpu_ids, config.cpu, config.deterministic))
     autocast(device, config.precision)  # refuses what this device cannot do
     with distributed.first_alone():
         ensure_dummy_data(config)

@@ -11,7 +11,7 @@ import torch
 from common import checkpoint, distributed
 from common.images import same_images
 from common.metrics import image_auroc, in_words
-from common.runtime import UserError, autocast, progress, say, seed_all, stop_on_request
+from common.runtime import UserError, autocast, channels_last, progress, say, seed_all, stop_on_request
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
 from csflow.utils import Dataset, Features, get_loss, require_same_weights, run_flow
@@ -34,7 +34,7 @@ def train(
     )
     labels = [sample.label for sample in dataset.test]
     seed_all(config.seed)
-    model = get_cs_flow_model(config, N_FEAT[extractor]).to(device, memory_format=torch.channels_last)
+    model = get_cs_flow_model(config, N_FEAT[extractor]).to(device, memory_format=channels_last(device))
     # fused: the same update in one pass over the parameters, five times as fast on a CPU
     optimizer = torch.optim.Adam(model.parameters(), config.lr_init, eps=1e-4, weight_decay=1e-5, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

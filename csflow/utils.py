@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from common import distributed
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
-from common.runtime import UserError
+from common.runtime import UserError, autocast
 from csflow.config import Config
 from csflow.model import FeatureExtractor
 
@@ -189,6 +189,7 @@ def run_flow(
     """
     if not len(indices):
         return dict.fromkeys(("std", "mean", "loss"), np.empty(0)) | {"map": np.empty((0, *config.map_size))}
+    autocast(device, "fp32")  # in a training with tf32, too: scores and thresholds of all devices belong together
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
     own = distributed.part(indices)
     # A process for which nothing is left scores the first image, to be left out: networks take no empty batch.

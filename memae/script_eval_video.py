@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import torch
 from scipy.io import savemat
 
 from common.checkpoint import versions
@@ -24,7 +23,7 @@ from common.files import UserError, atomic_write, digest, plain, read_json, read
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
-from common.runtime import note, notes, progress, say, script
+from common.runtime import channels_last, note, notes, progress, say, script
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
@@ -252,7 +251,7 @@ def error_maps_of(opt: Namespace, tested: dict[str, Any]) -> Callable[[Scored, i
     load_weights(model, path, opt)
     if tested.get("model_sha256") != digest(path):
         raise UserError(f"--report: the scores are not known to be those of {path}: run script_testing.py again")
-    model.to(device, memory_format=torch.channels_last_3d).eval()
+    model.to(device, memory_format=channels_last(device, 5)).eval()
 
     @cache
     def dataset(name: str) -> VideoDatasetOneDir:

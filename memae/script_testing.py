@@ -26,7 +26,7 @@ from common.figures import map_sheet
 from common.files import UserError, atomic_write, digest, first_process, naming, only_run, plain, read_json, write_json
 from common.images import synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, goes_on, notes, progress, say, script
+from common.runtime import autocast, channels_last, goes_on, notes, progress, say, script
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import index_root, load_batches, read_npy, subfolders
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     path = opt.ModelFilePath or opt.ModelRoot / f"{name}.pt"
     model = make_model(opt)
     load_weights(model, path, opt)
-    model.to(device, memory_format=torch.channels_last_3d).eval()
+    model.to(device, memory_format=channels_last(device, 5)).eval()
     if not (root / "Test").is_dir():
         raise UserError(f"there is no folder {root / 'Test'}: prepare videos with script_img_prep.py")
     made = synthetic(root)

@@ -28,7 +28,17 @@ from common import checkpoint, distributed
 from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
 from common.images import same_images, synthetic
 from common.memory import reuse_memory
-from common.runtime import autocast, command_to_continue, notes, progress, say, script, seed_all, stop_on_request
+from common.runtime import (
+    autocast,
+    channels_last,
+    command_to_continue,
+    notes,
+    progress,
+    say,
+    script,
+    seed_all,
+    stop_on_request,
+)
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
 from memae.data.video_datasets import index_root, load_batches
@@ -165,7 +175,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     model = make_model(opt)
     if stored is None and opt.BackboneWeights:
         _load_backbone(model, opt)
-    model.to(device, memory_format=torch.channels_last_3d)
+    model.to(device, memory_format=channels_last(device, 5))
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.LR, fused=True)  # one pass over the parameters
     scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "fp16")
     epoch, step, iteration, log_end, seconds, sums, history = 0, 0, 0, 0, 0.0, [0.0, 0.0, 0.0], []

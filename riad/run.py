@@ -21,12 +21,12 @@ from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
 
 
-def device_of(gpu: str, ngpu: int, cpu: bool) -> torch.device:
+def device_of(gpu: str, ngpu: int, cpu: bool, deterministic: bool = False) -> torch.device:
     """The device that --gpu, --ngpu and --cpu name; UserError where they name none."""
     if ngpu > 1 and not torch.distributed.is_torchelastic_launched():
         say(f"one GPU computes, not --ngpu {ngpu}: for several, torchrun --nproc_per_node={ngpu} run.py ...")
     try:
-        return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0)
+        return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0, deterministic=deterministic)
     except UserError as error:
         raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
     settings = options.parse(argv)
     set_max_pixels(settings.max_pixels)
-    device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu))
+    device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu, settings.deterministic))
     autocast(device, settings.precision)  # refuses what this device cannot do
     if device.type == "cpu":
         reuse_memory()

@@ -20,7 +20,6 @@ from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
-from crn.training.random_state import set_random_state
 from crn.training.skipnetworks import NORMS
 
 Model = CompetitiveReconstructionNetwork | DAGAN
@@ -250,7 +249,6 @@ def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = Fal
     if resumable:
         checks |= dict.fromkeys(("epoch", "step", "batch", "version"), number)
         checks["optimizers"] = lambda value: isinstance(value, list)
-        checks["random"] = lambda value: isinstance(value, Mapping)
         checks["scaler"] = checkpoint.is_scaler_state
         checks["history"] = lambda value: isinstance(value, list) and all(map(validation, value))
         checks["seconds"] = finite
@@ -262,7 +260,7 @@ def load_training(
     path: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler, opt: Namespace,
     fingerprint: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Put the training in `path` into model, optimizers, scaler and random generators; returns the rest of the file.
+    """Put the training in `path` into model, optimizers and scaler; returns the rest of the file.
 
     Raises UserError where it had other settings or images.
     """
@@ -290,9 +288,8 @@ def load_training(
         checkpoint.load_optimizer(optimizer, state, path)
     try:
         scaler.load_state_dict(content["scaler"])
-        set_random_state(content["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: its random generators or its scaler cannot be used") from error
+        raise UserError(f"{path} is damaged: its scaler cannot be used") from error
     return content
 
 

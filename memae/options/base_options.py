@@ -41,7 +41,7 @@ class BaseOptions:
         add = self._group("machine")
         add("--UseCUDA", **YES_NO, default=True, help="compute on the GPU; without one, on the CPU, saying so")
         add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-        add("--IsDeter", **YES_NO, default=True, help="only deterministic algorithms on the GPU")
+        add("--IsDeter", "--deterministic", **YES_NO, default=True, help="on a GPU: the same numbers every time")
         add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the convolutions")
         add("--NumWorker", type=int, default=1, help="threads that assemble batches ahead; 0: none")
         add("--CacheGiB", type=float, default=4.0, help="decoded frames beyond this lie in a temporary file")

@@ -1,6 +1,5 @@
 """What MemAE's scripts share: names, paths, models, losses and scores."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,7 @@ def make_model(opt: Namespace) -> nn.Module:
 
 def device_of(opt: Namespace) -> torch.device:
     """The device that UseCUDA and cpu ask for; where there is no GPU, the CPU, in so many words. Applies IsDeter."""
-    torch.use_deterministic_algorithms(opt.IsDeter, warn_only=True)  # warns of operations that have none
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which costs time
-    if opt.IsDeter:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    return pick_device("cuda" if opt.UseCUDA else "cpu", cpu=opt.cpu)
+    return pick_device("cuda" if opt.UseCUDA and not opt.cpu else "cpu", deterministic=opt.IsDeter)
 
 
 def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.runtime import channels_last
+
 FOLD_FROM = 2000  # pixels in a batch; with fewer, preparing the folded kernel takes longer than it saves
 
 
@@ -38,7 +40,7 @@ class Layer(nn.Module):
             scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
             bias = self.bn.bias + scale * (self.conv.bias - self.bn.running_mean)
             weight = self.conv.weight * scale[:, None, None, None]
-            y = self._convolve(x, weight.contiguous(memory_format=torch.channels_last), bias)
+            y = self._convolve(x, weight.contiguous(memory_format=channels_last(x.device)), bias)
         return F.leaky_relu(y, self.slope, inplace=True)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

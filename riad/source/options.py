@@ -42,7 +42,7 @@ TRAINING = (
 def add_machine_options(parser: ArgumentParser) -> None:
     """What belongs to the machine, not to a training."""
     add = parser.add_argument_group("machine").add_argument
-    add("--gpu", default="0", help="GPU to use; -1: the CPU")
+    add("--gpu", default="0", help="GPU to use; torchrun: one for each process, such as 2,3")
     add("--ngpu", type=int, default=1, help="0: the CPU; more than 1: accepted, unused (torchrun takes several)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--max_pixels", **MAX_PIXELS)
@@ -96,6 +96,7 @@ def build_parser() -> ArgumentParser:
     add("--batch", type=int, help=_both("batch", "images per batch"))
     add("--epochs", type=int, default=300, help="passes over the training images")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the network's passes")
+    add("--deterministic", action="store_true", help="on a GPU: the same numbers every time, more slowly")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     add("--seed", type=int, default=0, help="of weights, batches, masks and the validation share")
     add("--save_every", type=float, default=60.0, help="seconds between saves for resuming")

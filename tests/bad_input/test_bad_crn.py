@@ -175,11 +175,10 @@ CASES = [
         **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive"),
         **{
             f"no {name}": spoil.without(name) for name in (
-                "optimizers", "random", "scaler", "history", "fingerprint", "bookkeeping", "levels",
+                "optimizers", "scaler", "history", "fingerprint", "bookkeeping", "levels",
             )
         },
         "epoch 7": entry("epoch", 7), "step is text": entry("step", "1"), "history of nothing": entry("history", [{}]),
-        "random is empty": entry("random", {}),
         "too few optimizers": entry("optimizers", [{}]), "scaler of text": entry("scaler", {"scale": "x"}),
         "other images": entry("fingerprint", "0"),
         "seconds are NaN": entry("seconds", math.nan),

@@ -28,7 +28,7 @@ from tests.bad_input.spoil import entry, setting
 MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main, "export": export.main}
 LONG = "n" * 300
 TINY = [
-    "--gpu", "-1", "--filters", "1", "1", "1", "1", "--mode_optim", "adam", "--batch", "8", "--epochs", "1",
+    "--cpu", "--filters", "1", "1", "1", "1", "--mode_optim", "adam", "--batch", "8", "--epochs", "1",
     "--figures_every", "0", "--list_k", "4",
 ]  # fmt: skip
 

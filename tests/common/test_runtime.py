@@ -16,8 +16,11 @@ import torch
 
 from common import runtime
 from common.runtime import (
+    PRECISIONS,
     ArgumentParser,
     UserError,
+    autocast,
+    channels_last,
     command_to_continue,
     pick_device,
     progress,
@@ -48,8 +51,8 @@ def parser():
 
 
 def test_parser_reads_options(parser):
-    options = parser.parse_args(["--batch_size", "8", "--cpu", "--gpu_ids", "-1"])
-    assert (options.batch_size, options.cpu, options.gpu_ids) == (8, True, "-1")
+    options = parser.parse_args(["--batch_size", "8", "--cpu", "--gpu_ids", "1"])
+    assert (options.batch_size, options.cpu, options.gpu_ids) == (8, True, "1")
     assert "(default: 4)" in parser.format_help()
 
 
@@ -224,9 +227,8 @@ def machine(monkeypatch):
         ({"mps": True}, {}, "mps", ""),
         ({"gpus": 1, "mps": True}, {"cpu": True, "gpu_ids": "0"}, "cpu", ""),
         ({"gpus": 2}, {"gpu_ids": "1"}, "cuda:1", ""),
-        ({"gpus": 2}, {"gpu_ids": "-1"}, "cpu", ""),
         ({"gpus": 2}, {"gpu_ids": "1,0"}, "cuda:1", "GPU 1 of the 2 asked for computes"),
-        ({"gpus": 2}, {"name": "cpu", "gpu_ids": "0"}, "cuda:0", ""),
+        ({"gpus": 2}, {"name": "cuda", "gpu_ids": "1"}, "cuda:1", ""),
         ({}, {"gpu_ids": "0"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
         ({}, {"gpu_ids": "0,1"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
         ({"mps": True}, {"gpu_ids": "0"}, "mps", "no CUDA GPU here: running on Apple MPS instead of cuda:0"),
@@ -245,10 +247,32 @@ def test_device_and_what_is_said_of_it(machine, capsys, has, asked, device, said
     assert out.count("\n") == bool(said)
 
 
-def test_nobody_whom_torchrun_started_is_told_to_use_it(machine, monkeypatch, capsys):
-    machine(gpus=2)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert pick_device(gpu_ids="0,1") == torch.device("cuda:0") and capsys.readouterr().out == ""
+def test_each_process_of_torchrun_gets_a_gpu_of_those_asked_for(machine, monkeypatch, capsys):
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    machine(gpus=4)
+    for asked, devices in (
+        ({"gpu_ids": "2,3"}, (2, 3)),
+        ({"gpu_ids": "1,0,2"}, (1, 0)),
+        ({"gpu_ids": "0"}, (0, 1)),
+        ({}, (0, 1)),
+        ({"name": "cuda"}, (0, 1)),
+    ):
+        for local, number in enumerate(devices):
+            monkeypatch.setenv("LOCAL_RANK", str(local))
+            assert pick_device(**asked) == torch.device("cuda", number)
+            assert capsys.readouterr().out == f"2 processes here, on GPU {devices[0]}, {devices[1]}\n"
+    for asked, message in (
+        ({"gpu_ids": "2"}, "2 processes here, for GPU 2 only"),
+        ({"name": "cuda:1"}, "for GPU 1 only"),
+        ({"gpu_ids": "3,4"}, "no GPU 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pick_device(**asked)
+    machine(gpus=1)
+    with pytest.raises(UserError, match="2 processes here, for GPU 0 only"):
+        pick_device()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +280,11 @@ def test_nobody_whom_torchrun_started_is_told_to_use_it(machine, monkeypatch, ca
     [
         ({"gpu_ids": "first"}, "--gpu_ids first: expected numbers"),
         ({"gpu_ids": ""}, "--gpu_ids : expected numbers"),
-        ({"gpu_ids": "-2"}, "--gpu_ids -2: GPUs are numbered from 0"),
+        ({"gpu_ids": "-1"}, "--gpu_ids -1: GPUs are numbered from 0; --cpu means the CPU"),
+        ({"gpu_ids": "0,-1"}, "--gpu_ids 0,-1: GPUs are numbered from 0"),
+        ({"gpu_ids": "0", "name": "cpu"}, "--gpu_ids 0 and --device cpu contradict one another"),
+        ({"gpu_ids": "0", "name": "cuda:1"}, "--gpu_ids 0 and --device cuda:1 contradict one another"),
+        ({"cpu": True, "name": "cuda"}, "--cpu and --device cuda contradict one another"),
         ({"gpu_ids": "5"}, "there is no GPU 5: this machine has 2"),
         ({"name": "gpu"}, "device 'gpu' is unknown"),
         ({"name": "xla"}, "device 'xla' is not supported"),
@@ -267,6 +295,35 @@ def test_no_such_device(machine, asked, message):
     with pytest.raises(UserError) as caught:
         pick_device(**asked)
     assert str(caught.value).startswith(message)
+
+
+def test_tf32_is_asked_for(capsys):
+    """PyTorch's default would round in fp32, too."""
+    how = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        with autocast(torch.device("cuda" if precision == "tf32" else "cpu"), precision) as context:
+            assert [operations.fp32_precision for operations in how] == [expected] * 2
+            assert context.fast_dtype == PRECISIONS[precision]
+    autocast(torch.device("cuda"), "tf32")
+    pick_device("cpu")
+    assert [operations.fp32_precision for operations in how] == ["ieee"] * 2 and capsys.readouterr().out == ""
+    autocast(torch.device("cpu"), "tf32")
+    assert capsys.readouterr().out == "--precision tf32 is of NVIDIA GPUs: on cpu it means fp32\n"
+
+
+def test_deterministic_algorithms_are_asked_for(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for asked in (True, False):
+        pick_device("cpu", deterministic=asked)
+        assert torch.are_deterministic_algorithms_enabled() is torch.backends.cudnn.deterministic is asked
+    assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
+
+
+def test_layouts():
+    """On Apple's MPS, channels last have been wrong."""
+    assert channels_last(torch.device("cuda:1")) == channels_last(torch.device("cpu")) == torch.channels_last
+    assert channels_last(torch.device("cpu"), 5) == torch.channels_last_3d
+    assert channels_last(torch.device("mps")) == channels_last(torch.device("mps:0"), 5) == torch.contiguous_format
 
 
 def test_seed_all_repeats_every_generator():
@@ -364,7 +421,8 @@ def test_only_scripts_that_share_their_work_start_several_times(monkeypatch, cap
         for file in (ROOT / folder).glob("*.py")
         if "\n@script" in file.read_text()
     ]
-    joined = {file for file in scripts if "distributed.join(" in file.read_text()}
+    joins = "distributed.join(", "from crrn.scoring import"  # itself, or there
+    joined = {file for file in scripts if any(words in file.read_text() for words in joins)}
     assert len(joined) >= 8 and joined == {file for file in scripts if "several=True" in file.read_text()}
 
 

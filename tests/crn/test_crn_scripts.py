@@ -546,7 +546,6 @@ def test_checkpoint_of_something_else(place, capsys):
     for change, word in [
         ({"epoch": 7}, "epoch 7"),
         ({"history": [{}]}, "history"),
-        ({"random": {}}, "random"),
         ({"optimizers": [{}] * 3}, "optimizer"),
     ]:
         torch.save({**content, **change}, "ck/last.ckpt")

@@ -489,7 +489,8 @@ def test_make_colormaps():
 
 def test_devices(monkeypatch, capsys):
     assert device_of([0, 1, 2, 3], cpu=True).type == "cpu"
-    assert device_of([-1], cpu=False).type == "cpu"
+    with pytest.raises(UserError, match="--gpu_ids -1: GPUs are numbered from 0; --cpu means the CPU"):
+        device_of([-1], cpu=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of([1, 2, 3], cpu=False) == torch.device("cuda:1")
     assert "no GPU 2, 3: using GPU 1" in capsys.readouterr().out
@@ -979,20 +980,23 @@ DAMAGES = {
 def test_several_gpus_get_a_process_each(data, monkeypatch):
     started = []
 
-    def exec_(program, command, environment):
-        started.append((command, environment["CUDA_VISIBLE_DEVICES"]))
+    def exec_(program, command):
+        started.append(command)
         raise KeyboardInterrupt  # a real one does not come back
 
-    monkeypatch.setattr(training.os, "execve", exec_)
+    monkeypatch.setattr(training.os, "execv", exec_)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert training.main(args(data, "--gpu_ids", "1", "2", "7", "2")) == 130
-    ((command, visible),) = started
-    assert visible == "1,2" and "--nproc_per_node=2" in command and command[-3:] == ["--gpu_ids", "0", "1"]
+    asked = args(data, "--gpu_ids", "1", "2", "7", "2")
+    assert training.main(asked) == 130
+    (command,) = started
+    assert "--nproc_per_node=2" in command and command[-len(asked) :] == list(map(str, asked))
     assert training.main(args(data, *TRAINED, "--gpu_ids", "1", "2", "--cpu")) == 0 and len(started) == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,GPU-7a")  # the others are somebody else's
-    assert training.main(args(data, "--gpu_ids", "1", "2")) == 130
-    assert started[1][1] == "6,GPU-7a"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for local, device in enumerate(("cuda:1", "cuda:2")):
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        assert str(device_of([1, 2, 7, 2], cpu=False)) == device
+    assert str(device_of([1, 7, 8], cpu=False)) == "cuda:1"  # too few: any
 
 
 def test_the_highest_seed(data):
