@@ -247,7 +247,8 @@ def pick_device(
     repeat their numbers on a GPU, where PyTorch has them; it warns where not. float32 is IEEE's until `autocast` says
     otherwise. Raises UserError for what is no device, or contradicts itself or torchrun.
     """
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it takes seconds of imports
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which costs time
     torch.backends.cudnn.deterministic = deterministic
     if deterministic:
