@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import distributed
-from common.checkpoint import versions
+from common.checkpoint import using, versions
 from common.files import require_writable, write_csv, write_json
 from common.images import image_size
 from common.metrics import image_auroc, in_words
@@ -80,7 +80,8 @@ def thresholds_of(about: Mapping[str, Any], opt: Namespace, fpr: float, score: s
         if getattr(opt, name) != (trained := about["settings"][name]):
             say(f"no threshold, no verdicts: the good images held out for them were scored with --{name} {trained}")
             return None
-    return thresholds(calibration[score], calibration["map"], fpr)
+    with using(opt.model_input, "crn"):
+        return thresholds(calibration[score], calibration["map"], fpr)
 
 
 def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[str, Any]:

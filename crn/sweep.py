@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.files import atomic_write, read_text, require_plain, require_writable
 from common.runtime import ArgumentParser, UserError, note, say, script
-from crn.options import HERE, parse
+from crn.options import HERE, parse, require
 
 METHODS = ("bayes", "grid", "random")
 # Distributions of Weights & Biases; those with q_ round to multiples of q.
@@ -214,11 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--name", help="name of the study; unset: the file's")
     add("--output", type=Path, default=HERE / "sweeps", help="folder of the trials' files")
     opt = parser.parse_args(words[: words.index("--")] if "--" in words else words)
-    for name, highest in (("trials", 10**6), ("workers", 64)):
-        if getattr(opt, name) is not None and not 1 <= getattr(opt, name) <= highest:
-            raise UserError(f"--{name} {getattr(opt, name)}: expected 1 to {highest}")
-    if opt.seed is not None and not 0 <= opt.seed < 2**31:
-        raise UserError(f"--seed {opt.seed}: expected 0 to 2^31 - 1")
+    require(opt, "trials", opt.trials is None or 1 <= opt.trials <= 10**6, "from 1 to 10^6")
+    require(opt, "workers", 1 <= opt.workers <= 64, "from 1 to 64")
+    require(opt, "seed", opt.seed is None or 0 <= opt.seed < 2**31, "from 0 to 2^31 - 1")
     sweep = read_sweep(opt.file)
     require_options(sweep, opt.file, more)
     try:
@@ -235,13 +233,10 @@ def main(argv: list[str] | None = None) -> int:
         known = study.get_trials(deepcopy=False)
     except Exception as error:  # of optuna, or of whichever database stands behind it
         raise UserError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
-    changed = study.user_attrs.get("choices", choices) != choices or any(
-        list(drawn.choices) != choices.get(key)
-        for trial in known
-        for key, drawn in trial.distributions.items()
-        if hasattr(drawn, "choices")  # values; ranges are drawn by their quantiles
-    )
-    if changed or study.direction.name.lower() != sweep["goal"]:
+    drawn = [pair for trial in known for pair in trial.distributions.items()]
+    # Older studies, which had no ranges, tell their values by their trials alone.
+    before = choices | {key: list(one.choices) for key, one in drawn if hasattr(one, "choices")}
+    if study.user_attrs.get("choices", before) != choices or study.direction.name.lower() != sweep["goal"]:
         raise UserError(f"{opt.file} is not the sweep that {name} in {storage} began with: give it another --name")
     study.set_user_attr("choices", choices)
 

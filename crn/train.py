@@ -135,17 +135,16 @@ class Training:
         self.last_saved = time.monotonic()
         self.folder = opt.checkpoint_path
         last = self.folder / "last.ckpt" if self.folder else None
+        logged_in = None
         if last and opt.resume and last.exists():
             stored = load_training(last, self.model, self.optimizers, self.scaler, opt, dataset.fingerprint)
             self.state = {name: stored.get(name) for name in self.state}
             self._require_place(last)
-            if stored["settings"].get("log_dir") != str(opt.log_dir):  # there, the number may be another run's
-                self.state["version"] = new_version(opt.log_dir)
-            self.log_folder = opt.log_dir / f"version_{self.state['version']}"
             say(f"continuing {last} after {self.state['batch']} of {self.batches} batches")
-        else:
+            logged_in = stored["settings"].get("log_dir")
+        if logged_in != str(opt.log_dir):  # in another folder, the number may be another run's
             self.state["version"] = new_version(opt.log_dir)
-            self.log_folder = opt.log_dir / f"version_{self.state['version']}"
+        self.log_folder = opt.log_dir / f"version_{self.state['version']}"
         if opt.save and self.folder is None:
             opt.checkpoint_path = self.folder = self.log_folder
             say(f"checkpoints go to {self.folder} (--checkpoint-path chooses)")

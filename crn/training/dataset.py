@@ -7,7 +7,8 @@ RoadImages   root/{good_ones,bad_ones}/{intensity_files,height_files}, paired by
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,9 +98,8 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         made = found.synthetic
         train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
     else:
-        listed = _road if kind == "RoadImages" else _panorama
-        good = listed(root, "good_ones", 0)
-        bad = listed(root, "bad_ones", 1) if (root / "bad_ones").is_dir() else []
+        good = _street_items(kind, root, "good_ones", 0)
+        bad = _street_items(kind, root, "bad_ones", 1) if (root / "bad_ones").is_dir() else []
         split = int(TRAINED_SHARE * len(good))
         if split < 1 or split == len(good):
             raise UserError(f"{root / 'good_ones'} has {len(good)} images: at least 2 are needed to train and to test")
@@ -145,14 +145,12 @@ def _items(samples: Sequence[Sample], root: Path) -> list[Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def _panorama(root: Path, part: str, label: int) -> list[Item]:
+def _street_items(kind: str, root: Path, part: str, label: int) -> list[Item]:
+    if kind == "RoadImages":
+        return road_items(root / part, root, label)
     if (root / part / "intensity_files").is_dir():
         raise UserError(f"{root} holds pairs of intensity and height images: use --dataset RoadImages")
     return [Item(path.relative_to(root).as_posix(), path, label) for path in _files(root / part)]
-
-
-def _road(root: Path, part: str, label: int) -> list[Item]:
-    return road_items(root / part, root, label)
 
 
 def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
@@ -161,7 +159,7 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
 
     Raises UserError where files are missing, or one has no partner or several.
     """
-    intensities, heights = (_files(folder / name) for name in ROAD_FOLDERS)
+    intensities, heights = files = [_files(folder / name) for name in ROAD_FOLDERS]
     others = [path for path in visible(folder) if path.name not in ROAD_FOLDERS]
     note_left_out(others, f"in {folder} lie beside {' and '.join(ROAD_FOLDERS)}")
 
@@ -171,21 +169,17 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
     def numbers(path: Path) -> tuple[int, ...] | str:
         return tuple(map(int, re.findall("[0-9]+", name(path)))) or name(path)
 
-    problems = []
-    for key in (name, numbers):
-        groups: dict[Any, tuple[list[Path], list[Path]]] = {}
-        for side, paths in enumerate((intensities, heights)):
-            for path in paths:
-                groups.setdefault(key(path), ([], []))[side].append(path)
-        unpaired = [group for group in groups.values() if not len(group[0]) == len(group[1]) == 1]
-        if not unpaired:
-            break
-        problems.append([[path for group in unpaired for path in group[side]] for side in (0, 1)])
-    else:
-        alone = zip(min(problems, key=lambda sides: sum(map(len, sides))), ROAD_FOLDERS)
-        found = " and ".join(f"{len(paths)} in {name} ({_some(paths) or 'none'})" for paths, name in alone)
-        raise UserError(f"{folder}: images without just one partner of the same name or numbers: {found}")
-    pairs = [(one, other) for (one,), (other,) in groups.values()]
+    def alone(key: Callable[[Path], Any]) -> list[list[Path]]:
+        """Of each folder, the files that have not just one partner."""
+        counts = [Counter(map(key, paths)) for paths in files]
+        return [[path for path in paths if [count[key(path)] for count in counts] != [1, 1]] for paths in files]
+
+    key = min((name, numbers), key=lambda key: sum(map(len, alone(key))))
+    if any(unpaired := alone(key)):
+        found = (f"{len(paths)} in {kind} ({_some(paths) or 'none'})" for paths, kind in zip(unpaired, ROAD_FOLDERS))
+        raise UserError(f"{folder}: images without just one partner of the same name or numbers: {' and '.join(found)}")
+    partners = {key(path): path for path in heights}
+    pairs = [(path, partners[key(path)]) for path in intensities]
     if key is numbers:
         example = " with ".join(path.relative_to(folder).as_posix() for path in pairs[0])
         note(f"{folder}: {len(pairs)} pairs by the numbers in their names, such as {example}")

@@ -1,9 +1,11 @@
 """Files of CRN: checkpoints (ours and the authors'), the metrics' table, pictures, and Weights & Biases."""
 
+import itertools
 import math
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.dataset import DATASETS
 from crn.training.double_skip import DAGAN
-from crn.training.skipnetworks import NORMS
+from crn.training.skipnetworks import FEWEST_LEVELS, NORMS
 
 Model = CompetitiveReconstructionNetwork | DAGAN
 
@@ -43,6 +45,25 @@ ONLY_WITH = {
     "lr_steps": ("lr_scheduler", "step"),
     "momentum": ("optimizer", "rmsprop", "sgd"),
 }
+# What settings that a network is made by, or reads images by, may be.
+SETTINGS: dict[str, Sequence[Any]] = {
+    "model": ("crn", "dagan"), "dataset": DATASETS, "norm": NORMS, "max_value": range(1, 65536),
+    **dict.fromkeys(("improved", "use_dropout", "antialias"), (False, True)),
+    **{name: range(1, LARGEST[name] + 1) for name in ("num_competitive_units", "max_network_depth", "ngf", "imsize")},
+}  # fmt: skip
+# What every checkpoint of ours holds, and what last.ckpt holds besides (`checkpoint.require_like`). AUROCs are nan
+# without good or defective test images.
+TRAINED: dict[str, Any] = {
+    "settings": dict.fromkeys(BINDING) | {name: values[0] for name, values in SETTINGS.items()},
+    "model": {}, "bookkeeping": {}, "levels": 0,
+}  # fmt: skip
+RESUMABLE: dict[str, Any] = {
+    **dict.fromkeys(("epoch", "step", "batch", "version"), 0), "seconds": 0.0, "fingerprint": "",
+    "optimizers": [], "scaler": {},
+    "history": [
+        {"batch": 0, "metrics/score": math.nan, "metrics/max_roc_auc": math.nan, "metrics/inference_roc_auc": math.nan},
+    ],
+}  # fmt: skip
 
 
 def counts(name: str, opt: Namespace) -> bool:
@@ -78,7 +99,6 @@ def load_model(opt: Namespace) -> tuple[Model, dict[str, Any]]:
     content = read(path)
     if "state_dict" in content:
         return _from_lightning(opt, content), {}
-    _require_sound(content, path)
     settings = content["settings"]
     if settings["model"] != opt.model:
         raise UserError(f"{path} is a checkpoint of --model {settings['model']}, not of {opt.model}")
@@ -118,7 +138,6 @@ def read_model_kind(opt: Namespace) -> Namespace:
         crn = any(str(key).startswith("competitive_units.") for key in content["state_dict"])
         model, dataset = "crn" if crn else "dagan", opt.dataset
     else:
-        _require_sound(content, opt.model_input)
         model, dataset = content["settings"]["model"], opt.dataset or content["settings"]["dataset"]
     argv = ["--mode", "inference", "--model", model, "--dataset", dataset, "--dataset-path", "."]
     argv += ["--model-input", str(opt.model_input)]
@@ -129,7 +148,6 @@ def trained_max_value(opt: Namespace) -> int | str:
     """opt.max_value, or, unless it is on the command line, as opt.model_input tells."""
     if opt.model_input is None or "max_value" in opt.given or "state_dict" in (content := read(opt.model_input)):
         return opt.max_value
-    _require_sound(content, opt.model_input)
     return content["settings"]["max_value"]
 
 
@@ -138,9 +156,15 @@ def read(path: Path) -> dict[str, Any]:
     content = checkpoint.read(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
-    content = checkpoint.load(path, "crn")
-    if isinstance(content.get("settings"), Mapping):
-        content["settings"] = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
+    content = checkpoint.load(path, "crn", {"settings": {}})
+    settings = content["settings"] = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
+    with checkpoint.using(path, "crn"):
+        checkpoint.require_like(content, TRAINED)
+        for name, values in SETTINGS.items():
+            if settings[name] not in values:
+                raise ValueError(f"{name} is {settings[name]}")
+        if content["levels"] not in range(FEWEST_LEVELS, LARGEST["max_network_depth"] + 1):
+            raise ValueError(f"levels is {content['levels']}")
     return content
 
 
@@ -170,12 +194,9 @@ def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> Model:
         ) from None
     model = make_model(opt)
     checkpoint.load_parameters(model, state, path)
-    if units:
-        try:
-            model.best_gen, model.best_disc = (int(content[name]) for name in ("best_gen", "best_disc"))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path} does not say which units are best (best_gen and best_disc)") from None
-        _require_units(model, path)
+    if units:  # of the bookkeeping, theirs hold the best ones
+        fresh = {"reconstruction_losses": model.reconstruction_losses, "advantages": model.advantages}
+        set_bookkeeping(model, {**content, **fresh}, path)
     return model.eval()
 
 
@@ -184,76 +205,15 @@ def set_bookkeeping(model: Model, stored: Mapping[str, Any], path: Path) -> None
     if isinstance(model, DAGAN):
         return
     count = len(model.competitive_units)
-    for name in ("reconstruction_losses", "advantages"):
-        values = stored.get(name)
-        if not isinstance(values, list) or len(values) != count or not all(isinstance(v, float) for v in values):
-            raise UserError(f"{path} is damaged: its {name} are not those of {count} units")
-        setattr(model, name, list(values))
-    model.best_gen, model.best_disc = stored.get("best_gen"), stored.get("best_disc")
-    _require_units(model, path)
-
-
-def _require_units(model: CompetitiveReconstructionNetwork, path: Path) -> None:
-    for unit in (model.best_gen, model.best_disc):
-        if not isinstance(unit, int) or not 0 <= unit < len(model.competitive_units):
-            raise UserError(f"{path} is damaged: its best unit {unit!r} is none of {len(model.competitive_units)}")
-
-
-def _require_sound(content: Mapping[str, Any], path: Path, resumable: bool = False) -> None:
-    """UserError unless a checkpoint of ours holds what is needed to score, or to continue its training."""
-
-    def finite(value: Any) -> bool:
-        return isinstance(value, float) and math.isfinite(value)
-
-    def scores(value: Any) -> bool:
-        return isinstance(value, list) and len(value) > 0 and all(map(finite, value))
-
-    def settings(value: Any) -> bool:
-        return (
-            isinstance(value, Mapping)
-            and set(BINDING) <= value.keys()
-            and all(isinstance(value[name], str) for name in ("norm", "model", "dataset"))
-            and all(isinstance(value[name], bool) for name in ("improved", "use_dropout", "antialias"))
-            and value["norm"] in NORMS
-            and value["model"] in ("crn", "dagan")
-            and value["dataset"] in DATASETS
-            and number(value["max_value"])
-            and 1 <= value["max_value"] <= 65535
-            and all(
-                number(value[name]) and 1 <= value[name] <= LARGEST[name]
-                for name in ("num_competitive_units", "ngf", "imsize", "max_network_depth")
-            )
-        )
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int) and value >= 0
-
-    def calibration(value: Any) -> bool:
-        names = ("validation", "inference", "map")
-        return value is None or (isinstance(value, Mapping) and all(scores(value.get(name)) for name in names))
-
-    def validation(entry: Any) -> bool:
-        names = ("metrics/score", "metrics/max_roc_auc", "metrics/inference_roc_auc")
-        return isinstance(entry, Mapping) and number(entry.get("batch")) and all(map(rate, map(entry.get, names)))
-
-    def rate(value: Any) -> bool:
-        return isinstance(value, float) and not math.isinf(value)  # nan without good or defective test images
-
-    checks = {
-        "settings": settings,
-        "model": lambda value: isinstance(value, Mapping),
-        "bookkeeping": lambda value: isinstance(value, Mapping),
-        "levels": lambda value: number(value) and 5 <= value <= 30,
-        "calibration": calibration,
-    }
-    if resumable:
-        checks |= dict.fromkeys(("epoch", "step", "batch", "version"), number)
-        checks["optimizers"] = lambda value: isinstance(value, list)
-        checks["scaler"] = checkpoint.is_scaler_state
-        checks["history"] = lambda value: isinstance(value, list) and all(map(validation, value))
-        checks["seconds"] = finite
-        checks["fingerprint"] = lambda value: isinstance(value, str)
-    checkpoint.require_sound(content, path, checks, "CRN")
+    with checkpoint.using(path, "crn"):
+        for name in ("reconstruction_losses", "advantages"):
+            checkpoint.require_like(stored[name], [math.nan], name)  # inf before a unit's first step
+            if len(stored[name]) != count:
+                raise ValueError(f"{name} are of {len(stored[name])} units, not of {count}")
+            setattr(model, name, list(stored[name]))
+        model.best_gen, model.best_disc = int(stored["best_gen"]), int(stored["best_disc"])
+        if not {model.best_gen, model.best_disc} <= set(range(count)):
+            raise ValueError(f"its best units {model.best_gen} and {model.best_disc} are none of {count}")
 
 
 def load_training(
@@ -267,7 +227,8 @@ def load_training(
     content = read(path)
     if "state_dict" in content:
         raise UserError(f"{path} is no checkpoint of ours: use it with --model-input")
-    _require_sound(content, path, resumable=True)
+    with checkpoint.using(path, "crn"):
+        checkpoint.require_like(content, RESUMABLE)
     theirs = content["settings"]
     names = BINDING + (("epochs", "training_steps") if opt.lr_scheduler == "cosine" else ())
     unlike = [
@@ -286,10 +247,8 @@ def load_training(
         raise UserError(f"{path} is damaged: it has {len(content['optimizers'])} optimizers, not {len(optimizers)}")
     for optimizer, state in zip(optimizers, content["optimizers"]):
         checkpoint.load_optimizer(optimizer, state, path)
-    try:
-        scaler.load_state_dict(content["scaler"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: its scaler cannot be used") from error
+    with checkpoint.using(path, "crn"):
+        checkpoint.load_scaler(scaler, content["scaler"])
     return content
 
 
@@ -300,16 +259,11 @@ def new_version(log_dir: Path) -> int:
         return 0
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        while True:
-            taken = [
-                int(match[1]) for path in log_dir.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))
-            ]
-            number = max(taken, default=-1) + 1
-            try:
+        taken = [int(match[1]) for path in log_dir.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
+        for number in itertools.count(max(taken, default=-1) + 1):
+            with suppress(FileExistsError):  # another run was faster
                 (log_dir / f"version_{number}").mkdir()
-            except FileExistsError:  # another run was faster
-                continue
-            return number
+                return number
     except OSError as error:
         raise UserError(f"cannot write in {log_dir}: {reason(error)}") from error
 

@@ -537,15 +537,15 @@ def test_checkpoint_of_something_else(place, capsys):
         ({"levels": "x"}, "levels"),
         ({"bookkeeping": {}}, "reconstruction_losses"),
         ({"model": {}}, "missing"),
-        ({"calibration": [1]}, "calibration"),
-        ({"calibration": {key: [float("nan")] for key in ("inference", "validation", "map")}}, "calibration"),
+        ({"calibration": [1]}, "damaged"),
+        ({"calibration": {key: [float("nan")] for key in ("inference", "validation", "map")}}, "finite"),
         ({"kind": "csflow"}, "csflow"),
     ]:
         torch.save({**content, **change}, "ck/last.ckpt")
         refused(capsys, train.main, inference(), word)
     for change, word in [
         ({"epoch": 7}, "epoch 7"),
-        ({"history": [{}]}, "history"),
+        ({"history": [{}]}, "batch"),
         ({"optimizers": [{}] * 3}, "optimizer"),
     ]:
         torch.save({**content, **change}, "ck/last.ckpt")
