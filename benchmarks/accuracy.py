@@ -49,8 +49,8 @@ class Experiment:
     """One line of a README or a paper, or several that one training gives.
 
     In commands and file, {data} stands for the category's folder, {parent} and {name} for the folder's parts, {seed}
-    for the seed, {place} for the run's folder, {shared} for the folder of what all runs of the data share, {root} for
-    this repository, and {cpu} for the option that keeps off the GPU, if --cpu was given.
+    for the seed, {place} for the run's folder, {shared} for the folder of what all runs of the data share, and {cpu}
+    for the option that keeps off the GPU, if --cpu was given.
     """
 
     name: str  # begins with the method
@@ -270,56 +270,31 @@ FRAMES = {
 }  # fmt: skip
 
 
-def video(
-    name: str,
-    data: str,
-    model: str,
-    prepare: str,
-    shared_options: str,
-    training: str,
-    published: dict,
-    seeds: tuple[int, ...] = (1, 2, 3),
-) -> Experiment:
-    """Training, testing and evaluation of MemAE or AE; what is prepared is shared."""
+def video(data: str, model: str, prepare: str, published: dict) -> Experiment:
+    """Training, testing and evaluation of MemAE or AE with the paper's settings; what is prepared is shared."""
     setting = {"MemAE": "Conv3DSpar", "AE": "Conv3D"}[model]
-    dataset = f"{data}_{prepare.split('--Size ')[1].split()[0]}"
-    shared = f"--DataRoot {{shared}}/videos --Dataset {dataset}"
-    of_all = f"{shared} --ModelName {model} --ModelSetting {setting} --Seed {{seed}} --ModelRoot {{place}}/models"
-    of_all += f" {{cpu}} {shared_options}"
-    commands = [f"memae/script_training.py {of_all} {training}"]
+    shared = f"--DataRoot {{shared}}/videos --Dataset {data}_256"
+    of_all = (
+        f"{shared} --ModelName {model} --ModelSetting {setting} --Seed {{seed}} --ModelRoot {{place}}/models {{cpu}}"
+    )
+    commands = [f"memae/script_training.py {of_all} --BatchSize 10"]
     commands.append(f"memae/script_testing.py {of_all} --BatchSize 8 --OutRoot {{place}}")
     commands.append(f"memae/script_eval_video.py {of_all} --OutRoot {{place}}")
     return Experiment(
-        name, data, tuple(tuple(command.split()) for command in commands), "{place}/res_*/results.json", FRAMES,
-        published, (tuple(f"memae/script_img_prep.py {shared} {prepare}".split()),), seeds,
+        f"memae ({model}), as the paper, on {data}", data, tuple(tuple(command.split()) for command in commands),
+        "{place}/res_*/results.json", FRAMES, published,
+        (tuple(f"memae/script_img_prep.py {shared} --Size 256 {prepare}".split()),), (1, 2, 3),
     )  # fmt: skip
 
 
-OPENING = "--Test {data} --Labels {root}/memae/data/UCSDped2.m --Openings Test002 Test007 Test012"
 MEMAE = [
-    *(
-        video(
-            f"memae ({model}), normal openings, {size} px, {epochs} epochs", "ped2_opening", model,
-            f"{OPENING} --Size {size}", "--precision bf16", f"--BatchSize 6 --EpochNum {epochs}", {}, seeds,
-        )
-        for model, size, epochs, seeds in (
-            ("MemAE", 128, 40, (1, 2, 3)), ("AE", 128, 40, (1, 2, 3)), ("AE", 128, 10, (1,)), ("AE", 128, 60, (1,)),
-            ("MemAE", 128, 60, (1,)), ("MemAE", 64, 60, (1,)),
-        )
-    ),
-    *(
-        video(f"memae ({model}), as the paper, on {data}", data, model, prepare, "", "--BatchSize 10", published)
-        for data, prepare, auc in (
-            ("ped2", "--Input {data} --Size 256", 0.941),
-            (
-                "avenue",
-                "--Train {data}/training_videos --Test {data}/testing_videos --Labels {data}/labels.txt --Size 256",
-                0.833,
-            ),
-        )
-        for model, published in (("MemAE", {"frame AUC": (auc, "MemAE's paper")}), ("AE", {}))
-    ),
-]  # fmt: skip
+    video(data, model, prepare, published)
+    for data, prepare, auc in (
+        ("ped2", "--Input {data}", 0.941),
+        ("avenue", "--Train {data}/training_videos --Test {data}/testing_videos --Labels {data}/labels.txt", 0.833),
+    )
+    for model, published in (("MemAE", {"frame AUC": (auc, "MemAE's paper")}), ("AE", {}))
+]
 
 # --- CRRN, on generated boards: the paper's are not published
 
@@ -476,7 +451,6 @@ DATA = {
     "mtd": ("magnetic tiles in MVTec AD's layout", categories),
     "mnist": ("MNIST: folder with MNIST/raw", whole("mnist", "MNIST/raw")),
     "ped2": ("UCSD Ped2: Train and Test as published", whole("ped2", "Train", "Test")),
-    "ped2_opening": ("UCSD Ped2's Test: Test001 to Test012", whole("ped2_opening", "Test001", "Test012")),
     "avenue": ("Avenue: training_videos, testing_videos, testing_label_mask (needs PyAV)", avenue),
     "boards": ("generated boards, no folder needed", None),
     "textures": ("generated defects on textures, no folder needed", None),
@@ -495,7 +469,6 @@ def run_once(
         values = {
             "{data}": folder, "{parent}": folder and folder.parent, "{name}": folder and folder.name, "{seed}": seed,
             "{place}": place, "{shared}": options.output / "shared" / experiment.data,
-            "{root}": ROOT,
         }  # fmt: skip
         result = []
         for word in map(str, words):

@@ -205,14 +205,16 @@ def using(path: str | Path, owner: str) -> Iterator[None]:
         raise UserError(f"{path} is damaged or not a checkpoint of {owner}: {what[:200]}") from error
 
 
-def require_like(value: Any, example: Any, name: str = "it") -> None:
-    """Raise KeyError, TypeError or ValueError, which `using` puts into words, unless `value` is of `example`'s kind.
+def require_like(value: Any, example: Any, name: str = "its content") -> None:
+    """Raise TypeError or ValueError, which `using` puts into words, unless `value` is of `example`'s kind.
 
     An example of None stands for anything, 0 for whole numbers from 0 on, 0.0 for finite floats, nan for all floats, a
     list for lists whose items are like its own, {"a": 0} for mappings with such an entry and whatever others.
     """
     if isinstance(value, Mapping) and isinstance(example, Mapping):
         for key, part in example.items():
+            if key not in value:
+                raise ValueError(f"{key!r} is missing in {name}")
             require_like(value[key], part, key)
     elif isinstance(value, list) and isinstance(example, list):
         for item, like in itertools.product(value, example):

@@ -174,7 +174,6 @@ class Config:
 
     def same_training(self, stored: dict[str, Any], path: Path) -> None:
         """Raise UserError unless a training with the `stored` settings can be continued with these."""
-        stored = {"max_value": 65535, **stored}  # of older versions
         ours = self.as_dict()
         remedy = "Use these, or another --modelname, or --resume False to train anew in its place"
         self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path, remedy)
@@ -184,7 +183,6 @@ class Config:
 
         Raises UserError where an option on the command line contradicts the trained model.
         """
-        stored = {"max_value": 65535, **stored}  # of older versions
         ours = self.as_dict()
         given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given}
         self._compare(given, stored, path, "Leave these options out: a trained model brings its own settings")

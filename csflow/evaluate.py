@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from common.checkpoint import versions
+from common import checkpoint
 from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
 from common.files import first_process, only_run, require_writable, write_csv, write_json
 from common.images import read_image, read_mask, same_images
@@ -47,7 +47,10 @@ def load_features(config: Config, dataset: Dataset, device: torch.device) -> tup
 
 def thresholds_of(calibration: dict[str, list[float]] | None, config: Config) -> dict[str, Any] | None:
     """`common.scoring.thresholds` from the held-out good images, None without such."""
-    return None if calibration is None else thresholds(calibration[config.score], calibration["map"], config.fpr)
+    if calibration is None:
+        return None
+    with checkpoint.using(config.model_file, "csflow"):
+        return thresholds(calibration[config.score], calibration["map"], config.fpr)
 
 
 def best_f1(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -74,10 +77,10 @@ def evaluate(
 
     about: what is stored beside the model (`train.train`). Pixel metrics are given where masks exist.
     """
+    threshold = thresholds_of(about.get("calibration"), config)
     labels = np.array([sample.label for sample in dataset.test])
     scored = run_flow(model, test_set, range(len(labels)), config, device)
     scores = scored[config.score]
-    threshold = thresholds_of(about.get("calibration"), config)
     # Of other images than these, the history would read like results on them.
     history = about.get("history", []) if same_images(str(about.get("fingerprint")), dataset.fingerprint) else []
     f1, f1_threshold = best_f1(labels, scores)
@@ -103,7 +106,7 @@ def evaluate(
         "training_seconds": about.get("seconds"),
         "device": str(device),
         "settings": config.as_dict(),
-        "versions": versions(),
+        "versions": checkpoint.versions(),
         "notes": notes(),
     }
     _write_scores(config, dataset, scored, threshold)

@@ -254,11 +254,22 @@ def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) 
     checkpoint.save(path, "csflow", model=model.state_dict(), settings=config.as_dict(), **content)
 
 
+# What our files hold to be used, and what else for a training to be continued, as `checkpoint.require_like` reads it.
+TRAINED = {
+    "settings": {},
+    "model": {},
+    "extractor": "",
+    "history": [{"epoch": 0, "auroc_std": math.nan, "auroc_mean": math.nan}],
+}
+RESUMABLE = TRAINED | {
+    "optimizer": {}, "scaler": {}, "data": "", "fingerprint": "", "epoch": 0, "step": 0, "seconds": 0.0,
+    "loss_sum": 0.0,
+}  # fmt: skip
+
+
 def load_training(path: str | Path) -> dict[str, Any]:
     """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
-    content = _upgraded(checkpoint.load(path, "csflow"))
-    checkpoint.require_sound(content, path, TRAINED | RESUMABLE, "CS-Flow")
-    return content
+    return _upgraded(checkpoint.load(path, "csflow"), path, RESUMABLE)
 
 
 def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
@@ -269,10 +280,10 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     """
     state = checkpoint.load_tensors(path, "csflow")
     if "kind" in state:
-        content = _upgraded(state)
-        checkpoint.require_sound(content, path, TRAINED, "CS-Flow")
+        content = _upgraded(state, path, TRAINED)
         config = config.with_trained(content["settings"], path)
-        n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
+        with checkpoint.using(path, "csflow"):
+            n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
     else:
         content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
         n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state, path)
@@ -282,48 +293,14 @@ def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[
     return model.eval().to(device), config, content
 
 
-def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(content: dict[str, Any], path: str | Path, example: Mapping[str, Any]) -> dict[str, Any]:
     """Content of a file of ours in the present form: the first ones had no scaler, no checksum of the extractor's
-    weights, and other names for precisions."""
-    content = {"scaler": {}, "weights": None, **content}
-    settings = content.get("settings")
-    if isinstance(settings, Mapping) and settings.get("precision") in ("float32", "bfloat16"):
+    weights, no largest value of pixels, and other names for precisions. UserError where it is not like `example`."""
+    content = {"scaler": {}, "weights": None, "history": [], **content}
+    with checkpoint.using(path, "csflow"):
+        settings = {"max_value": 65535, **content["settings"]}
         names = {"float32": "fp32", "bfloat16": "bf16"}
-        content["settings"] = {**settings, "precision": names[settings["precision"]]}
+        settings["precision"] = names.get(settings["precision"], settings["precision"])
+        content["settings"] = settings
+        checkpoint.require_like(content, example)
     return content
-
-
-def _scores(values: Any) -> bool:
-    return (
-        isinstance(values, list) and len(values) > 0 and all(isinstance(v, float) and math.isfinite(v) for v in values)
-    )
-
-
-def _calibration(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_scores(value.get(name)) for name in ("std", "mean", "map"))
-
-
-def _history(value: Any) -> bool:
-    keys = ("epoch", "auroc_std", "auroc_mean")
-    return isinstance(value, list) and all(
-        isinstance(entry, Mapping) and all(isinstance(entry.get(key), (int, float)) for key in keys) for entry in value
-    )
-
-
-# What a file of ours must hold to be used, and what else for its training to be continued.
-TRAINED = {
-    "settings": lambda value: isinstance(value, Mapping),
-    "model": lambda value: isinstance(value, Mapping),
-    "extractor": lambda value: isinstance(value, str) and value in N_FEAT,
-    "calibration": lambda value: value is None or _calibration(value),
-    "history": lambda value: value is None or _history(value),
-}
-RESUMABLE = {
-    "optimizer": lambda value: isinstance(value, Mapping),
-    "scaler": checkpoint.is_scaler_state,
-    "history": _history,
-    **dict.fromkeys(("data", "device", "fingerprint"), lambda value: isinstance(value, str)),
-    "weights": lambda value: value is None or isinstance(value, str),
-    **dict.fromkeys(("epoch", "step"), lambda value: isinstance(value, int) and value >= 0),
-    **dict.fromkeys(("seconds", "loss_sum"), lambda value: isinstance(value, float)),
-}

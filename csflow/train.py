@@ -59,13 +59,15 @@ def train(
                 f"{config.model_file} was trained on other images than {dataset.root} holds now: "
                 "use another --modelname, or --resume False to train anew in its place"
             )
-        if stored["step"] > -(-len(train_rows) // config.batch_size):
-            raise UserError(f"{config.model_file} is damaged: its epochs have fewer steps than it has made")
+        steps, evaluations = -(-len(train_rows) // config.batch_size), stored["epoch"] // config.sub_epochs
+        if stored["step"] > steps or len(stored["history"]) != evaluations:
+            raise UserError(f"{config.model_file} is damaged: its epochs, steps and history do not fit together")
         require_same_weights(train_set, stored, config.model_file)
         checkpoint.load_parameters(model, stored["model"], config.model_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], config.model_file)
-        scaler.load_state_dict(stored["scaler"])
-        about = {name: stored[name] for name in about} | {"device": str(device), "fingerprint": dataset.fingerprint}
+        with checkpoint.using(config.model_file, "csflow"):
+            checkpoint.load_scaler(scaler, stored["scaler"])
+            about = {name: stored[name] for name in about} | {"device": str(device), "fingerprint": dataset.fingerprint}
         _say_continued(config, about["epoch"], about["step"])
     first_epoch, first_step = about["epoch"], about["step"]
 

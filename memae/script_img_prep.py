@@ -225,14 +225,14 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
         note(f"{video} announces {announced} frames, only {count - len(lost)} can be read: it seems to be cut off")
 
 
-def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int, first: int, last: int | None) -> list[int]:
+def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int) -> list[int]:
     """Write the frames of `video` to the new folder `output` as 001.jpg and so on; return their numbers in the source.
 
-    max_value: see `read_image`; first, last: to take of those that can be read, from 1, inclusive. Resizing is bicubic
-    with antialiasing. UserError for frames that cannot be read or have unlike sizes.
+    max_value: see `read_image`. Resizing is bicubic with antialiasing. UserError for frames that cannot be read or have
+    unlike sizes.
     """
     output.mkdir(parents=True)
-    place, numbers, like = 0, [], None
+    numbers, like = [], None
     for number, image in read_frames(video, video.name, max_value):
         if image is None:
             continue
@@ -242,9 +242,6 @@ def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int, fir
                 f"frame {number} of {video} is {image.width} x {image.height} pixels, others {like[0]} x {like[1]}: "
                 "make a video of the frames of each size"
             )
-        place += 1
-        if place < first or (last is not None and place > last):
-            continue
         numbers.append(number)
         image = image.convert("L") if opt.ImgChnNum == 1 else image
         image = image.resize((opt.Size, opt.Size), Image.Resampling.BICUBIC)
@@ -347,14 +344,13 @@ def prepare(opt: Namespace) -> Path:
     # What can be refused is refused before anything is written.
     _say_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
     labels = _labels(opt.Labels, test_videos)
-    openings = {name: _opening(name, labels, train_videos) for name in opt.Openings}  # normal frames at the start
 
     parts = {"Train": train_videos, "Test": test_videos}
     train_files, test_files = (
         [path for video in videos.values() for path in _files(video)] for videos in parts.values()
     )
     max_value = images.resolve_max_value(train_files or test_files, opt.max_value, train_files and test_files)
-    settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum", "Openings")}
+    settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum")}
     places = {"Train": train, "Test": test, "Labels": opt.Labels}
     settings |= {name: str(place and place.resolve()) for name, place in places.items()}
     settings["max_value"] = max_value
@@ -377,14 +373,14 @@ def prepare(opt: Namespace) -> Path:
             record["notes"] = [*dict.fromkeys([*map(str, record["notes"]), *notes()])]
             write_json(root / RECORD, record)
 
-        def make(part: str, name: str, video: Path, first: int = 1, last: int | None = None) -> int:
+        def make(part: str, name: str, video: Path) -> int:
             """Prepare a video, unless that is done, and count its frames."""
             key, output, making = f"{part}/{name}", root / part / name, root / part / f".making-{name}"
             numbers = None
             if not output.is_dir():
-                numbers = prepare_video(video, making, opt, max_value, first, last)
+                numbers = prepare_video(video, making, opt, max_value)
             elif key not in record["videos"]:  # made by an older version
-                numbers = [number for number, whole in _readable(video).items() if whole][first - 1 : last]
+                numbers = [number for number, whole in _readable(video).items() if whole]
             if numbers:
                 # Record and mark come with the first video: a preparation that made none is in nobody's way.
                 if generated and not record["videos"]:
@@ -398,15 +394,12 @@ def prepare(opt: Namespace) -> Path:
         for name, video in train_videos.items():
             make("Train", name, video)
         for name, video in test_videos.items():
-            opening = openings.get(name, 0)
-            if opening:
-                make("Train", name, video, last=opening)
-            count = make("Test", name, video, first=opening + 1)
+            count = make("Test", name, video)
             if name in labels:
-                if len(labels[name]) - opening != count:
-                    raise UserError(f"{name} has {count} frames but labels for {len(labels[name]) - opening}")
+                if len(labels[name]) != count:
+                    raise UserError(f"{name} has {count} frames but labels for {len(labels[name])}")
                 with atomic_write(root / "Test_gt" / f"{name}.mat") as file:
-                    savemat(file, {"l": labels[name][None, opening:].astype(np.float64)})
+                    savemat(file, {"l": labels[name][None].astype(np.float64)})
         save()
         if generated:
             images.mark_synthetic(root, command)
@@ -457,18 +450,6 @@ def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
             return
 
 
-def _opening(name: str, labels: dict[str, np.ndarray], train_videos: dict[str, Path]) -> int:
-    """How many frames of a test video come before the first abnormal one."""
-    if name not in labels:
-        raise UserError(f"--Openings {name}: there is no labelled test video of that name")
-    if name in train_videos:
-        raise UserError(f"--Openings {name}: --Train has a video of that name")
-    abnormal = np.flatnonzero(labels[name])
-    if not len(abnormal) or not abnormal[0]:
-        raise UserError(f"--Openings {name}: the video has no normal opening before an abnormal frame")
-    return int(abnormal[0])
-
-
 def _labels(path: Path | None, videos: dict[str, Path]) -> dict[str, np.ndarray]:
     """Labels, bool, of those frames of the test videos that can be read, as far as there are any."""
     masks = {name: folder for name, video in videos.items() if (folder := _masks_of(video)).is_dir()}
@@ -513,7 +494,6 @@ def build_parser() -> ArgumentParser:
     add("--Labels", type=Path, help="labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none")
     add("--max_value", **images.MAX_VALUE)
     add("--max_pixels", **images.MAX_PIXELS)
-    add("--Openings", nargs="+", default=[], help="test videos to train on up to the first abnormal frame; unset: none")
 
     add = parser.add_argument_group("prepared data").add_argument
     add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import distributed
-from common.checkpoint import versions
+from common import checkpoint, distributed
 from common.figures import map_sheet
 from common.files import UserError, atomic_write, digest, first_process, naming, only_run, plain, read_json, write_json
 from common.images import synthetic
@@ -167,23 +166,21 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
     file = output / "progress.json"
     if file.is_file():
         try:
-            content = read_json(file)
-        except UserError:
-            content = None  # damaged: nothing of it is used
-        content = content if isinstance(content, dict) else {}
-        if isinstance(content.get("videos"), dict) and _binding(content.get("about")) == _binding(about):
-            return {key: entry for key, entry in content["videos"].items() if isinstance(entry, dict)}
+            with checkpoint.using(file, "memae"):
+                content = read_json(file)
+                if _binding(content["about"]) == _binding(about):
+                    return {key: dict(entry) for key, entry in content["videos"].items()}
+        except UserError as error:
+            say(f"{error}: all is scored anew")
     for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
         old.unlink()
     write_json(file, {"about": about, "videos": {}})
     return {}
 
 
-def _binding(about: Any) -> list[Any]:
+def _binding(about: dict[str, Any]) -> list[Any]:
     """What scores depend on, of `about` as it is stored."""
-    about = about if isinstance(about, dict) else {}
-    settings = about["settings"] if isinstance(about.get("settings"), dict) else {}
-    return [about.get("model_sha256"), about.get("device"), *map(settings.get, BINDING)]
+    return [about["model_sha256"], about["device"], *map(about["settings"].get, BINDING)]
 
 
 @script(memory="a smaller --BatchSize, or --precision bf16", several=True)
@@ -255,7 +252,13 @@ def main(argv: list[str] | None = None) -> None:
         if first_process():
             write_json(
                 output / "testing.json",
-                {"method": opt.ModelName, **about, "versions": versions(), "videos": scored, "notes": notes()},
+                {
+                    "method": opt.ModelName,
+                    **about,
+                    "versions": checkpoint.versions(),
+                    "videos": scored,
+                    "notes": notes(),
+                },
             )
             (output / "progress.json").unlink()
             say(f"scores of {sum(map(len, videos.values()))} clips: {output}")

@@ -13,7 +13,6 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,27 +56,11 @@ LOSSES = ("loss", "recon_loss", "entropy_loss")
 HEADER = "epoch,iteration,loss,recon_loss,entropy_loss\n"
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
-# What a training's saved state must hold to be continued.
+# What a training's saved state must hold to be continued, as `checkpoint.require_like` reads it.
 RESUMABLE = {
-    **dict.fromkeys(("settings", "model", "optimizer"), lambda value: isinstance(value, Mapping)),
-    "scaler": checkpoint.is_scaler_state,
-    "fingerprint": lambda value: isinstance(value, str),
-    **dict.fromkeys(("epoch", "step", "iteration", "log_end"), _count),
-    "seconds": _number,
-    "sums": lambda value: isinstance(value, list) and len(value) == len(LOSSES) and all(map(_number, value)),
-    "history": lambda value: (
-        isinstance(value, list)
-        and all(isinstance(entry, Mapping) and all(_number(entry.get(name)) for name in LOSSES) for entry in value)
-    ),
-}
+    "settings": {}, "model": {}, "optimizer": {}, "scaler": {}, "fingerprint": "", "epoch": 0, "step": 0,
+    "iteration": 0, "log_end": 0, "seconds": 0.0, "sums": [0.0], "history": [dict.fromkeys(LOSSES, 0.0)],
+}  # fmt: skip
 
 
 class Logs:
@@ -168,8 +151,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
     steps = -(-len(dataset) // opt.BatchSize)
     stored = None
     if opt.resume and state_file.exists():
-        stored = checkpoint.load(state_file, "memae")
-        checkpoint.require_sound(stored, state_file, RESUMABLE, "MemAE")
+        stored = checkpoint.load(state_file, "memae", RESUMABLE)
     settings = plain_settings(opt) | {"BackboneWeights_sha256": _backbone_digest(opt, stored)}
     seed_all(opt.Seed)
     model = make_model(opt)
@@ -183,7 +165,8 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         _same_training(settings, about, stored, state_file, steps)
         checkpoint.load_parameters(model, stored["model"], state_file)
         checkpoint.load_optimizer(optimizer, stored["optimizer"], state_file)
-        scaler.load_state_dict(stored["scaler"])
+        with checkpoint.using(state_file, "memae"):
+            checkpoint.load_scaler(scaler, stored["scaler"])
         epoch, step, iteration = stored["epoch"], stored["step"], stored["iteration"]
         log_end, seconds, sums, history = stored["log_end"], stored["seconds"], stored["sums"], stored["history"]
         _say_continued(opt, name, folder, epoch, step)
@@ -316,8 +299,9 @@ def _same_training(
             "--resume no to train anew in its place"
         )
     epoch, step = stored["epoch"], stored["step"]
-    if step >= steps or stored["iteration"] != epoch * steps + step or len(stored["history"]) != epoch:
-        raise UserError(f"{path} is damaged: its epochs, steps and history do not fit together")
+    whole = step < steps and len(stored["history"]) == epoch and len(stored["sums"]) == len(LOSSES)
+    if not whole or stored["iteration"] != epoch * steps + step:
+        raise UserError(f"{path} is damaged: its epochs, steps, sums and history do not fit together")
 
 
 def _backbone_digest(opt: Namespace, stored: dict[str, Any] | None) -> str | None:
@@ -334,12 +318,9 @@ def _backbone_digest(opt: Namespace, stored: dict[str, Any] | None) -> str | Non
 
 def _load_backbone(model: nn.Module, opt: Namespace) -> None:
     content = checkpoint.read(opt.BackboneWeights)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise UserError(f"{opt.BackboneWeights} holds no parameters by name, as mmaction2's checkpoints do")
-    checkpoint.load_parameters(model.encoder, from_mmaction(state, opt.ImgChnNum), opt.BackboneWeights)
+    with checkpoint.using(opt.BackboneWeights, "mmaction2"):
+        state = from_mmaction(content.get("state_dict", content), opt.ImgChnNum)
+        checkpoint.load_parameters(model.encoder, state, opt.BackboneWeights)
 
 
 @script(memory="a smaller --BatchSize or --MemDim, or --precision bf16", several=True)

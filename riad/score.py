@@ -59,13 +59,16 @@ def load(
             setattr(settings, name, value)
     options.check(settings)
     autocast(device, settings.precision)  # refuses what this device cannot do
-    checkpoint.require_fitting(lambda: connect(settings, stored["channels"]), stored["model"], path)
+    threshold, calibration = None, stored.get("calibration")
+    with checkpoint.using(path, "riad"):
+        checkpoint.require_fitting(lambda: connect(settings, stored["channels"]), stored["model"], path)
+        if calibration is not None:
+            threshold = thresholds(calibration, calibration, settings.fpr)
     agent = Agent(settings, stored["channels"], 1, device)
     checkpoint.load_parameters(agent.network, stored["model"], path)
-    calibration = stored.get("calibration")
-    if calibration is None:
+    if threshold is None:
         say("no threshold, no verdicts: the network was not tested by run.py, which sets it")
-    return Loaded(agent, stored, thresholds(calibration, calibration, settings.fpr) if calibration else None)
+    return Loaded(agent, stored, threshold)
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:

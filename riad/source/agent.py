@@ -236,10 +236,8 @@ class Agent:
         """Put back what `state` returned; UserError where it does not fit."""
         checkpoint.load_parameters(self.network, stored["model"], path)
         checkpoint.load_optimizer(self.optimizer, stored["optimizer"], path)
-        try:
-            self.scaler.load_state_dict(stored["scaler"])
-        except RuntimeError as error:  # it is empty where half precision needs one
-            raise UserError(f"{path} is damaged: its scaler cannot be used ({error})") from error
+        with checkpoint.using(path, "riad"):
+            checkpoint.load_scaler(self.scaler, stored["scaler"])
         self.steps = stored["steps"]
 
 

@@ -131,14 +131,11 @@ def parse(argv: list[str] | None) -> Namespace:
 
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     """The settings beside a trained network; UserError where they make no sense as options."""
-    stored = {"max_value": 65535, **stored}  # which older versions do not tell
     try:
         settings = parse(words_of({name: stored[name] for name in (*TRAINING, "smooth", "fpr")}))
         if settings.img_size is None or settings.max_value == "auto":
             raise UserError("no --img_size, or --max_value auto")
         check_size(settings)
-    except KeyError as error:
-        raise UserError(f"{path} is damaged: its settings have no {error}") from error
     except UserError as error:
         raise UserError(f"{path} is damaged: its settings make no sense ({error})") from error
     return settings
@@ -190,7 +187,7 @@ def check_size(settings: Namespace) -> None:
 
 def require_same_training(settings: Namespace, stored: Mapping[str, Any], path: Path) -> None:
     """UserError unless a training with the `stored` settings can be continued with these."""
-    ours, stored = vars(settings), {"max_value": 65535, **stored}
+    ours = vars(settings)
     differing = [f"{name} {stored.get(name)}, not {ours[name]}" for name in TRAINING if stored.get(name) != ours[name]]
     if differing:
         raise UserError(

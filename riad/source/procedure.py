@@ -3,7 +3,7 @@
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,17 @@ CHOSEN_BY = {
     BEST["auroc"]: "highest AUROC on the validation half",
     BEST["val_loss"]: "lowest loss on the validation share of the good images",
 }
-LOSSES = {"loss", "l2", "ssim", "msgms"}
-COLUMNS = ("epoch", "time", "loss", "l2", "ssim", "msgms", "rate")
+LOSSES = ("loss", "l2", "ssim", "msgms")
+COLUMNS = ("epoch", "time", *LOSSES, "rate")
+# What our files hold to be used, and what else for a training to be continued, as `checkpoint.require_like` reads it.
+TRAINED = {
+    "settings": dict.fromkeys((*options.TRAINING, "smooth", "fpr")), "model": {}, "data": "", "fingerprint": "",
+    "channels": 0, "epoch": 0,
+}  # fmt: skip
+RESUMABLE = TRAINED | {
+    "optimizer": {}, "scaler": {}, "steps": 0, "batch": 0, "sums": {}, "seconds": 0.0,
+    "history": [{"epoch": 0, **dict.fromkeys(COLUMNS[1:], 0.0)}],
+}  # fmt: skip
 SAME_K = 8  # validation images in a row that are validated with one cell size, whatever the batch
 
 
@@ -59,19 +68,18 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
     continuing = settings.resume and (folder / STATE).exists()
     if continuing:
-        stored = load(folder / STATE, TRAINED | RESUMABLE)
+        stored = load(folder / STATE, RESUMABLE)
         options.require_same_training(settings, stored["settings"], folder / STATE)
         if not same_images(stored["fingerprint"], data.fingerprint):
             raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
         agent.load_state(stored, folder / STATE)
         place = {name: stored[name] for name in place}
         whole = len(place["history"]) == place["epoch"] and place["batch"] < batches
-        if (
-            not whole
-            or bool(place["sums"]) != bool(place["batch"])
-            or any(chosen_by not in e for e in place["history"])
-        ):
-            raise UserError(f"{folder / STATE} is damaged: its history, epoch and batch disagree")
+        if not whole or bool(place["sums"]) != bool(place["batch"]):
+            raise UserError(f"{folder / STATE} is damaged: its history, sums, epoch and batch disagree")
+        with checkpoint.using(folder / STATE, "riad"):
+            checkpoint.require_like(place["history"], [{chosen_by: 0.0}], "history")
+            checkpoint.require_like(place["sums"], dict.fromkeys(LOSSES if place["batch"] else (), 0.0), "sums")
         trained = place["epoch"] >= settings.epochs
         say(
             f"{folder} is trained for {place['epoch']} epochs already"
@@ -290,42 +298,12 @@ def draw_masks(settings: Namespace, data: DataSet, agent: Agent) -> None:
     utils.grid(settings.output / "results_tr/masked.png", masked, "masked inputs", captions)
 
 
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-def _numbers(value: Any) -> bool:
-    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
-
-
-def _history(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, Mapping) and set(COLUMNS) <= entry.keys() and _numbers(entry.values()) for entry in value
-    )
-
-
-# What a file of ours must hold to be used, and what else for its training to be continued.
-TRAINED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("settings", "model"), lambda value: isinstance(value, Mapping)),
-    **dict.fromkeys(("data", "fingerprint"), lambda value: isinstance(value, str)),
-    "channels": lambda value: type(value) is int and value in (1, 3),
-    "epoch": _count,
-    "calibration": lambda value: value is None or (isinstance(value, list) and len(value) > 0 and _numbers(value)),
-}
-RESUMABLE: dict[str, Callable[[Any], bool]] = {
-    "optimizer": lambda value: isinstance(value, Mapping),
-    "scaler": checkpoint.is_scaler_state,
-    "sums": lambda value: isinstance(value, Mapping) and set(value) in (set(), LOSSES) and _numbers(value.values()),
-    **dict.fromkeys(("steps", "batch"), _count),
-    "seconds": lambda value: isinstance(value, float) and math.isfinite(value),
-    "history": _history,
-}
-
-
-def load(path: Path, checks: Mapping[str, Callable[[Any], bool]] = TRAINED) -> dict[str, Any]:
-    """A checkpoint of ours; UserError where it is missing or damaged."""
+def load(path: Path, example: Mapping[str, Any] = TRAINED) -> dict[str, Any]:
+    """A checkpoint of ours; UserError where it is missing, damaged, or not like `example`."""
     content = checkpoint.load(path, "riad")
-    checkpoint.require_sound(content, path, checks, "RIAD")
+    with checkpoint.using(path, "riad"):
+        content["settings"] = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
+        checkpoint.require_like(content, example)
     return content
 
 

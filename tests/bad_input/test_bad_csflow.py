@@ -94,6 +94,7 @@ def first_is(value):
 def interrupted(place):
     """As if the extraction had been interrupted when all training images were done."""
     about = json.loads((place / ABOUT).read_text())
+    del about["digests"]
     (place / "features/brick/brick_extracting.json").write_text(
         json.dumps({"about": about, "done": {"train": 3, "test": 0}})
     )
@@ -126,6 +127,7 @@ WRONG_MODEL = {
     "calibration is empty": entry("calibration", {"std": [], "mean": [], "map": []}),
     "calibration is NaN": entry("calibration", {name: [math.nan] for name in ("std", "mean", "map")}),
     "calibration is text": entry("calibration", "high"),
+    "calibration without maps": entry("calibration", {"std": [1.0], "mean": [1.0]}),
     "history is text": entry("history", "long"),
     "history of text": entry("history", [{"epoch": 1, "auroc_std": "a", "auroc_mean": "b"}]),
 }
@@ -134,6 +136,7 @@ WRONG_TRAINING = {
     "epoch below 0": entry("epoch", -1),
     "step is text": entry("step", "1"),
     "a step beyond the epoch": entry("step", 10**6),
+    "an epoch beyond the history": entry("epoch", 10**6),
     "optimizer is empty": entry("optimizer", {}),
     "scaler of NaN": entry("scaler", {"scale": math.nan}),
     "other images": entry("fingerprint", "0" * 16),

@@ -449,9 +449,7 @@ def test_what_a_file_holds_is_like_an_example(tmp_path):
     ]  # fmt: skip
     for name, value in spoiled:
         checkpoint.save(tmp_path / "a", "crn", **{**good, "more": 1, name: value})
-        with pytest.raises(
-            UserError, match=f"a is damaged or not a checkpoint of crn: .*{name if name != 'history' else ''}"
-        ):
+        with pytest.raises(UserError, match=f"a is damaged or not a checkpoint of crn: .*({name}|loss is inf)"):
             checkpoint.load(tmp_path / "a", "crn", example)
     checkpoint.save(tmp_path / "a", "crn", **good)
     with pytest.raises(UserError, match="'more' is missing"):

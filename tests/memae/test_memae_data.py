@@ -126,21 +126,6 @@ def test_colour_frames_keep_their_colour_only_with_three_channels(tmp_path):
     assert first[8, 8, 1] > first[8, 8, 0] + 100
 
 
-def test_openings_train_and_the_rest_tests(tmp_path):
-    make_video(tmp_path / "v/a", 30)
-    make_video(tmp_path / "v/b", 20)
-    (tmp_path / "labels.txt").write_text("a: 11-20, 25   # a thief\nb: 1-20\n")
-    assert prep(
-        "--Test", tmp_path / "v", "--Labels", tmp_path / "labels.txt", "--Openings", "a",
-        "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16,
-    ) == 0  # fmt: skip
-    assert len(list((tmp_path / "d/Train/a").iterdir())) == 10
-    rest = sorted((tmp_path / "d/Test/a").iterdir())
-    assert len(rest) == 20 and abs(int(np.asarray(Image.open(rest[0]))[0, 0]) - 11) <= 1
-    assert loadmat(tmp_path / "d/Test_gt/a.mat")["l"].ravel().tolist() == [1] * 10 + [0] * 4 + [1] + [0] * 5
-    assert loadmat(tmp_path / "d/Test_gt/b.mat")["l"].sum() == 20
-
-
 def test_the_published_interval_file(tmp_path):
     videos = [f"Test{k:03d}" for k in range(1, 13)]
     found = read_intervals(script_img_prep.HERE / "data/UCSDped2.m", videos)
@@ -166,15 +151,12 @@ def test_bad_preparations(tmp_path, capsys):
     refused(capsys, script_img_prep.main, [*test[:-1], "100"], "--Size 100", "16")
     refused(capsys, script_img_prep.main, [*test, "--Dataset", "../d"], "--Dataset")
     refused(capsys, script_img_prep.main, [*test, "--Sise", "3"], "--Size")
-    refused(capsys, script_img_prep.main, [*test, "--Openings", "a"], "labelled")
     refused(capsys, script_img_prep.main, [*test, "--Labels", tmp_path / "nowhere"], "nowhere")
     bad_labels("a: 10-19", "reach to frame 19", "1 to 18")
     bad_labels("a: 9-3", "'9-3'")
     bad_labels("a: soon", "'soon'")
     bad_labels("b: 1-3", "no test video 'b'")
     bad_labels("x.gt_frame = [1:2];\nx.gt_frame = [1:2];", "2 videos")
-    labels.write_text("a: 1-18")
-    refused(capsys, script_img_prep.main, [*test, "--Labels", labels, "--Openings", "a"], "no normal opening")
     (tmp_path / "v/a/007.png").unlink()
     refused(capsys, script_img_prep.main, test, "006.png to 008.png")
     grey(7).save(tmp_path / "v/a/007.png")

@@ -611,7 +611,7 @@ def test_damaged_training_states(videos, trained, tmp_path, capsys):
         torch.save(content | {name: value}, state)
         refused(capsys, script_training.main, argv, "_resume.pt")
     torch.save({key: value for key, value in content.items() if key != "scaler"}, state)
-    refused(capsys, script_training.main, argv, "damaged: its 'scaler'")
+    refused(capsys, script_training.main, argv, "damaged", "'scaler'")
 
 
 def test_the_backbones_weights_belong_to_the_training(videos, tmp_path, capsys, monkeypatch):
