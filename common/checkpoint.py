@@ -236,28 +236,6 @@ def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
     scaler.load_state_dict(state)
 
 
-def require_sound(
-    content: Mapping[str, Any], path: str | Path, checks: Mapping[str, Callable[[Any], bool]], owner: str
-) -> None:
-    """Raise UserError for the first entry of `content`, read from `path`, that its check by name refuses.
-
-    A missing entry is checked as None; owner: who stores such files, such as "CS-Flow".
-    """
-    for name, sound in checks.items():
-        if not sound(content.get(name)):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what {owner} stores")
-
-
-def is_scaler_state(value: Any) -> bool:
-    """Whether a GradScaler can be given this state; an unused one's is empty."""
-    if not isinstance(value, Mapping) or not value:
-        return isinstance(value, Mapping)
-    factors, counts = ("scale", "growth_factor", "backoff_factor"), ("growth_interval", "_growth_tracker")
-    return all(isinstance(value.get(name), float) and 0 < value[name] < math.inf for name in factors) and all(
-        type(value.get(name)) is int and 0 <= value[name] < 2**53 for name in counts
-    )
-
-
 def finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Whether all parameters, buffers and the optimizer's moments are: after a fine loss, a step may have spoiled
     them, and only sound ones are worth saving."""

@@ -417,14 +417,6 @@ def test_bare_content_is_written_and_read(tmp_path):
         checkpoint.read(path)
 
 
-def test_entries_are_checked_by_name(tmp_path):
-    checks = {"epoch": lambda value: isinstance(value, int), "model": lambda value: isinstance(value, dict)}
-    checkpoint.require_sound({"epoch": 1, "model": {}, "more": None}, tmp_path, checks, "CS-Flow")
-    for content, name in (({"epoch": "1", "model": {}}, "epoch"), ({"epoch": 1}, "model")):
-        with pytest.raises(UserError, match=f"damaged: its '{name}' is missing or not what CS-Flow stores"):
-            checkpoint.require_sound(content, tmp_path, checks, "CS-Flow")
-
-
 def test_what_is_wrong_in_a_file_is_one_line():
     for error in (KeyError("epoch"), TypeError("epoch is a str"), AttributeError("epoch"), OverflowError("epoch")):
         with (
@@ -491,25 +483,3 @@ def test_gradient_scalers_get_sound_states_only():
             with pytest.raises((TypeError, ValueError)):
                 checkpoint.load_scaler(scaler, {**used, **change})
     checkpoint.load_scaler(scaler, {})
-
-
-def test_states_of_gradient_scalers():
-    sound = torch.amp.GradScaler("cuda", enabled=False).state_dict()
-    assert sound == {} and checkpoint.is_scaler_state(sound)
-    used = {
-        "scale": 65536.0,
-        "growth_factor": 2.0,
-        "backoff_factor": 0.5,
-        "growth_interval": 2000,
-        "_growth_tracker": 0,
-    }
-    assert checkpoint.is_scaler_state(used)
-    for change in (
-        {"scale": math.nan},
-        {"scale": 0.0},
-        {"scale": None},
-        {"growth_interval": 1.5},
-        {"_growth_tracker": -1},
-    ):
-        assert not checkpoint.is_scaler_state({**used, **change})
-    assert not checkpoint.is_scaler_state(None) and not checkpoint.is_scaler_state({"scale": 1.0})
