@@ -137,10 +137,8 @@ def _save_pictures(opt: Namespace, kind: str, item: Item, x: Tensor, shown: Tens
     grey = (difference / 2).expand(3, -1, -1)  # (v + 1) / 2
     panels = [*viewable(torch.stack((x, shown)), kind), grey]
     save_grid(opt.image_output_path / "inference" / f"{item.name}.png", [torch.stack(panels)])
-    size = image_size(item.path)
-    save_picture(
-        opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(torch.from_numpy(upsample(grey[0], size)))
-    )
+    difference = torch.from_numpy(upsample(grey[0], image_size(item.path)))
+    save_picture(opt.image_output_path / "diff" / f"{item.name}.png", to_bytes(difference))
 
 
 def _results(

@@ -97,12 +97,7 @@ def build_parser() -> ArgumentParser:
     add("--ngf", type=int, default=64, help="channels of the outermost level")
     add("--improved", **YES_NO, default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
     add("--use-dropout", **YES_NO, default=False, help="dropout in the middle levels, if there are more than 5")
-    add(
-        "--norm",
-        choices=NORMS,
-        default="batch",
-        help="normalisation layers; image: by each image alone, also when scoring",
-    )
+    add("--norm", choices=NORMS, default="batch", help="normalisation; image: by each image alone, also when scoring")
 
     add = parser.add_argument_group("losses").add_argument
     add("--reconstruction-weight", type=float, default=0.5, help="CRN: of |x - G(x)|")

@@ -94,8 +94,7 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
     held_out = []
     if kind == "MVTec":
         found = mvtec_dataset(root, max_value)
-        max_value = found.max_value
-        made = found.synthetic
+        max_value, made = found.max_value, found.synthetic
         train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
     else:
         good = _street_items(kind, root, "good_ones", 0)
