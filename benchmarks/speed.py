@@ -188,27 +188,27 @@ def _random(shape: tuple[int, ...], device: torch.device, layout: str) -> torch.
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Durations of `repeats` calls, after one to warm up; by events on a GPU."""
+    """Durations of `repeats` calls, after one to warm up, each until the device has finished."""
+
+    def finished() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
     work()
     durations = []
     for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            durations.append(start.elapsed_time(end) / 1000)
-        else:
-            started = time.perf_counter()
-            work()
-            durations.append(time.perf_counter() - started)
+        finished()
+        started = time.perf_counter()
+        work()
+        finished()
+        durations.append(time.perf_counter() - started)
     return durations
 
 
 def peak(device: torch.device, precision: str) -> float:
     """Floating-point operations per second of a large 5 x 5 convolution, the best of 5 and of both layouts."""
     side, batch = (64, 64) if device.type == "cuda" else (64, 4)
+    autocast(device, precision)  # tf32 or not; the numbers have their precision themselves
     best = 0.0
     for layout in LAYOUTS:
         x = _random((batch, 256, side, side), device, layout).to(PRECISIONS[precision])
@@ -222,7 +222,7 @@ def peak(device: torch.device, precision: str) -> float:
 def memory(device: torch.device) -> float:
     """Peak memory in GiB: of the GPU's tensors, else of the process (Linux; nan elsewhere)."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -241,6 +241,8 @@ def measure(case: Case) -> dict[str, object]:
     reuse_memory()
     torch.manual_seed(0)
     device = torch.device(device_name)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
     step, scoring, items = METHODS[method](device, precision, layout, **sizes)
     work = step if task == "step" else scoring
     before = peak(device, precision)
@@ -315,8 +317,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {options.output} is a folder: give a file")
     require_writable(options.output.parent)
     device = pick_device(options.device)
-    if "fp16" in options.precisions and device.type != "cuda":
-        raise UserError("--precisions fp16 needs a GPU: use fp32 and bf16 on the CPU")
+    if device.type != "cuda" and (wrong := {"fp16", "tf32"} & set(options.precisions)):
+        raise UserError(f"--precisions {' '.join(sorted(wrong))} needs an NVIDIA GPU: use fp32 and bf16 elsewhere")
     sizes = LARGE if options.large else {}
     cases = [
         (method, task, precision, layout, str(device), sizes.get(method, {}), options.repeats, options.threads)

@@ -591,6 +591,26 @@ def test_optimizers_resume(place, optimizer):
     assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
 
 
+def test_every_batch_and_process_has_dropout_of_its_own(place, monkeypatch):
+    drawn = []
+
+    class Enough(Exception):
+        pass
+
+    def step(model, *args):
+        drawn.append(torch.rand(1).item())
+        if len(drawn) % 2 == 0:
+            raise Enough
+        return {}
+
+    monkeypatch.setattr(train.make_model(parse(training())).__class__, "training_step", step)
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(train.distributed, "rank", lambda rank=rank: rank)
+        with pytest.raises(Enough):
+            train.main([word for word in training("RoadImages", "--batch-size", "8") if word != "--demo"])
+    assert len(set(drawn)) == 4 and drawn[:2] == drawn[4:]  # whenever they are made
+
+
 def test_parameters_that_a_step_spoils_are_not_saved(place, capsys, monkeypatch):
     """The loss is computed before the step: the one after which it would show never comes."""
     assert train.main(training("RoadImages", "--training-steps", "4")) == 0
