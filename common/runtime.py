@@ -327,6 +327,9 @@ def _multiply_float32(how: str) -> None:
         operations.fp32_precision = how
 
 
+_multiply_float32("ieee")  # for whoever imports us without calling `pick_device`
+
+
 def channels_last(device: torch.device, dimensions: int = 4) -> torch.memory_format:
     """The layout for images (4 dimensions) or videos (5): channels last, but contiguous on Apple's MPS, where PyTorch's
     batch norms and convolutions have been wrong otherwise."""

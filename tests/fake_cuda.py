@@ -1,6 +1,7 @@
 """A GPU that is not there: tensors whose Python device is "cuda:0" while their numbers lie on the CPU.
 
-What a GPU refuses raises: operations on tensors of both devices, and NumPy. Half precision is rounded float32.
+What a GPU refuses raises: operations on tensors of both devices, and NumPy. Half precision is rounded float32. The
+same as "mps:0", where layouts raise that Apple's GPUs have computed wrongly.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 HALF = (torch.float16, torch.bfloat16)
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
+FAULTY_ON_MPS = ("convolution", "native_batch_norm")  # in some versions, unless contiguous
 FROM_BOTH = ("copy_", "index", "index_put", "index_put_", "_index_put_impl_")  # copies, and indices of the CPU
 autocast = torch.autocast
 
@@ -34,6 +36,8 @@ class CudaTensor(Tensor):
         # Within a backward pass, the formulas of PyTorch's own operations make zeros on the tensors' true device.
         if mixed and name not in FROM_BOTH and torch._C._current_graph_task_id() < 0:
             raise RuntimeError(f"{name}: tensors of the CPU and the GPU")
+        if FakeCuda.device.type == "mps" and name in FAULTY_ON_MPS and not all(x.is_contiguous() for x in tensors):
+            raise RuntimeError(f"{name}: not contiguous")
         rounded = next((x.dtype for x in tensors if x.dtype in HALF), None) if name in PRODUCTS else None
         with no_dispatch():
             if rounded:

@@ -47,16 +47,8 @@ def test_what_a_gpu_refuses(gpu):
     assert (there * 2).cpu().numpy().tolist() == [2, 2, 2] and str((there * torch.tensor(2.0)).device) == "cuda:0"
 
 
-@pytest.mark.parametrize(
-    ("method", "precision"),
-    [
-        pytest.param(method, precision, id=f"{method.name}-{precision}", marks=() if fast else pytest.mark.slow)
-        for method in METHODS
-        for precision in ("fp32", "bf16", "fp16")
-        for fast in [(method.name, precision) in FAST]
-    ],
-)
-def test_training_resuming_and_scoring(method, precision, gpu, tmp_path, monkeypatch, capsys):
+def run(method, precision, tmp_path, monkeypatch, capsys):
+    """Train an epoch, continue with another, score."""
     method.make_data(tmp_path)
     if method.name == "memae":
         shutil.copytree(tmp_path / "data/stripes/Train", tmp_path / "data/stripes/Test")
@@ -70,3 +62,33 @@ def test_training_resuming_and_scoring(method, precision, gpu, tmp_path, monkeyp
     assert "continuing" in capsys.readouterr().out
     for script, options in SCORING[method.name]:
         assert importlib.import_module(script).main(options.format(tmp_path).split()) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        pytest.param(method, precision, id=f"{method.name}-{precision}", marks=() if fast else pytest.mark.slow)
+        for method in METHODS
+        for precision in ("fp32", "bf16", "fp16")
+        for fast in [(method.name, precision) in FAST]
+    ],
+)
+def test_training_resuming_and_scoring(method, precision, gpu, tmp_path, monkeypatch, capsys):
+    run(method, precision, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, id=method.name, marks=() if method.name == "riad" else pytest.mark.slow)
+        for method in METHODS
+        if method.name != "memae"  # computes on CUDA or the CPU
+    ],
+)
+def test_layouts_on_mps(method, gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FakeCuda, "device", torch.device("mps:0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
+    run(method, "fp32", tmp_path, monkeypatch, capsys)

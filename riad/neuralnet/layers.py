@@ -50,5 +50,5 @@ class Layer(nn.Module):
             return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=self.conv.padding)
         # Nearest x2 and a convolution are one transposed convolution of stride 2, whose kernel is the flipped one
         # summed over 2 x 2 windows: (k + 1)^2 products for each pixel of x instead of 4 k^2.
-        kernel = 4 * F.avg_pool2d(weight.flip(2, 3), 2, stride=1, padding=1)  # (C_out, C_in, k + 1, k + 1)
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), bias, stride=2, padding=self.conv.padding)
+        kernel = 4 * F.avg_pool2d(weight.flip(2, 3).transpose(0, 1), 2, stride=1, padding=1)  # (C_in, C_out, k+1, k+1)
+        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=self.conv.padding)
