@@ -304,6 +304,10 @@ def test_what_is_kept_of_scores_is_used_only_where_it_is_sound(trained, tmp_path
 
     assert "continuing after 3 cycles of 3" in scores_again(0)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    for number in (1, 2):  # of several processes, each has another device
+        with monkeypatch.context() as patch:
+            patch.setattr(verdicts, "device_of", lambda *_, number=number: torch.device("cpu", number))
+            assert "continuing after 3 cycles of 3" in scores_again(0)
     scores_again(0, "0.5")  # judged anew
     assert (out / "pads.csv").read_bytes() != whole["pads.csv"]
     for spoilt, cycles, words in (
