@@ -8,6 +8,7 @@ The same command continues an interrupted run, also in the midst of a video.
 """
 
 import os
+import shutil
 import sys
 import zlib
 from argparse import Namespace
@@ -152,18 +153,18 @@ def draw_worst(
 
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
 RESULTS = (
-    "*.npy", "*.scoring", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat",
-    "*_label.mat", "plots/*.png", "report.html",
+    "*.npy", "*.scoring", "progress.json", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv",
+    "*_score.mat", "*_label.mat", "plots/*.png", "report.html",
 )  # fmt: skip
 
 
-def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Make `output` ready for scores made as `about` says; returns the videos that an interrupted run has scored, or
+def begin(work: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Make `work` ready for scores made as `about` says; returns the videos that an interrupted run has scored, or
     begun to.
 
     What other runs left there is removed. UserError where the folder cannot be written.
     """
-    file = output / "progress.json"
+    file = work / "progress.json"
     if file.is_file():
         try:
             with checkpoint.using(file, "memae"):
@@ -172,10 +173,15 @@ def begin(output: Path, about: dict[str, Any]) -> dict[str, Any]:
                     return {key: dict(entry) for key, entry in content["videos"].items()}
         except UserError as error:
             say(f"{error}: all is scored anew")
-    for old in [old for pattern in RESULTS for old in output.glob(pattern)]:
-        old.unlink()
+    remove_results(work)
     write_json(file, {"about": about, "videos": {}})
     return {}
+
+
+def remove_results(folder: Path) -> None:
+    """Remove all RESULTS of a folder."""
+    for path in [path for pattern in RESULTS for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def _binding(about: dict[str, Any]) -> list[Any]:
@@ -210,30 +216,31 @@ def main(argv: list[str] | None = None) -> None:
     for dataset in datasets:
         require_fitting(dataset.size, opt)
     output = opt.OutRoot / f"res_{name}"
+    work = output / "unfinished"  # until all is scored, complete results of an earlier run stay
     settings = plain_settings(opt)
     about = {"data": "synthetic" if made else str(root), "model": str(path.absolute()), "model_sha256": digest(path)}
     about |= {"device": device.type, "settings": settings}
     with only_run(output):
         with distributed.first_alone():
-            scored = begin(output, about)
+            scored = begin(work, about)
         say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
         entries = {plain(dataset.videos[0]): _entry(dataset, opt) for dataset in datasets}
         scored = {key: scored[key] for key, entry in entries.items() if entry.items() <= scored.get(key, {}).items()}
         videos = {plain(dataset.videos[0]): dataset for dataset in datasets}
-        finished = {key for key, entry in scored.items() if _whole(output / f"{videos[key].videos[0]}.npy", entry)}
+        finished = {key for key, entry in scored.items() if _whole(work / f"{videos[key].videos[0]}.npy", entry)}
         if finished:
             say(f"an interrupted run of this command has scored {len(finished)} of {len(datasets)} videos: going on")
         with goes_on(output):
             for key, dataset in videos.items():
                 (video,) = dataset.videos
-                file, picture, begun = (output / name.format(video) for name in ("{}.npy", "maps/{}.jpg", "{}.scoring"))
+                file, picture, begun = (work / name.format(video) for name in ("{}.npy", "maps/{}.jpg", "{}.scoring"))
                 anew = key not in scored  # or its frames were others
                 if anew:
                     scored[key] = entries[key]
                     if first_process():
                         file.unlink(missing_ok=True)
                         picture.unlink(missing_ok=True)
-                        write_json(output / "progress.json", {"about": about, "videos": scored})
+                        write_json(work / "progress.json", {"about": about, "videos": scored})
                 done = key in finished
                 try:
                     scores = read_npy(file) if done else score_video(model, dataset, begun, anew, opt, device)
@@ -244,23 +251,19 @@ def main(argv: list[str] | None = None) -> None:
                         with atomic_write(file) as target:
                             np.save(target, scores, allow_pickle=False)
                         scored[key] = entries[key] | {"sha256": digest(file)}
-                        write_json(output / "progress.json", {"about": about, "videos": scored})
+                        write_json(work / "progress.json", {"about": about, "videos": scored})
                         begun.unlink()
                     if opt.WorstFrames and not picture.is_file():
                         draw_worst(picture, model, dataset, scores, opt, device)
                 vars(dataset).pop("store", None)
         if first_process():
-            write_json(
-                output / "testing.json",
-                {
-                    "method": opt.ModelName,
-                    **about,
-                    "versions": checkpoint.versions(),
-                    "videos": scored,
-                    "notes": notes(),
-                },
-            )
-            (output / "progress.json").unlink()
+            summary = {"method": opt.ModelName, **about, "versions": checkpoint.versions()}
+            remove_results(output)
+            for file in [path for pattern in RESULTS for path in work.glob(pattern) if path.name != "progress.json"]:
+                (output / file.relative_to(work)).parent.mkdir(exist_ok=True)
+                file.replace(output / file.relative_to(work))
+            write_json(output / "testing.json", {**summary, "videos": scored, "notes": notes()})
+            shutil.rmtree(work)
             say(f"scores of {sum(map(len, videos.values()))} clips: {output}")
 
 

@@ -233,18 +233,20 @@ def test_an_interrupted_testing_goes_on(videos, trained, tmp_path, capsys, monke
 
     interrupted_at("d")
     assert script_testing.main(argv) == 130 and scored == ["c"]
-    before = (folder / "c.npy").stat().st_mtime_ns
+    before = (folder / "unfinished/c.npy").stat().st_mtime_ns
     assert script_testing.main([*argv, "--BatchSize", "2"]) == 130 and scored == ["c", "c"]  # another command
-    assert (folder / "c.npy").stat().st_mtime_ns != before
+    assert (folder / "unfinished/c.npy").stat().st_mtime_ns != before
     interrupted_at("nothing")
     capsys.readouterr()
     assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and scored == ["c", "c", "d"]
-    assert "1 of 2 videos: going on" in capsys.readouterr().out and not (folder / "progress.json").exists()
+    assert "1 of 2 videos: going on" in capsys.readouterr().out and not (folder / "unfinished").exists()
     assert np.array_equal(np.load(folder / "c.npy"), np.load(folder / "d.npy"))
     assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and len(scored) == 5  # a finished one is done anew
 
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
     interrupted_at("d")
     assert script_testing.main(argv) == 130
+    assert whole and all(path.read_bytes() == content for path, content in whole.items())  # until the others are whole
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "data/stripes/Test/c/024.jpg")
     assert script_testing.main(argv) == 130 and scored[-2:] == ["c", "c"]  # its frames are others now
 
@@ -279,7 +281,7 @@ def test_options_that_scores_do_not_depend_on_keep_what_is_scored(stopped, train
     _, folder, go_on = stopped
     monkeypatch.chdir(trained)
     more = ["--NumWorker", "0", "--report", "--FrameNum", "16", "--CacheGiB", "1", "--WorstFrames", "2"]
-    assert go_on(*more, "--ModelFilePath", f"models/{NAME}.pt") == [] and (folder / "maps/c.jpg").is_file()
+    assert go_on(*more, "--ModelFilePath", f"models/{NAME}.pt") == [] and (folder / "unfinished/maps/c.jpg").is_file()
     assert go_on("--precision", "bf16") == [("c", range(9))]
 
 
@@ -307,8 +309,8 @@ def test_names_that_are_no_utf8_are_scored_once(videos, trained, tmp_path, monke
 @pytest.mark.parametrize("spoil", [lambda c: b"", lambda c: c[:-8], lambda c: c[:-1] + bytes([c[-1] ^ 1])])
 def test_damaged_scores_are_made_again(stopped, capsys, spoil):
     argv, folder, go_on = stopped
-    content = (folder / "c.npy").read_bytes()
-    (folder / "c.npy").write_bytes(spoil(content))
+    content = (folder / "unfinished/c.npy").read_bytes()
+    (folder / "unfinished/c.npy").write_bytes(spoil(content))
     assert go_on() == [("c", range(9))] and "c.npy is damaged or gone: scored again" in capsys.readouterr().out
     assert go_on(stop_at=None) == [("d", range(9))] and (folder / "c.npy").read_bytes() == content
     (folder / "c.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -318,7 +320,7 @@ def test_damaged_scores_are_made_again(stopped, capsys, spoil):
 def test_damaged_scores_of_a_video_that_was_begun(stopped, capsys, monkeypatch):
     _, folder, go_on = stopped
     monkeypatch.setattr(script_testing, "PART", 2)
-    begun, scores = folder / "d.scoring", np.load(folder / "c.npy")
+    begun, scores = folder / "unfinished/d.scoring", np.load(folder / "unfinished/c.npy")
     go_on(stop_at=None)
     whole = np.stack([scores, script_testing._checks(scores)], axis=1).tobytes()
     flipped = bytearray(whole)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from common.demo_data import make_textures
-from common.files import read_json, require_writable, write_json
+from common.files import require_writable, write_json
 from common.runtime import ArgumentParser, UserError, say, script
 from crn.demo_data import ensure_data
 from crrn.demo_boards import make_boards
@@ -60,11 +60,11 @@ def _lines(path: Path) -> int:
 def _clips(place: Path) -> int:
     if list(place.glob("out/*/video.npy")):
         return len(np.load(next(place.glob("out/*/video.npy")), allow_pickle=False))
-    return sum(path.stat().st_size // 8 for path in place.glob("out/*/video.scoring"))
+    return sum(path.stat().st_size // 16 for path in place.glob("out/*/unfinished/video.scoring"))
 
 
 def _boards_scored(place: Path) -> int:
-    return _lines(place / "out/pads.csv") // len(read_json(place / "data/job.json")["Pad"]["ID"])
+    return 20 * _lines(place / "out/progress.jsonl")  # a cycle each
 
 
 def _many(sources: list[Path], folder: Path, count: int, name: str = "{:05d}") -> None:

@@ -56,7 +56,7 @@ SCORINGS = {
         ),
     ),
     "memae": Scoring(
-        "memae.script_testing", "*/long.scoring",
+        "memae.script_testing", "*/unfinished/long.scoring",
         lambda place: write_video(place / "data/stripes/Test/long", 400),
         lambda place: (
             f"--DataRoot {place}/data --Dataset stripes --ModelRoot {place}/run/models --OutRoot {place}/out "
@@ -104,7 +104,7 @@ def test_interrupted_scoring_goes_on(scored):
         (file,) = (place / "out").glob(scoring.growing)
         assert file.stat().st_size > max(kept, 75)  # more than a header; nothing is scored twice
         kept = file.stat().st_size
-    with only_run(file.parent):
+    with only_run(file.parents[file.parent.name == "unfinished"]):
         second = start(scoring, place)
         assert second.end() == 2 and "another run is writing to" in second.errors, second.errors
     last = start(scoring, place)
