@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from common.files import (
 )
 from common.images import image_files, image_size, read_mask
 from common.metrics import PixelMetrics, threshold_for_fpr
-from common.runtime import ArgumentParser, goes_on, note, notes, out_of_memory, progress, say
+from common.runtime import ArgumentParser, complain, goes_on, note, notes, out_of_memory, progress, say
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
@@ -278,7 +277,7 @@ def score_folder(
     defective = f", {counts['defective']} defective" if threshold and threshold["image"] is not None else ""
     say(f"{counts['scored']} images scored{defective}: {output}")
     if counts["failed"] and first_process():
-        print(f"{counts['failed']} images could not be scored, or not shown: scores.csv says why", file=sys.stderr)
+        complain(f"{counts['failed']} images could not be scored, or not shown: scores.csv says why")
     return 1 if counts["failed"] else 0
 
 
@@ -320,7 +319,14 @@ def read_marked_lines(path: Path) -> list[Any]:
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    return [json.loads(text) if mark == _mark(text).encode() else None for mark, _, text in lines]
+    return [_parsed(text) if mark == _mark(text).encode() else None for mark, _, text in lines]
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # not written here
+        return None
 
 
 def _digests(paths: Sequence[Path]) -> list[str]:
