@@ -38,6 +38,7 @@ __all__ = [
     "goes_on",
     "note",
     "notes",
+    "number_of",
     "out_of_memory",
     "pick_device",
     "printable",
@@ -89,6 +90,11 @@ def note(message: str) -> None:
 def notes() -> list[str]:
     """What `note` was given since the script started; results.json holds it as "notes"."""
     return list(_notes)
+
+
+def number_of(count: int, noun: str, plural: str = "") -> str:
+    """The count and its words: "1 pad", "2 pads"; with a plural of their own, "1 file is" and "2 files are"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def script(

@@ -28,13 +28,14 @@ from common.runtime import (
     command_to_continue,
     note,
     notes,
+    number_of,
     progress,
     say,
     script,
     seed_all,
     stop_on_request,
 )
-from crrn.boards import cycle_of, is_synthetic, number_of
+from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
     HELD_OUT,
     MODEL_SETTINGS,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from common import checkpoint, distributed
 from common.files import append_text, atomic_write, first_process, only_run, plain, read_json, write_csv, write_json
-from common.runtime import ArgumentParser, UserError, goes_on, note, notes, progress, say, script
+from common.runtime import ArgumentParser, UserError, goes_on, note, notes, number_of, progress, say, script
 from common.scoring import PROGRESS, marked_line, read_marked_lines
-from crrn.boards import Boards, board_files, digest_of, is_synthetic, number_of, read_boards, read_layout
+from crrn.boards import Boards, board_files, digest_of, is_synthetic, read_boards, read_layout
 from crrn.checkpoints import MODEL_SETTINGS
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared

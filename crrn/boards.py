@@ -21,7 +21,7 @@ import numpy as np
 
 from common.files import read_json, reason, regular
 from common.images import synthetic, visible
-from common.runtime import ArgumentParser, UserError, note, progress
+from common.runtime import ArgumentParser, UserError, note, number_of, progress
 
 HERE = Path(__file__).resolve().parent
 CYCLES = {"ekra": 20, "jabil": 10}  # boards between two stencil cleanings, of the authors' two data sets
@@ -67,11 +67,6 @@ def cycle_of(name: str | None, given: int | None) -> int:
 def command(script: str, *arguments: str) -> str:
     """The command line that runs a script of this folder from where the user stands."""
     return shlex.join(["python", os.path.relpath(HERE / script), *arguments])
-
-
-def number_of(count: int, noun: str) -> str:
-    """ "1 pad", "2 pads"."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def grid_side(millimetres: float) -> int:

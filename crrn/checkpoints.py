@@ -10,8 +10,8 @@ import torch
 
 from common import checkpoint
 from common.files import digest
-from common.runtime import PRECISIONS, ArgumentParser, UserError, channels_last, note
-from crrn.boards import add_data_options, command, number_of
+from common.runtime import PRECISIONS, ArgumentParser, UserError, channels_last, note, number_of
+from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared
 

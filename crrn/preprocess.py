@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.files import UserError, read_text, write_csv
-from common.runtime import note, say
+from common.runtime import note, number_of, say
 from crrn.boards import (
     LARGEST_ID,
     Boards,
@@ -23,7 +23,6 @@ from crrn.boards import (
     command,
     digest_of,
     grid_side,
-    number_of,
     read_boards,
     read_layout,
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.report import Section, data_sentence, write_report
-from crrn.boards import number_of
+from common.runtime import number_of
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
 from crrn.utils import KINDS, RATES, place

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from common import distributed
 from common.metrics import threshold_for_fpr
-from common.runtime import ArgumentParser, UserError, autocast
-from crrn.boards import cycle_of, number_of
+from common.runtime import ArgumentParser, UserError, autocast, number_of
+from crrn.boards import cycle_of
 from crrn.checkpoints import add_model_options, check_options, load_trained, result_folder
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import ST_EncDec

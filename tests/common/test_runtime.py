@@ -22,6 +22,7 @@ from common.runtime import (
     autocast,
     channels_last,
     command_to_continue,
+    number_of,
     pick_device,
     progress,
     run_script,
@@ -465,3 +466,10 @@ def test_yes_no():
     for text in ("", "maybe", "2"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}': expected yes or no"):
             yes_no(text)
+
+
+def test_counts_and_their_words():
+    assert number_of(1, "pad") == "1 pad"
+    assert number_of(0, "pad") == "0 pads"
+    assert number_of(1, "file is", "files are") == "1 file is"
+    assert number_of(2, "file is", "files are") == "2 files are"
