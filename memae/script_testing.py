@@ -159,20 +159,28 @@ RESULTS = (
 
 
 def begin(work: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Make `work` ready for scores made as `about` says; returns the videos that an interrupted run has scored, or
-    begun to.
+    """Make `work` ready for scores made as `about` says; returns the videos that an interrupted or a finished run has
+    scored, or begun to.
 
     What other runs left there is removed. UserError where the folder cannot be written.
     """
-    file = work / "progress.json"
-    if file.is_file():
+    file, complete = work / "progress.json", work.parent / "testing.json"
+    for stored in (path for path in (file, complete) if path.is_file()):
         try:
-            with checkpoint.using(file, "memae"):
-                content = read_json(file)
-                if _binding(content["about"]) == _binding(about):
-                    return {key: dict(entry) for key, entry in content["videos"].items()}
+            with checkpoint.using(stored, "memae"):
+                content = read_json(stored)
+                if _binding(content if stored == complete else content["about"]) != _binding(about):
+                    continue
+                videos = {key: dict(entry) for key, entry in content["videos"].items()}
         except UserError as error:
             say(f"{error}: all is scored anew")
+            continue
+        if stored == complete:
+            write_json(file, {"about": about, "videos": videos})
+            for path in [*work.parent.glob("*.npy"), *work.parent.glob("maps/*.jpg")]:
+                (work / path.relative_to(work.parent)).parent.mkdir(exist_ok=True)
+                shutil.copy2(path, work / path.relative_to(work.parent))
+        return videos
     remove_results(work)
     write_json(file, {"about": about, "videos": {}})
     return {}
@@ -229,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         videos = {plain(dataset.videos[0]): dataset for dataset in datasets}
         finished = {key for key, entry in scored.items() if _whole(work / f"{videos[key].videos[0]}.npy", entry)}
         if finished:
-            say(f"an interrupted run of this command has scored {len(finished)} of {len(datasets)} videos: going on")
+            say(f"{len(finished)} of {len(datasets)} videos are scored already: going on")
         with goes_on(output):
             for key, dataset in videos.items():
                 (video,) = dataset.videos
@@ -258,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
                 vars(dataset).pop("store", None)
         if first_process():
             summary = {"method": opt.ModelName, **about, "versions": checkpoint.versions()}
-            remove_results(output)
+            if len(finished) < len(datasets):
+                remove_results(output)
             for file in [path for pattern in RESULTS for path in work.glob(pattern) if path.name != "progress.json"]:
                 (output / file.relative_to(work)).parent.mkdir(exist_ok=True)
                 file.replace(output / file.relative_to(work))

@@ -239,9 +239,13 @@ def test_an_interrupted_testing_goes_on(videos, trained, tmp_path, capsys, monke
     interrupted_at("nothing")
     capsys.readouterr()
     assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and scored == ["c", "c", "d"]
-    assert "1 of 2 videos: going on" in capsys.readouterr().out and not (folder / "unfinished").exists()
+    assert "1 of 2 videos are scored already" in capsys.readouterr().out and not (folder / "unfinished").exists()
     assert np.array_equal(np.load(folder / "c.npy"), np.load(folder / "d.npy"))
-    assert script_testing.main([*argv, "--BatchSize", "2"]) == 0 and len(scored) == 5  # a finished one is done anew
+    (folder / "results.json").write_text("{}")
+    assert (
+        script_testing.main([*argv, "--BatchSize", "2", "--NumWorker", "0"]) == 0 and len(scored) == 3
+    )  # all is there
+    assert (folder / "results.json").is_file() and not (folder / "unfinished").exists()
 
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     interrupted_at("d")
@@ -326,6 +330,7 @@ def test_damaged_scores_of_a_video_that_was_begun(stopped, capsys, monkeypatch):
     flipped = bytearray(whole)
     flipped[83] ^= 1
     for content, first, damaged in ((whole[: 16 * 5 + 3], 4, False), (flipped, 4, True), (b"?" * 40, 0, True)):
+        (folder / "testing.json").unlink(missing_ok=True)  # of a finished run
         go_on("--precision", "bf16", stop_at="c")  # removes what is there
         assert go_on() == [("c", range(k, min(k + 2, 9))) for k in range(0, 9, 2)]
         begun.write_bytes(content)
