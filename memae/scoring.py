@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.runtime import channels_last
 from memae.options import TestOptions
 from memae.script_testing import reconstruct
 from memae.utils import device_of, error_maps, load_weights, make_model, require_fitting, setting_name
@@ -26,7 +27,7 @@ def load(**options: Any) -> Loaded:
     opt = TestOptions().parse([word for name, value in options.items() for word in (f"--{name}", str(value))])
     network, device = make_model(opt), device_of(opt)
     load_weights(network, opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt", opt)
-    return Loaded(network.to(device, memory_format=torch.channels_last_3d).eval(), opt, device)
+    return Loaded(network.to(device, memory_format=channels_last(device, 5)).eval(), opt, device)
 
 
 def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndarray]:
