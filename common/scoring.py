@@ -31,9 +31,9 @@ from common.files import (
     write_csv,
     write_json,
 )
-from common.images import image_files, image_size, read_mask
+from common.images import EXTENSIONS, image_files, image_size, is_junk, note_left_out, read_mask
 from common.metrics import PixelMetrics, threshold_for_fpr
-from common.runtime import ArgumentParser, complain, goes_on, note, notes, out_of_memory, progress, say
+from common.runtime import ArgumentParser, complain, goes_on, note, notes, number_of, out_of_memory, progress, say
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
@@ -50,17 +50,31 @@ class Scored(NamedTuple):
     map: np.ndarray
 
 
+def _checked(image: np.ndarray, floats: tuple[float, float] | None) -> np.ndarray:
+    """The image as `scored` promises it, contiguous."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image of shape {image.shape}: expected (height, width, 3)")
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if floats is None or image.dtype.kind != "f":
+        raise ValueError(f"image of {image.dtype}: expected uint8{'' if floats is None else ' or floats'}")
+    image = np.ascontiguousarray(image, np.float32)
+    if not np.isfinite(image).all() or image.min() < floats[0] or image.max() > floats[1]:
+        raise ValueError(f"image of floats: expected finite ones from {floats[0]:g} to {floats[1]:g}")
+    return image
+
+
 def scored(
     images: np.ndarray | Sequence[np.ndarray],
     score: Callable[[list[np.ndarray]], Iterable[tuple[float, np.ndarray]]],
     threshold: Mapping[str, Any] | None,
+    floats: tuple[float, float] | None = None,
 ) -> Scored | list[Scored]:
-    """What `score` finds in one image, or in each of several, (H, W, 3) each. ValueError for arrays of other shapes."""
+    """What `score` finds in one image, or in each of several, (H, W, 3) uint8 each, or finite floats in the range
+    `floats`, which it gets as float32. ValueError for other arrays."""
     one = isinstance(images, np.ndarray) and images.ndim == 3
-    listed = [images] if one else list(images)
-    for image in listed:
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image of shape {image.shape}: expected (height, width, 3)")
+    listed = [_checked(image, floats) for image in ([images] if one else images)]
     found = [Scored(float(value), verdict_of(value, threshold), amap) for value, amap in score(listed)]
     return found[0] if one else found
 
@@ -76,17 +90,19 @@ def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) ->
     above "pixel", which at most a share `fpr` of good images exceed anywhere.
 
     scores, highest: score and highest map value of each good image. "promised_fpr" is the rate that so many images can
-    vouch for; a line says so where it is not the one asked for.
+    vouch for; `rates` and `score_folder` say so where it is not the one asked for.
     """
     image, promised = threshold_for_fpr(scores, fpr)
     pixel, _ = threshold_for_fpr(highest, fpr)
-    if promised > fpr:
-        images = "1 good image" if len(scores) == 1 else f"{len(scores)} good images"
-        say(
-            f"{images} cannot vouch for a false-positive rate of {fpr:g}, only for {promised:.2g}: "
-            "the threshold is their highest score"
-        )
     return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}
+
+
+def _say_promise(threshold: Mapping[str, Any]) -> None:
+    if threshold["promised_fpr"] > threshold["fpr"]:
+        say(
+            f"{number_of(threshold['images'], 'good image')} cannot vouch for a false-positive rate of "
+            f"{threshold['fpr']:g}, only for {threshold['promised_fpr']:.2g}: the threshold is their highest score"
+        )
 
 
 def met_in_words(met: Mapping[str, Any]) -> str:
@@ -101,6 +117,8 @@ def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: flo
     given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
     if any(not math.isfinite(value) for value in given.values()) or given.get("pixel", 1) <= 0:
         raise UserError("--threshold is a finite number, --pixel_threshold one above 0")
+    if threshold and len(given) < 2:
+        _say_promise(threshold)
     if not given:
         return threshold
     kept = threshold or {"image": None, "pixel": None}
@@ -116,6 +134,7 @@ def verdict_of(score: float | None, threshold: Mapping[str, Any] | None) -> str:
 
 def rates(threshold: Mapping[str, Any], labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """The threshold with the shares of good and of defective test images that it calls defective; labels: 0 is good."""
+    _say_promise(threshold)
     called = scores > threshold["image"]
     good, bad = called[labels == 0], called[labels > 0]
     met = {"fpr_on_test_good": good, "detection_rate": bad}
@@ -141,8 +160,8 @@ class MaskedPixels:
         """The metrics, and "defective_images_without_mask"."""
         if self.without:
             note(
-                f"{len(self.without)} defective images have no mask, such as {self.without[0]}: the pixel metrics "
-                "leave them out"
+                f"the pixel metrics leave out {number_of(len(self.without), 'defective image')} without a mask, "
+                f"such as {self.without[0]}"
             )
         return self.metrics.compute() | {"defective_images_without_mask": len(self.without)}
 
@@ -173,18 +192,30 @@ def _root(images: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in images]))
 
 
+def _is_other(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in EXTENSIONS
+
+
 def named_images(images: Sequence[Path]) -> dict[str, Path]:
     """The images of --images by name, the path relative to the folder that holds all. UserError as `image_files`."""
+    if len(images) > 1:  # the shell's folder/* names whatever lies there
+        others = [path for path in images if is_junk(path.name) or _is_other(path)]
+        note_left_out(others, "of --images are hidden, the system's own, or not in a supported image format")
+        images = [path for path in images if path not in others]
+        if not images:
+            raise UserError("--images names no image: expected files such as .png, .jpg or .tif, or their folders")
     paths = [_absolute(source) / path.relative_to(source) for source in images for path in image_files(source)]
     root = _root(images)
     return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def default_output(folder: Path, images: Sequence[Path]) -> Path:
-    """folder/<name of the images' folder>, with its parent's name before it where that has results of other images."""
+    """folder/<name of the images' folder>; where that has results of other images, with its parent's name before it,
+    and else with a digest of its path behind it, too."""
     source = source_of(images)
-    output = folder / source.name
-    return output if _is_of(output, source) else folder / f"{source.parent.name}_{source.name}"
+    both = f"{source.parent.name}_{source.name}"
+    last = folder / f"{both}_{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
+    return next((path for path in (folder / source.name, folder / both) if _is_of(path, source)), last)
 
 
 def _is_of(output: Path, source: Path) -> bool:
@@ -224,9 +255,9 @@ def score_folder(
     image, (H, W, 3) uint8, or float in 0..1; score(images): what is found in each. Writes to `output` per image its map
     (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/, JPEG) and, with a threshold, the mask of
     defective pixels (masks/, PNG); when all are done, scores.csv (path, <score_name>, threshold, verdict, error) and
-    results.json with `about`. progress.jsonl keeps what is scored: the same call goes on where it was interrupted,
-    computes what is new or has changed, and judges the rest by the threshold of now. UserError where `output` holds
-    results of other images.
+    results.json with `about`; an earlier call's are removed before. progress.jsonl keeps what is scored: the same call
+    goes on where it was interrupted, computes what is new or has changed, and judges the rest by the threshold of now.
+    UserError where `output` holds results of other images.
     """
     threshold = with_given(threshold, given.threshold, given.pixel_threshold)
     for folder in given.images:
@@ -244,10 +275,13 @@ def score_folder(
             file.writelines(map(marked_line, [about, *rows.values()]))
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
-            say(f"continuing after {len(files) - len(left)} of {len(files)} images: {output}")
+            say(f"continuing after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
         work = [(left[i : i + batch_size], score) for i in range(0, len(left), batch_size)]
         judged = [row for row in rows.values() if row.name in files and row.limit != limit]
         work += [([row.name], partial(_stored, output, row)) for row in judged]
+        if work:  # the pictures change: what an earlier call has found is not true of them
+            for name in ("scores.csv", RESULTS):
+                (output / name).unlink(missing_ok=True)
         with goes_on(output):
             for names, find in progress(work, "scoring", hide=hide):
                 new = [_Row(name, _digests(files[name])) for name in names]
@@ -259,11 +293,12 @@ def score_folder(
                 append_text(journal, "".join(map(marked_line, new)))
         if reduced:
             note(
-                f"{len(reduced)} overlays are reduced to {LONGEST_JPEG} pixels, the most that a JPEG file can hold, "
-                f"such as {reduced[0]}"
+                f"reduced {number_of(len(reduced), 'overlay')} to {LONGEST_JPEG} pixels, the most that a JPEG file can "
+                f"hold, such as {reduced[0]}"
             )
         if others := [name for name in rows if name not in files]:
-            note(f"{len(others)} images scored before are not among those given now and left out, such as {others[0]}")
+            words = number_of(len(others), "image scored before is", "images scored before are")
+            note(f"{words} not among those given now and left out, such as {others[0]}")
         done = [(row := rows[name], verdict_of(row.score, threshold)) for name in files]
         table = [[row.name, row.score, verdict and threshold["image"], verdict, row.error] for row, verdict in done]
         write_csv(output / "scores.csv", ["path", score_name, "threshold", "verdict", "error"], table)
@@ -275,30 +310,32 @@ def score_folder(
         summary = {**about, "model": str(model), "threshold": threshold, "finished": True, **counts, "notes": notes()}
         write_json(output / RESULTS, summary)
     defective = f", {counts['defective']} defective" if threshold and threshold["image"] is not None else ""
-    say(f"{counts['scored']} images scored{defective}: {output}")
+    say(f"{number_of(counts['scored'], 'image')} scored{defective}: {output}")
     if counts["failed"] and first_process():
-        complain(f"{counts['failed']} images could not be scored, or not shown: scores.csv says why")
+        complain(f"{number_of(counts['failed'], 'image')} could not be scored, or not shown: scores.csv says why")
     return 1 if counts["failed"] else 0
 
 
 def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
     """What calls with the same model and settings have found in images, by name, but for images that have changed since
     or could not be scored."""
-    head, *lines = read_marked_lines(output / PROGRESS) or [None]
-    if head != about:
+    head, *lines = read_marked_lines(output / PROGRESS) or [about]
+    enlarged = head != about == {**about, "maps": "full"} and head == {**about, "maps": "network"}
+    if head != about and not enlarged:
+        note(f"{output} holds scores of another model or other settings, or damaged ones: all images are scored anew")
         return {}
     if damaged := lines.count(None):
-        note(f"{damaged} lines of {output / PROGRESS} are damaged: their images are scored again")
+        note(f"{number_of(damaged, 'damaged line')} in {output / PROGRESS}: scored again")
     names = {plain(name): name for name in files}  # that are no UTF-8 are kept in the form in which they are written
     found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in lines if line is not None]
     rows = {row.name: row for row in found if not row.error}
     kept = {
-        name: row
+        name: row._replace(limit=-1.0) if enlarged else row  # no threshold of ours: its pictures are drawn again
         for name, row in rows.items()
         if name not in files or [*row.digests, row.map] == _digests([*files[name], _map_file(output, name)])
     }
     if changed := [name for name in rows if name not in kept]:
-        note(f"{len(changed)} images or their maps have changed, such as {changed[0]}: they are scored again")
+        note(f"{number_of(len(changed), 'image')} changed, or maps of theirs, such as {changed[0]}: scored again")
     return kept
 
 

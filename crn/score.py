@@ -1,10 +1,10 @@
 """Score images without labels: python score.py --images FOLDER --model-input model_checkpoints/last.ckpt
 
-Writes to --output (default results/<folder's name>): scores.csv with one row per image (score, threshold, verdict,
-error), and per image the difference map (maps/, float32 TIFF, of the network's resolution or the image's), its overlay
-(overlays/, JPEG) and the binary mask of defective pixels (masks/, PNG; only with a threshold), under the image's
-relative path. A model of RoadImages expects the folders intensity_files and height_files in --images. In Python: `load`
-once, then `score_images`.
+Writes to --output (default results/<checkpoint's folder>_<its name>/<folder's name>): scores.csv with one row per image
+(score, threshold, verdict, error), and per image the difference map (maps/, float32 TIFF, of the network's resolution
+or the image's), its overlay (overlays/, JPEG) and the binary mask of defective pixels (masks/, PNG; only with a
+threshold), under the image's relative path. A model of RoadImages expects the folders intensity_files and height_files
+in --images. In Python: `load` once, then `score_images`.
 """
 
 import sys
@@ -62,8 +62,9 @@ def load(
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
-    """Score, verdict and map of an image (H, W, 3), or of each of several: RGB uint8, or float as in the data set
-    (RoadImages: height, intensity, intensity). UserError where they are not finite."""
+    """Score, verdict and map of an image (H, W, 3), or of each of several: RGB, uint8 or float in 0..1; of RoadImages
+    height, intensity, intensity, uint8 or any finite float. ValueError for other arrays, UserError where scores are not
+    finite."""
     settings = model.settings
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
@@ -74,7 +75,8 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
             found = finite_scores(model.model, x)
             yield float(found[model.score][0]), found["difference"][0].mean(dim=0).cpu().numpy()
 
-    return scored(images, score, model.threshold)
+    infinite = float("inf")
+    return scored(images, score, model.threshold, (-infinite, infinite) if settings.dataset == "RoadImages" else (0, 1))
 
 
 @script(memory="a smaller --imsize, smaller images, or --cpu")
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Score a folder of images without labels with a trained model.",
         example="python crn/score.py --images my_new_images --model-input ck/last.ckpt",
     )
-    add_scoring_options(parser, "results/<folder's name> in crn/")
+    add_scoring_options(parser, "results/<checkpoint's folder>_<its name>/<folder's name> in crn/")
     add = parser.add_argument_group("scores and verdicts").add_argument
     add("--score", choices=SCORES, default="inference", help="the score that counts")
     add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
     return score_folder(
         opt,
-        opt.output or default_output(HERE / "results", opt.images),
+        opt.output or default_output(HERE / "results" / model_name(opt.model_input), opt.images),
         opt.model_input,
         {name: item.paths for name, item in items.items()},
         read_one,
@@ -122,6 +124,11 @@ def main(argv: list[str] | None = None) -> int:
         model.threshold,
         f"score_{opt.score}",
     )
+
+
+def model_name(path: Path) -> str:
+    """The checkpoint's name with its folder's, since most are called last.ckpt: model_checkpoints_last."""
+    return f"{path.absolute().parent.name}_{path.stem}"
 
 
 if __name__ == "__main__":

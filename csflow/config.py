@@ -104,7 +104,11 @@ class Config:
 
     def __post_init__(self):
         """Fill in what follows from other settings; raise UserError for values that make no sense."""
-        self.img_size = tuple(self.img_size) * 2 if len(self.img_size) == 1 else tuple(self.img_size)
+        for field in _fields():  # texts and numbers from Python
+            if field.metadata["type"] is Path and isinstance(getattr(self, field.name), str):
+                setattr(self, field.name, Path(getattr(self, field.name)))
+        sides = (self.img_size,) if isinstance(self.img_size, int) else tuple(self.img_size)
+        self.img_size = sides * 2 if len(sides) == 1 else sides
         for name, highest in LARGEST.items():
             self._require(name, 1 <= getattr(self, name) <= highest, f"from 1 to {highest}")
         self._require("save_every", self.save_every >= 0, "at least 0")

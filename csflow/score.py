@@ -63,8 +63,8 @@ def load(**options: Any) -> Loaded:
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
-    """Score, verdict and map of an image (H, W, 3) uint8, RGB, or of each of several. UserError where they are not
-    finite."""
+    """Score, verdict and map of an image (H, W, 3) uint8, RGB, or of each of several. ValueError for other
+    arrays, UserError where scores are not finite."""
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
         features = ComputedFeatures(images, model.config, model.extractor, model.device)

@@ -113,7 +113,7 @@ def test_what_is_doubtful_in_the_images_is_said(textures, tmp_path, programs, ca
     assert any(copies in note for note in content["notes"])
     assert any(copies in note for note in result["notes"])
     assert result["defective_images_without_mask"] == 1
-    without = "1 defective images have no mask, such as 000.png: the pixel metrics leave them out"
+    without = "the pixel metrics leave out 1 defective image without a mask, such as 000.png"
     assert without in result["notes"]
 
 

@@ -87,7 +87,13 @@ def test_thresholds_and_rates(capsys):
     assert found["images"] == 100 and found["promised_fpr"] <= 0.1 and capsys.readouterr().out == ""
     above = [score for score in range(100) if verdict_of(score, found) == "defective"]
     assert 8 <= len(above) <= 10 and found["pixel"] == found["image"] + 100
-    assert thresholds([1.0, 2.0], [1.0, 2.0], 0.1)["image"] == 2.0 and "cannot vouch" in capsys.readouterr().out
+    few = thresholds([1.0, 2.0], [1.0, 2.0], 0.1)
+    assert few["image"] == 2.0 and capsys.readouterr().out == ""
+    rates(few, np.zeros(2), np.zeros(2))
+    with_given(few, 1.0, None)
+    assert capsys.readouterr().out.count("2 good images cannot vouch") == 2
+    with_given(few, 1.0, 1.0)  # nothing is judged by what they vouch for
+    assert capsys.readouterr().out == ""
     assert verdict_of(5, None) == "" == verdict_of(None, found)
     met = rates(LIMIT, np.array([0, 0, 1, 2]), np.array([3.0, 4.0, 5.0, 1.0]))
     assert (met["fpr_on_test_good"], met["detection_rate"]) == (0.5, 0.5) and met["image"] == 3.5
@@ -112,9 +118,26 @@ def test_arrays():
     one, many = scored(image, score, LIMIT), scored([image, image // 4], score, LIMIT)
     assert (one.score, one.verdict) == (4.0, "defective") and one.map.shape == (2, 3)
     assert [found.verdict for found in many] == ["defective", "good"] and scored(image, score, None).verdict == ""
-    for wrong in (image[..., :1], [image[0]]):
+    for wrong in (image[..., :1], [image[0]], image[:0]):
         with pytest.raises(ValueError, match="height, width, 3"):
             scored(wrong, score, None)
+    for wrong in (image.astype(np.uint16), image.astype(int), image / 255):
+        with pytest.raises(ValueError, match=f"image of {wrong.dtype}: expected uint8$"):
+            scored(wrong, score, None)
+    with pytest.raises(ValueError, match="uint8 or floats"):
+        scored(image.astype(int), score, None, (0, 1))
+    for wrong in (image / 1.0, image / -255, image * np.nan, image * np.inf):
+        with pytest.raises(ValueError, match="finite ones from 0 to 1"):
+            scored(wrong, score, None, (0, 1))
+
+    def as_it_is(images):
+        assert images[0].flags.c_contiguous and images[0].dtype == kind
+        return score(images)
+
+    kind = np.uint8
+    assert scored(image[::-1, :, ::-1], as_it_is, None).score == 4
+    kind = np.float32
+    assert scored(image[:, ::-1] / 16, as_it_is, None, (0, 1)).score == 0.25
 
 
 def test_defective_images_without_masks_are_named(tmp_path, capsys):
@@ -127,13 +150,13 @@ def test_defective_images_without_masks_are_named(tmp_path, capsys):
     pixels.update(tmp_path / "c.png", 1, tmp_path / "c.png", np.ones((2, 2), np.float32))
     found = pixels.compute()
     assert found["defective_images_without_mask"] == 1 and found["pixel_auroc"] == 1
-    assert runtime.notes() == ["1 defective images have no mask, such as b.png: the pixel metrics leave them out"]
+    assert runtime.notes() == ["the pixel metrics leave out 1 defective image without a mask, such as b.png"]
     assert "b.png" in capsys.readouterr().out
 
 
 def test_folder(place, capsys):
     assert run(place) == (1, [0, 1, 3, 4, 5, 6])
-    assert "1 images could not be scored" in capsys.readouterr().err
+    assert "1 image could not be scored" in capsys.readouterr().err
     table = rows(place)
     assert list(table[0]) == ["path", "score", "threshold", "verdict", "error"]
     assert [row["path"] for row in table] == NAMES and list(table[2].values())[1:] == ["", "", "", "broken"]
@@ -148,7 +171,8 @@ def test_folder(place, capsys):
     stored = np.asarray(Image.open(place / "out/maps/part/5.png.tiff"))
     assert stored.dtype == np.float32 and stored.tolist() == [[0, 5]]
     assert ((mask(place, "5.png") > 0) == (upsample(stored, (4, 6)) > 3.5)).all() and mask(place, "5.png").any()
-    run(place, maps="full")
+    # From the maps that are there.
+    assert run(place, maps="full") == (1, []) and summary(place)["maps"] == "full"
     assert np.array_equal(np.asarray(Image.open(place / "out/maps/part/5.png.tiff")), upsample(stored, (4, 6)))
 
 
@@ -169,19 +193,50 @@ def test_interrupted_scoring_goes_on(place, capsys):
     (place / "images/part/7.png").write_text("7")
     (place / "out/maps/part/4.png.tiff").unlink()
     assert run(place) == (0, [9, 2, 4, 7])
-    assert "2 images or their maps have changed, such as part/1.png" in summary(place)["notes"][0]
+    assert "2 images changed, or maps of theirs, such as part/1.png" in summary(place)["notes"][0]
     assert [row["score"] for row in rows(place)] == ["0.0", "9.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0"]
 
 
-def test_complete_results_stay_until_others_are_complete(place):
+def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):
     run(place)
-    before = [(place / "out" / name).read_bytes() for name in ("scores.csv", "results.json")]
+    kept = [place / "out" / name for name in ("scores.csv", "results.json")]
+    run(place)
+    assert all(path.exists() for path in kept) and "scored anew" not in capsys.readouterr().out
     (place / "model").write_bytes(b"other weights")
-    for stop in (0, 4):
-        assert run(place, stop=stop)[0] == 130
-        assert [(place / "out" / name).read_bytes() for name in ("scores.csv", "results.json")] == before
+    assert run(place, stop=4) == (130, [0, 1, 3, 4, 5]) and not any(path.exists() for path in kept)
+    assert "scores of another model or other settings" in capsys.readouterr().out
     assert run(place) == (1, [4, 5, 6])
     assert summary(place)["model_sha256"] == digest(place / "model")
+    # Those of another threshold neither.
+    (place / "images/part/2.png").write_text("2")
+    run(place)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_save_pictures", stopped)
+        assert run(place, pixel_threshold=2.5) == (130, []) and not any(path.exists() for path in kept)
+    assert run(place, pixel_threshold=2.5) == (0, []) and run(place, pixel_threshold=2.5) == (0, [])
+
+
+def test_full_maps_come_from_the_networks(place, monkeypatch):
+    run(place)
+    save, count = scoring._save_pictures, 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(scoring, "_save_pictures", interrupted)
+    assert run(place, maps="full") == (130, []) and run(place, maps="full") == (1, []) and count == 3 + 4
+    stored = [np.asarray(Image.open(place / f"out/maps/part/{k}.png.tiff")) for k in (0, 6)]
+    assert all(np.array_equal(a, upsample(np.array([[0, k]], np.float32), (4, 6))) for a, k in zip(stored, (0, 6)))
+    assert run(place, maps="full", pixel_threshold=2.5) == (1, [])
+    assert run(place)[1] == [0, 1, 3, 4, 5, 6]  # of the network's resolution there are none any more
 
 
 def test_models_are_told_apart_by_their_bytes(place):
@@ -233,7 +288,7 @@ def test_damaged_lines_are_scored_again(place):
         file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
         runtime._notes.clear()
         assert run(place)[1] in ([3], [6]) and (place / "out/scores.csv").read_bytes() == whole
-        assert summary(place)["notes"] == [f"1 lines of {file} are damaged: their images are scored again"]
+        assert summary(place)["notes"] == [f"1 damaged line in {file}: scored again"]
 
 
 def test_one_image_does_not_end_the_others(place):
@@ -313,8 +368,21 @@ def test_several_images_and_folders(place):
     images = [part / "1.png", part / "3.png"]
     assert run(place, images=images, files=named_images(images)) == (0, [3])
     assert [row["path"] for row in rows(place)] == ["1.png", "3.png"]
-    assert "1 images scored before are not among those given now and left out, such as 0.png" in summary(place)["notes"]
+    assert "1 image scored before is not among those given now and left out, such as 0.png" in summary(place)["notes"]
     assert run(place, images=[part], files=named_images([part])) == (1, [4, 5, 6])
+
+
+def test_what_a_shell_names_beside_images_is_left_out(place):
+    part = place / "images/part"
+    for name in ("Thumbs.db", "notes.txt"):
+        (part / name).touch()
+    (part / "@eaDir").mkdir()
+    assert list(named_images(sorted(part.iterdir()))) == [Path(name).name for name in NAMES]
+    (left,) = runtime.notes()
+    assert left.startswith("3 ") and "of --images are hidden" in left and left.endswith("such as @eaDir")
+    assert list(named_images([part / "notes.txt"])) == ["notes.txt"]  # on purpose: an image, whatever its name
+    with pytest.raises(UserError, match="names no image"):
+        named_images([part / "notes.txt", part / "Thumbs.db"])
 
 
 def test_folders_of_one_name_have_outputs_of_their_own(place):
@@ -325,6 +393,14 @@ def test_folders_of_one_name_have_outputs_of_their_own(place):
     (place / "part/results.json").write_text(json.dumps({"images": str(one)}))
     assert default_output(place, [one]) == place / "part" == default_output(place, [one / "0.png", one / "1.png"])
     assert default_output(place, [other]) == place / "other_part"
+    (place / "other_part").mkdir()
+    (place / "other_part/results.json").write_text(json.dumps({"images": str(other)}))
+    third = place / "elsewhere/other/part"
+    third.mkdir(parents=True)
+    assert default_output(place, [other]) == place / "other_part"
+    assert (
+        default_output(place, [third]).name.startswith("other_part_") and len(default_output(place, [third]).name) == 19
+    )
 
 
 def test_refusals(place, monkeypatch):

@@ -992,3 +992,7 @@ def test_places_that_do_not_fit(place, monkeypatch, capsys):
     assert [row["batch"] for row in rows("other/version_1/metrics.csv")] == ["10", "12"]
     with only_run("ck"):
         refused(capsys, train.main, training("RoadImages", "--training-steps", "24"), "another run", "ck")
+
+
+def test_models_have_folders_of_their_own():
+    assert score.model_name(Path("a/ck/last.ckpt")) == "ck_last" != score.model_name(Path("a/ck/best.ckpt"))

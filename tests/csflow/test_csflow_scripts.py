@@ -612,3 +612,8 @@ def test_dummy_data(tmp_path):
             assert black == pytest.approx(4 * np.pi * 30**2, rel=0.02)
         else:
             assert black == 4 * 52**2
+
+
+def test_settings_from_python():
+    config = csflow.config.Config(output_path="cs", img_size=256)
+    assert config.model_file == Path("cs/models/tmp/dummy_test") and config.img_size == (256, 256)
