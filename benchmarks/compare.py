@@ -29,6 +29,7 @@ import crn.options
 import csflow.config
 import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
+from common import figures
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import digest, only_run, read_csv, read_json, require_writable, write_json
@@ -269,12 +270,11 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
 
 
 def shown_maps(
-    method: str, chosen: list[Sample], numbers: dict[str, Any], place: Path, options: Namespace
+    method: str, root: Path, chosen: list[Sample], numbers: dict[str, Any], place: Path, options: Namespace
 ) -> list[np.ndarray]:
-    """The method's anomaly maps (h, w) of the chosen test images, from its own score.py."""
+    """The method's anomaly maps (h, w) of the chosen test images of the category in `root`, from its own score.py."""
     if method == "nearest":
         maps, paths = np.load(numbers["file"], allow_pickle=False), [r["path"] for r in read_csv(place / "scores.csv")]
-        root = chosen[0].path.parents[2]
         return [maps[paths.index(sample.path.relative_to(root).as_posix())] for sample in chosen]
     images = place / "shown/images"
     names = [f"{number}{sample.path.suffix}" for number, sample in enumerate(chosen)]
@@ -305,14 +305,18 @@ def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: N
     # The first image of each kind: nothing is chosen by how well it is found.
     kinds = {sample.class_name: sample for sample in reversed(category.test)}
     chosen = list(reversed(kinds.values()))[:SHOWN]
-    columns = [np.asarray(read_image(sample.path, category.max_value)) for sample in chosen]
-    masks = [read_mask(s.mask, image.shape[:2]) if s.mask else None for s, image in zip(chosen, columns)]
+    columns, masks = [], []
+    for sample in chosen:  # reduced at once: images may be of hundreds of megapixels
+        image = np.asarray(read_image(sample.path, category.max_value))
+        columns.append(figures.drawn(image))
+        mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
+        masks.append(figures.drawn_mask(mask, columns[-1].shape[:2]))
     for method, (numbers, place) in found.items():
         for name, values in numbers["scores"].items():
             path = folder / f"{method}{name.replace(', ', '_').replace(' ', '_')}.png"
             score_histogram(path, numbers["labels"], values, TITLES[method] + name)
             drawn.append((path, f"scores of {TITLES[method]}{name}"))
-        maps = shown_maps(method, chosen, numbers, place, options)
+        maps = shown_maps(method, category.root, chosen, numbers, place, options)
         captions = [f"{sample.class_name}\n{sample.path.name}" for sample in chosen]
         path = folder / f"{method}_maps.jpg"
         map_sheet(path, list(zip(columns, maps, captions)), f"{TITLES[method]} on {category.root.name}", masks)

@@ -135,7 +135,7 @@ def crn_found(folder: Path) -> Found:
         ("CRN", "image AUROC", results["image_auroc"]),
         ("CRN, validation score", "image AUROC", results["image_auroc_validation"]),
     ]
-    return Found(numbers, folder / "report.html")
+    return Found(numbers, folder / "anomaly_scores.html")
 
 
 def riad(folder: Path) -> list[Command]:

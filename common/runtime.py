@@ -262,6 +262,8 @@ def pick_device(
     _multiply_float32("ieee")
     if cpu and name not in ("auto", "cpu"):
         raise UserError(f"--cpu and --device {name} contradict one another: give one of them")
+    if cpu and gpu_ids is not None:
+        raise UserError(f"--cpu and --gpu_ids {gpu_ids} contradict one another: give one of them")
     if cpu:
         return torch.device("cpu")
     ids, gpus = [], torch.cuda.device_count()

@@ -90,7 +90,7 @@ def inference(opt: Namespace, dataset: Dataset, device: torch.device) -> dict[st
     Writes --anomaly-score-file, beside it the results as .json, and under --image-output-path for each image, under its
     path in the data set: inference/ with the image, what the model makes of it and their difference side by side, and
     diff/ with the difference at the image's own size. There the published v = mean over channels of |x - D(G(x))| - 1
-    is shown as (v + 1) / 2. With --report, report.html beside the table. Nothing that is there already is deleted.
+    is shown as (v + 1) / 2. With --report, a page beside it as .html. Nothing that is there already is deleted.
     """
     parts = {"test": dataset.test, "train": dataset.train}
     for folder in (opt.image_output_path / "inference", opt.image_output_path / "diff", opt.anomaly_score_file.parent):

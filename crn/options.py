@@ -175,8 +175,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     require(opt, "save_every", opt.save_every >= 0, "at least 0")
     require(opt, "calibration_share", 0 <= opt.calibration_share < 1, "from 0 to below 1")
     require(opt, "fpr", 0 < opt.fpr < 1, "between 0 and 1")
-    file = opt.anomaly_score_file
-    require(opt, "anomaly_score_file", file.suffix != ".json", "another ending: beside it, the results become .json")
+    free = opt.anomaly_score_file.suffix not in (".json", ".html")
+    require(opt, "anomaly_score_file", free, "another ending: those of the results (.json) and the report (.html)")
     for name in (name for name in vars(opt) if name.endswith("_weight")):
         require(opt, name, 0 <= getattr(opt, name) < math.inf, "a finite number from 0 up")
     if opt.auto_set_name:

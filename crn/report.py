@@ -1,4 +1,4 @@
-"""The report of an inference: report.html beside --anomaly-score-file."""
+"""The report of an inference: an .html page beside --anomaly-score-file, named like it."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def write(
     numbers = [(metric_name(name), results[name]) for name in METRICS if name in results]
     numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if threshold]
     write_image_report(
-        opt.anomaly_score_file.with_name("report.html"),
+        opt.anomaly_score_file.with_suffix(".html"),
         f"{opt.model.upper()} on {dataset.root.resolve().name}", about, numbers,
         [_picture(trained.one(i), dataset.kind) for i in range(len(trained))], labels, np.array(scores), column,
         threshold["image"] if threshold else None, SCORE[opt.model],

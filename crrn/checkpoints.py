@@ -50,9 +50,11 @@ def add_model_options(parser: ArgumentParser, gpu_ids: list[int], several: str =
     share = f"share of the measured cycles not trained on; unset: the trained model's, or {HELD_OUT}"
     add("--held_out", type=float, help=share)
 
-    add = parser.add_argument_group("machine and files").add_argument
+    group = parser.add_argument_group("machine and files")
+    add = group.add_argument
     add("--result", type=Path, help="folder for models and results; unset: result/ in the data folder")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the network")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--gpu_ids", type=int, nargs="+", default=gpu_ids, help=f"GPUs; {several}")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 

@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("--n_layers", "--held_out", "--precision"):
         add(name, help="as in 1_train.py; unset: as there")
 
-    add = parser.add_argument_group("machine and files").add_argument
+    group = parser.add_argument_group("machine and files")
+    add = group.add_argument
     add("--result", type=Path, help="folder for models and results; unset: compare/ in the data folder")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--gpu_ids", nargs="+", default=["0"], help="GPUs; the first one is used")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     options, training = parser.parse_known_args(argv)
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             for option in ("n_layers", "held_out", "precision"):
                 value = getattr(options, option)
                 shared += [] if value is None else [f"--{option}", value]
-            shared += ["--gpu_ids", *options.gpu_ids, *(["--cpu"] if options.cpu else [])]
+            shared += ["--cpu"] if options.cpu else ["--gpu_ids", *options.gpu_ids]
             say(f"seed {seed}, {protocol}, {model}")
             run_script(HERE / "1_train.py", *shared, *training)
             name = model + ("_measured" if protocol == "measured" else "")

@@ -118,4 +118,5 @@ def device_of(gpu_ids: list[int], cpu: bool, deterministic: bool = False) -> tor
     if count and not cpu and (missing := [number for number in gpu_ids if number >= count]):
         ids = ids if len(ids) >= processes else list(range(count))[:processes]
         note(f"this machine has no GPU {', '.join(map(str, missing))}: using GPU {', '.join(map(str, ids))}")
-    return pick_device(gpu_ids=",".join(map(str, ids or gpu_ids)), cpu=cpu, deterministic=deterministic)
+    names = None if cpu else ",".join(map(str, ids or gpu_ids))
+    return pick_device(gpu_ids=names, cpu=cpu, deterministic=deterministic)

@@ -21,12 +21,14 @@ from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
 
 
-def device_of(gpu: str, ngpu: int, cpu: bool, deterministic: bool = False) -> torch.device:
+def device_of(gpu: str | None, ngpu: int, cpu: bool, deterministic: bool = False) -> torch.device:
     """The device that --gpu, --ngpu and --cpu name; UserError where they name none."""
     if ngpu > 1 and not torch.distributed.is_torchelastic_launched():
         say(f"one GPU computes, not --ngpu {ngpu}: for several, torchrun --nproc_per_node={ngpu} run.py ...")
     try:
-        return pick_device(gpu_ids=gpu, cpu=cpu or ngpu == 0, deterministic=deterministic)
+        cpu = cpu or ngpu == 0
+        gpu = "0" if gpu is None and not cpu else gpu
+        return pick_device(gpu_ids=gpu, cpu=cpu, deterministic=deterministic)
     except UserError as error:
         raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 

@@ -42,7 +42,7 @@ TRAINING = (
 def add_machine_options(parser: ArgumentParser) -> None:
     """What belongs to the machine, not to a training."""
     add = parser.add_argument_group("machine").add_argument
-    add("--gpu", default="0", help="GPU to use; torchrun: one for each process, such as 2,3")
+    add("--gpu", help="GPU to use; torchrun: one for each process, such as 2,3; unset: 0")
     add("--ngpu", type=int, default=1, help="0: the CPU; more than 1: accepted, unused (torchrun takes several)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--max_pixels", **MAX_PIXELS)

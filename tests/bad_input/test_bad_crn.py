@@ -231,6 +231,7 @@ CASES = [
         ("--anomaly-score-file {place}/data", "--anomaly-score-file"),
         ("--anomaly-score-file {place}/sweep.yml/x.csv", "sweep.yml"), ("--imsize 33", "--imsize 33"), "--fpr 1",
         ("--max-network-depth 5", "max-network-depth 8, not 5"), ("--anomaly-score-file x.json", "another ending"),
+        ("--anomaly-score-file x.html", "another ending"),
         ("--dataset-path {place}/none", "none"),
     ),
     *files("train inference", LAST, {

@@ -82,7 +82,10 @@ def test_all_methods_on_one_category(textures, tmp_path, programs, capsys):
 def test_the_nearest_neighbour_with_two_seeds(textures, tmp_path, programs, capsys):
     """A folder of categories that holds one, and the page."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/brick").symlink_to(textures / "brick")
+    shutil.copytree(textures / "brick", tmp_path / "data/brick", ignore=shutil.ignore_patterns("SYNTHETIC"))
+    (tmp_path / "data/brick/test/good/line1/morning").mkdir(parents=True)
+    first = min((tmp_path / "data/brick/test/good").glob("*.png"))
+    first.rename(first.parent / "line1/morning" / first.name)
     argv = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--methods", "nearest", "--seeds", "0"]
     assert compare.main([*argv, "1", *TINY]) == 0
     assert programs == ["benchmarks/nearest_neighbour.py"] * 2

@@ -101,7 +101,7 @@ def test_train_and_inference(place, kind, capsys):
     Path("oi/diff").mkdir()
     Path("oi/diff/mine.txt").write_text("stays")
     assert train.main(inference(kind, "--image-output-path", "oi", "--report")) == 0
-    report = Report(Path("report.html"))
+    report = Report(Path("a.html"))
     assert len(report.captions) == 6 and "image AUROC" in report.texts and "synthetic" in " ".join(report.texts)
     scores = rows("a.csv")
     assert list(scores[0])[:2] == ["file_name", "anomaly_score"]
@@ -222,7 +222,7 @@ def test_lightning_checkpoints_of_the_authors(place, kind, capsys):
     argv = inference("RoadImages", *sizes, "--model-input", "theirs.ckpt")
     assert train.main([*argv, "--report", "yes" if kind == "dagan" else "no"]) == 0
     if kind == "dagan":
-        told = " ".join(Report(Path("report.html")).texts)
+        told = " ".join(Report(Path("a.html")).texts)
         assert "An unknown number of batches. The score is mse(x, G(x)), the map the mean of |x - G(x)|" in told
     assert "no verdicts" in capsys.readouterr().out
     with torch.no_grad():

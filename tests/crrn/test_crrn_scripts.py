@@ -981,7 +981,7 @@ DAMAGES = {
 }
 
 
-def test_several_gpus_get_a_process_each(data, monkeypatch):
+def test_several_gpus_get_a_process_each(data, monkeypatch, capsys):
     started = []
 
     def exec_(program, command):
@@ -994,7 +994,9 @@ def test_several_gpus_get_a_process_each(data, monkeypatch):
     assert training.main(asked) == 130
     (command,) = started
     assert "--nproc_per_node=2" in command and command[-len(asked) :] == list(map(str, asked))
-    assert training.main(args(data, *TRAINED, "--gpu_ids", "1", "2", "--cpu")) == 0 and len(started) == 1
+    assert training.main(args(data, *TRAINED, "--cpu")) == 0 and len(started) == 1
+    for script in (training, testing, compare):
+        refused(capsys, script.main, args(data, "--gpu_ids", "0", "--cpu"), "--cpu", "not allowed with", "--gpu_ids")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for local, device in enumerate(("cuda:1", "cuda:2")):

@@ -440,10 +440,12 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
 
 
 def test_ngpu_is_answered_with_torchrun_unless_it_is_in_use(monkeypatch, capsys):
-    assert run.device_of("0", 2, cpu=True).type == "cpu"
+    with pytest.raises(run.UserError, match="--cpu and --gpu 0 contradict"):
+        run.device_of("0", 1, cpu=True)
+    assert run.device_of(None, 2, cpu=True).type == "cpu"
     assert "torchrun --nproc_per_node=2" in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert run.device_of("0", 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
+    assert run.device_of(None, 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
 
 
 @pytest.mark.slow  # tests/test_distributed_gradients.py has its gradients in the default run
