@@ -32,7 +32,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from common.files import UserError, atomic_write, digest, reason, regular, temporary_folder
-from common.runtime import note, notes, progress, say
+from common.runtime import note, notes, number_of, progress, say
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -53,6 +53,8 @@ SYSTEM_NAMES = frozenset([
     "ehthumbs.db", "icon\r", "lost+found", "network trash folder", "recycler", "system volume information",
     "temporary items", "thumbs.db", "~snapshot",
 ])  # fmt: skip
+MASK_FOLDERS = frozenset(["ground_truth", "groundtruth", "gt", "mask", "masks"])  # in lower case
+MASK_NAME = re.compile(r"(?<=.)[ _-](mask|gt)$", re.IGNORECASE)  # what follows the image's name
 GOOD = re.compile(r"[\W_]*(goods?|ok|okay|normal)[\W_]*", re.IGNORECASE)  # what others call the folder "good"
 
 # A file that unpacks to many times its size is refused as soon as Pillow warns, not only at twice that size.
@@ -81,7 +83,8 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
 
     part: "train" or "validation" (the good ones only, whatever else lies there) or "test". Returns the samples, ordered
     by label and then by path, and the class names, which labels index: "good", then the kinds of defects in
-    alphabetical order. Subfolders of a class belong to it. Raises UserError where folders or images are missing.
+    alphabetical order. Subfolders of a class belong to it, but for masks in them. Raises UserError where folders or
+    images are missing, though not for good ones beside defects to test on, or where masks cannot be told from images.
     """
     root, place = Path(root), Path(root, part)
     layout = f"expected {root}/train/good/*.png and {root}/test/<good or a defect's name>/*.png"
@@ -91,37 +94,51 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
     entries = visible(place)
     defects = [path.name for path in entries if path.is_dir() and path.name != "good"]
     like_good = next((place / name for name in defects if GOOD.fullmatch(name)), None)
-    if not (place / "good").is_dir():
+    if not (place / "good").is_dir() and (like_good or part != "test" or not defects):
         hint = f"if {like_good} is meant, rename it" if like_good else layout
         raise UserError(f"there is no folder {place / 'good'}: {hint}")
     if like_good:
         raise UserError(f"{like_good} beside {place / 'good'}: move its images there, or give it a defect's name")
-    note_left_out([path for path in entries if not path.is_dir()], f"in {place} lie in no class folder")
+    note_left_out([path for path in entries if not path.is_dir()], f"in {place} outside the class folders")
     if part != "test" and defects:
         note(f"of {place} only good is used, not {', '.join(defects)} beside it")
         defects = []
+    folders = Counter((place / name).resolve() for name in ["good", *defects])
+    if same := [name for name in ["good", *defects] if folders[(place / name).resolve()] > 1]:
+        raise UserError(f"{' and '.join(same)} in {place} are the same folder: remove the links to it")
     truth = root / "ground_truth"
     if part == "test" and truth.is_dir():
         others = [path for path in visible(truth) if path.name not in defects]
-        note_left_out(others, f"in {truth} are named after no defect in {place}")
+        note_left_out(others, f"in {truth} named after no defect in {place}")
 
-    samples = []
+    samples, depth = [], len(place.parts)
     for label, name in enumerate(class_names := ["good", *defects]):
         folder, masks_folder = place / name, truth / name
-        images = {path: _stem(path, folder) for path in _images_below(folder)}
-        if not images:
+        images = {path: _stem(path, folder) for path in (_images_below(folder) if folder.is_dir() else [])}
+        if not images and (label or part == "train"):
             raise UserError(f"there are no images in {folder}: {layout}")
+        if not images:
+            note(f"there are no images in {folder}")
         stems = Counter(images.values())
         beside = [path for path, stem in images.items() if _image_of(stem, stems)]
         if beside:
-            note(f"{len(beside)} files in {folder} are masks of the images beside them, such as {beside[0].name}")
+            number = number_of(len(beside), "file")
+            note(f"masks of the images beside them: {number} in {folder}, such as {beside[0].relative_to(folder)}")
             for path in beside:
                 del stems[images.pop(path)]
-        if twins := [path for path, stem in images.items() if stems[stem] > 1]:
-            note(
-                f"{len(twins)} images in {folder} have the same name but for the extension, such as {twins[0].name}: "
-                f"masks belong into {masks_folder}"
+        if strays := [path for path in images if MASK_FOLDERS & {part.lower() for part in path.parent.parts[depth:]}]:
+            raise UserError(
+                f"{number_of(len(strays), 'image')} in folders of masks, such as {strays[0]}, with no image of the "
+                f"same name in {folder}: expected masks in {truth}/<a defect's name>"
             )
+        if alone := [path.name for path, stem in images.items() if MASK_NAME.search(stem.name)]:
+            number = number_of(len(alone), "image is named like a mask", "images are named like masks")
+            note(f"in {folder} {number}, with no image of the name before that, and not taken for one: {alone[0]}")
+        if twins := [path for path, stem in images.items() if stems[stem] > 1]:
+            words = f"{len(twins)} images in {folder} have the same name but for the extension, such as {twins[0].name}"
+            if label:
+                raise UserError(f"{words}: move masks to {masks_folder}, rename images")
+            note(words)
         masks = _masks_of(stems, beside, folder)
         if label and masks_folder.is_dir():
             masks |= _masks_of(stems, _images_below(masks_folder), masks_folder)
@@ -134,8 +151,9 @@ def _stem(path: Path, folder: Path) -> Path:
 
 
 def _image_of(stem: Path, images: Container[Path]) -> Path | None:
-    """Of stems, the image that a mask's is named after: "000" for "000_mask"."""
-    image = stem.with_name(re.sub(r"(?<=.)_(mask|gt)$", "", stem.name))
+    """Of stems, the image that a mask's is named after: "000" for "000_mask" and "masks/000"."""
+    folders = [part for part in stem.parent.parts if part.lower() not in MASK_FOLDERS]
+    image = Path(*folders, MASK_NAME.sub("", stem.name))
     return image if image != stem and image in images else None
 
 
@@ -150,16 +168,17 @@ def _masks_of(images: Container[Path], masks: Sequence[Path], folder: Path) -> d
     found = {stem: tuple(paths) for rank in ranked for stem, paths in rank.items() if stem in images}
     if unused := sorted({*masks} - {path for paths in found.values() for path in paths}):
         note(
-            f"{len(unused)} of {len(masks)} masks in {folder} belong to no image, such as {unused[0].name}: "
+            f"masks of no image: {len(unused)} of {len(masks)} in {folder}, such as {unused[0].name}: "
             "expected <image's name>_mask.png or the image's name"
         )
     return found
 
 
 def note_left_out(paths: Sequence[Path], words: str) -> None:
-    """Say how many files and folders are left out, if any, and why: "in FOLDER lie in no class folder"."""
+    """Say how many files and folders are left out, if any, and why: "in FOLDER outside the class folders"."""
     if paths:
-        note(f"{len(paths)} files or folders {words} and are left out, such as {paths[0].name}")
+        number = number_of(len(paths), "file or folder", "files or folders")
+        note(f"left out: {number} {words}, such as {paths[0].name}")
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -213,7 +232,8 @@ def files_below(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {reason(error)}") from error
     if again:
-        note(f"{len(again)} linked folders in {folder} are read already and count once, such as {min(again)}")
+        number = number_of(len(again), "folder")
+        note(f"linked more than once and read once: {number} in {folder}, such as {min(again)}")
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -224,7 +244,7 @@ def _images_below(folder: Path) -> list[Path]:
         [(kind, count)] = Counter(path.suffix.lower() for path in others).most_common(1)
         first = next(path for path in others if path.suffix.lower() == kind)
         note(
-            f"{len(others)} files in {folder} are no images of a format that is read and are left out, such as "
+            f"left out, not in a supported image format: {number_of(len(others), 'file')} in {folder}, such as "
             f"{first.name} ({count} {kind or 'without extension'}): convert images to PNG"
         )
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
@@ -239,7 +259,8 @@ def _note_pages(paths: Sequence[Path]) -> None:
             with suppress(UserError), opened_image(path) as image:  # whoever reads it tells
                 several += [path] * (getattr(image, "n_frames", 1) > 1)
     if several:
-        note(f"{len(several)} files hold several pages or frames, such as {several[0]}: the first one is used")
+        number = number_of(len(several), "file")
+        note(f"several pages or frames, of which the first one is used: {number}, such as {several[0]}")
 
 
 def max_value_option(text: str) -> int | str:
@@ -334,6 +355,14 @@ def _wide(image: Image.Image) -> np.ndarray | None:
         # Pillow does not invert 16-bit TIFFs whose white is 0.
         return 65535 - values if _tag(image, ExifTags.Base.PhotometricInterpretation) == 0 else values
 
+    deep = False
+    if image.format == "PPM" and image.mode == "RGB" and image.tile[0].codec_name != "raw":
+        deep = image.tile[0].args[1] > 255
+    elif image.format == "JPEG2000":  # Ssiz, behind the marker SIZ: bits less 1, and the highest bit for signs
+        size = re.search(rb"\xff\x4f\xff\x51.{38}(.)", Path(image.filename).read_bytes(), re.DOTALL)
+        deep = size and size[1][0] & 127 > 7
+    if deep:  # Pillow reads 8 bits
+        raise ValueError(f"{image.format} of more than 8 bits in colour is not read: convert it to a PNG of 16 bits")
     if image.format not in ("PNG", "TIFF", "SGI") or image.mode not in ("L", "RGB", "RGBA"):
         return None
     args = image.tile[0].args
@@ -414,13 +443,16 @@ def resolve_max_value(paths: Sequence[Path], option: int | str, others: Sequence
     trained = [highest[path] for path in paths if path in highest]
     value = option if option != "auto" else 2 ** max(trained, default=65535).bit_length() - 1
     if not highest:
+        if value != 65535:
+            note(f"--max_value {value} has no effect: it is for 16-bit images, and there are none")
         return value
-    count, first, top = f"{len(highest)} images of more than 8 bits", min(highest), max(highest.values())
+    count = number_of(len(highest), "image of more than 8 bits", "images of more than 8 bits")
+    first, top = min(highest), max(highest.values())
     if option == "auto":
         note(f"--max_value auto: {value}; the training images' highest value is {max(trained, default='unknown')}")
     elif value == 65535 and top < 32768:
         bits = 2 ** top.bit_length() - 1
-        note(f"{count}, such as {first}, have no value above {top} of 65535 and look dark: try --max_value {bits}")
+        note(f"dark: {count}, such as {first}, no value above {top} of 65535: try --max_value {bits}")
     if cut := sorted(path for path in highest if highest[path] > value):
         note(f"{_cut_to(value)}, in {len(cut)} of {count}, such as {cut[0]}")
     return value
@@ -442,8 +474,8 @@ def read_mask(mask: str | Path | Sequence[Path], size: tuple[int, int]) -> np.nd
     """Mask of a defect, bool (H, W), from one file or several that are merged: every pixel that is not 0 (black).
 
     Thus class numbers, 0/1, 0/255 and colours are all understood. Fully transparent pixels are good. So is, in formats
-    that may lose precision (JPEG), what is noise there: values under 10 where the highest is 255, and up to half of the
-    highest value within 7 pixels. A palette's colours count where black is among those used, else its indices.
+    that lose precision (JPEG), what is noise there: values under 10 of 255, and up to half of the highest value within
+    7 pixels (15 in colour). A palette's colours count where black is among those used but not alone, else its indices.
     size: (height, width) of the image it belongs to. Raises UserError where sizes differ or a file is unreadable.
     """
     marked = np.zeros(size, bool)
@@ -468,13 +500,17 @@ def _marked(path: str | Path) -> np.ndarray:
                 plain = image.convert("RGBA" if transparent else "RGB")
             values = np.asarray(plain)
         visible = values[..., -1] > 0 if values.ndim == 3 and values.shape[2] % 2 == 0 else None
+        reach = 15  # an edge's noise ends with its block of 8 x 8 pixels
         if values.ndim == 3:
-            values = values[..., : values.shape[2] - (visible is not None)].max(axis=2)
+            colours = values[..., : values.shape[2] - (visible is not None)]
+            values = colours.max(axis=2)
+            if (values != colours.min(axis=2)).any():
+                reach = 31  # and of 16 x 16 pixels where colours are stored at half the resolution
         marked = values > 0
-        if image.format in LOSSY:
-            nearby = ndimage.maximum_filter(values, 15)  # an edge's noise ends with its block of 8 x 8 pixels
-            marked &= (values >= values.max() * (10 / 255)) & (values > nearby // 2)
-        if image.mode == "P" and visible is None and marked.all():
+        if image.format in LOSSY and not (image.format == "WEBP" and b"VP8L" in Path(path).read_bytes()):  # lossless
+            nearby = ndimage.maximum_filter(values, reach)
+            marked &= (values >= np.iinfo(values.dtype).max * 10 // 255) & (values > nearby // 2)
+        if image.mode == "P" and visible is None and (marked.all() or not any(image.getpalette())):
             marked = np.asarray(image) > 0
         return marked if visible is None else marked & visible
 
@@ -525,11 +561,12 @@ def require_fitting_masks(samples: Sequence[Sample]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(progress(pool.map(marks, with_mask), "checking masks", total=len(with_mask)))
     if problems := [str(answer) for answer in found if isinstance(answer, UserError)]:
-        raise UserError(f"{len(problems)} masks cannot be used, mend or remove them: {'; '.join(problems)}")
+        number = number_of(len(problems), "mask")
+        raise UserError(f"{number} cannot be used, repair or remove: {'; '.join(problems)}")
     if empty := [sample for sample, answer in zip(with_mask, found) if not answer]:
         note(
-            f"{len(empty)} of {len(with_mask)} masks mark no pixel, such as {empty[0].mask[0]}: pixel metrics take the "
-            "whole image for good"
+            f"empty masks: {len(empty)} of {len(with_mask)}, such as {empty[0].mask[0]}: pixel metrics take the whole "
+            "image for good"
         )
 
 
@@ -551,16 +588,22 @@ class Category:
         return [sample.path for sample in self.train + self.held_out + self.test]
 
 
-def note_copies(train: Sequence[Path], test: Sequence[Path]) -> None:
-    """Say how many test images are copies, byte for byte, of training images. Raises UserError on unreadable files."""
-    sizes = {path.stat().st_size for path in train} & {path.stat().st_size for path in test}
-    digests = {digest(path) for path in train if path.stat().st_size in sizes}
-    copies = [path for path in test if path.stat().st_size in sizes and digest(path) in digests]
-    if copies:
-        note(
-            f"{len(copies)} of {len(test)} images to test on are copies of training images, such as {copies[0]}: "
-            "what is measured on them tells nothing of new images"
-        )
+def note_copies(train: Sequence[Path], test: Sequence[Path], held_out: Sequence[Path] = ()) -> None:
+    """Say how many test images are copies, byte for byte, of training or held-out images, and how many held-out ones
+    of training images. Raises UserError on unreadable files."""
+    parts = [(train, held_out, "held-out images, copies of training images")]
+    parts += [
+        ([*train, *held_out], test, f"test images, copies of training {'or held-out ' if held_out else ''}images")
+    ]
+    for known, paths, words in parts:
+        sizes = {path.stat().st_size for path in known} & {path.stat().st_size for path in paths}
+        digests = {digest(path) for path in known if path.stat().st_size in sizes}
+        copies = [path for path in paths if path.stat().st_size in sizes and digest(path) in digests]
+        if copies:
+            note(
+                f"{len(copies)} of {len(paths)} {words}, such as {copies[0]}: what is measured on them tells nothing "
+                "of new images"
+            )
 
 
 def note_squeezed(paths: Sequence[Path], size: tuple[int, int], remedy: str) -> None:
@@ -570,19 +613,20 @@ def note_squeezed(paths: Sequence[Path], size: tuple[int, int], remedy: str) -> 
     changes = [height * size[1] / (width * size[0]) for height, width in sizes]
     if far := [i for i, change in enumerate(changes) if max(change, 1 / change) > 1.5]:
         height, width = sizes[far[0]]
-        words = f"{len(far)} of {len(paths)} images, such as {paths[far[0]]} of {width} x {height} pixels"
-        note(f"{words}, are squeezed by more than 1.5: {remedy}")
+        words = f"{len(far)} of {number_of(len(paths), 'image')}, such as {paths[far[0]]} of {width} x {height} pixels"
+        note(f"aspect ratio changed by more than 1.5 in resizing: {words}: {remedy}")
 
 
 def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:
     """All parts of a category, checked; what is missing or doubtful is said. max_value: see `resolve_max_value`.
 
-    Raises UserError as `mvtec_samples` does (for a missing test part, which is empty then, it does not), and where an
-    image cannot be read or a mask has another size.
+    Raises UserError as `mvtec_samples` does (but not for a test part that is missing or empty), and where an image
+    cannot be read or a mask has another size.
     """
     train, _ = mvtec_samples(root, "train")
     held_out = mvtec_samples(root, "validation")[0] if (root / "validation/good").is_dir() else []
-    test, class_names = mvtec_samples(root, "test") if (root / "test").is_dir() else ([], ["good"])
+    some = (root / "test").is_dir() and visible(root / "test")
+    test, class_names = mvtec_samples(root, "test") if some else ([], ["good"])
     trained, others = [sample.path for sample in train], [sample.path for sample in held_out + test]
     made = synthetic(root)
     require_readable(trained + others)
@@ -590,10 +634,12 @@ def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:
     if made:
         say(f"the images in {root} are generated stand-ins, not real data")
     if held_out:
-        note(f"the {len(held_out)} images of {root / 'validation/good'} are held out too, to set thresholds")
-    if len(class_names) < 2:
-        note(f"{root} has {'only good' if test else 'no'} test images: there is no AUROC")
-    note_copies(trained, others)
+        number = number_of(len(held_out), "more image")
+        note(f"held out to set thresholds: {number}, of {root / 'validation/good'}")
+    if len(labels := {sample.label > 0 for sample in test}) < 2:
+        kind = "no" if not test else "only defective" if True in labels else "only good"
+        note(f"{root} has {kind} test images: there is no AUROC")
+    note_copies(trained, others[len(held_out) :], others[: len(held_out)])
     highest = resolve_max_value(trained, max_value, others)
     return Category(train, held_out, test, class_names, made, highest)
 

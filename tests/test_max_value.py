@@ -91,7 +91,7 @@ def test_dark_16_bit_images_are_told(places, capsys):
     runtime._notes.clear()
     datamanager.load(settings)
     said = capsys.readouterr().out
-    assert said.count("of 65535 and look dark: try --max_value 4095") == 1
+    assert said.count("of 65535: try --max_value 4095") == 1
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         if made:
             say(f"the images in {root} are generated stand-ins, not real data")
         others = [path for path in visible(root) if path.name not in ("good_ones", "bad_ones", MARK)]
-        note_left_out(others, f"in {root} lie beside good_ones and bad_ones")
+        note_left_out(others, f"in {root} beside good_ones and bad_ones")
         require_sound(train + test)
         note_copies([item.path for item in train], [item.path for item in test])
         if kind == "Panorama":
@@ -160,7 +160,7 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
     """
     intensities, heights = files = [_files(folder / name) for name in ROAD_FOLDERS]
     others = [path for path in visible(folder) if path.name not in ROAD_FOLDERS]
-    note_left_out(others, f"in {folder} lie beside {' and '.join(ROAD_FOLDERS)}")
+    note_left_out(others, f"in {folder} beside {' and '.join(ROAD_FOLDERS)}")
 
     def name(path: Path) -> str:
         return path.relative_to(folder).with_suffix("").as_posix().partition("/")[2]

@@ -109,7 +109,7 @@ def test_what_is_doubtful_in_the_images_is_said(textures, tmp_path, programs, ca
         (tmp_path / "data" / name / "train").mkdir(parents=True)
     argv = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--methods", "nearest", "--seeds", "0"]
     assert compare.main([*argv, *TINY]) == 0
-    copies = f"1 of 8 images to test on are copies of training images, such as {copy}"
+    copies = f"1 of 8 test images, copies of training images, such as {copy}"
     assert copies in capsys.readouterr().out
     content = json.loads((tmp_path / "out/compare.json").read_text())
     [result] = [json.loads(path.read_text()) for path in (tmp_path / "out/brick").glob("nearest_seed*/results.json")]

@@ -13,6 +13,7 @@ import numpy as np
 import PIL
 import pytest
 from PIL import ExifTags, Image, ImageFile
+from scipy import ndimage
 
 from common import images, runtime
 from common.files import UserError, atomic_write
@@ -139,13 +140,46 @@ def test_masks_in_a_folder_for_each_image_are_merged(mvtec):
 
 def test_masks_beside_their_images_are_no_images(mvtec, capsys):
     beside = [save(mvtec / f"test/hole/{name}.png") for name in ("0_mask", "1_mask")]
+    for name in ("0-Mask", "0 GT", "masks/0", "Ground_Truth/sub/0", "mask/0_mask"):
+        save(mvtec / f"test/crack/{name}.png")
+    save(mvtec / "test/crack/0.png")
+    save(mvtec / "test/crack/sub/0.png")
+    save(mvtec / "ground_truth/crack/masks/10-GT.png")
     alone = save(mvtec / "test/hole/2_mask.png")  # there is no image 2
     masks = {sample.path: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
     assert masks[mvtec / "test/hole/0.png"] == (mvtec / "ground_truth/hole/0_mask.png",)
     assert masks[mvtec / "test/hole/1.png"] == (beside[1],)
     assert alone in masks and not masks.keys() & {*beside}
+    folder = mvtec / "test/crack"
+    assert {*masks[folder / "0.png"]} == {
+        folder / f"{name}.png" for name in ("0-Mask", "0 GT", "masks/0", "mask/0_mask")
+    }
+    assert masks[folder / "sub/0.png"] == (folder / "Ground_Truth/sub/0.png",)
+    assert masks[folder / "10.png"] == (mvtec / "ground_truth/crack/masks/10-GT.png",)
     said = capsys.readouterr().out
-    assert f"2 files in {mvtec}/test/hole are masks of the images beside them, such as 0_mask.png" in said
+    assert (
+        "test/hole 1 image is named like a mask, with no image of the name before that" in said and alone.name in said
+    )
+    assert f"masks of the images beside them: 2 files in {mvtec}/test/hole, such as 0_mask.png" in said
+
+
+@pytest.mark.parametrize("name", ["hole/Masks/7.png", "masks/0.png", "good/gt/7.png"])
+def test_masks_of_no_image_are_not_taken_for_images(mvtec, name):
+    save(mvtec / "test" / name)
+    with pytest.raises(UserError, match=f"1 image in folders of masks, such as .*/test/{name}, with no image"):
+        mvtec_samples(mvtec, "test")
+
+
+def test_an_image_and_a_mask_of_its_name_beside_it_are_refused(mvtec):
+    save(mvtec / "test/hole/0.bmp")
+    with pytest.raises(UserError, match=r"2 images in .*hole have the same name.* 0\.bmp: move masks to .*truth/hole"):
+        mvtec_samples(mvtec, "test")
+
+
+def test_a_link_to_a_class_is_no_further_class(mvtec):
+    (mvtec / "test/crack2").symlink_to("crack")
+    with pytest.raises(UserError, match=r"^crack and crack2 in .*/test are the same folder"):
+        mvtec_samples(mvtec, "test")
 
 
 def test_good_images_have_no_mask(mvtec):
@@ -213,16 +247,16 @@ def test_a_second_folder_of_good_images_is_refused_and_another_name_for_it_hinte
 
 def test_what_lies_outside_the_layout_is_said(mvtec, capsys):
     save(mvtec / "test/loose.png")
-    save(mvtec / "test/twin/a.png")
-    save(mvtec / "test/twin/a.bmp")
+    save(mvtec / "test/good/0.bmp")
     save(mvtec / "ground_truth/other/0.png")
     mvtec_samples(mvtec, "test")
     said = capsys.readouterr().out
-    assert f"1 files or folders in {mvtec}/test lie in no class folder and are left out, such as loose.png" in said
+    assert f"left out: 1 file or folder in {mvtec}/test outside the class folders, such as loose.png" in said
     assert (
-        f"1 files or folders in {mvtec}/ground_truth are named after no defect in" in said and "such as other" in said
+        f"left out: 1 file or folder in {mvtec}/ground_truth named after no defect in" in said
+        and "such as other" in said
     )
-    assert f"2 images in {mvtec}/test/twin have the same name but for the extension, such as a.bmp" in said
+    assert f"2 images in {mvtec}/test/good have the same name but for the extension, such as 0.bmp" in said
 
 
 def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
@@ -230,9 +264,8 @@ def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
     for name in ("1.heic", "2.HEIC", "3.jxl", "4.cr2", "a"):
         (tmp_path / name).touch()
     assert image_files(tmp_path) == [tmp_path / "0.png"]
-    assert (
-        f"5 files in {tmp_path} are no images of a format that is read and are left out, such as 1.heic (2 .heic): "
-        in (capsys.readouterr().out)
+    assert f"left out, not in a supported image format: 5 files in {tmp_path}, such as 1.heic (2 .heic): " in (
+        capsys.readouterr().out
     )
 
 
@@ -241,7 +274,7 @@ def test_pages_after_the_first_are_said(tmp_path, capsys):
     pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
     save(tmp_path / "a.tif")
     (tmp_path / "c.tif").touch()  # who reads it tells
-    line = f"1 files hold several pages or frames, such as {tmp_path}/b.tif: the first one is used"
+    line = f"several pages or frames, of which the first one is used: 1 file, such as {tmp_path}/b.tif"
     for place in (tmp_path, tmp_path / "b.tif"):
         runtime._notes.clear()
         image_files(place)
@@ -276,7 +309,7 @@ def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path, cap
         (inside / name).symlink_to(target, target_is_directory=True)
     (tmp_path / "store/back").symlink_to(inside, target_is_directory=True)
     assert [path.relative_to(inside).as_posix() for path in image_files(inside)] == wanted
-    assert f"4 linked folders in {inside} are read already and count once, such as {inside}/again" in (
+    assert f"linked more than once and read once: 4 folders in {inside}, such as {inside}/again" in (
         capsys.readouterr().out
     )
 
@@ -322,6 +355,17 @@ def test_lossy_formats_read_closely(tmp_path, name):
     path = save(tmp_path / name, np.full((8, 8, 3), (200, 100, 50), np.uint8))
     assert np.abs(np.asarray(read_image(path)).astype(int) - (200, 100, 50)).max() < 6
     assert check_images([path]) == []
+
+
+def test_deep_colours_that_would_be_read_as_8_bits_are_refused(tmp_path):
+    ppm = tmp_path / "a.ppm"
+    ppm.write_bytes(b"P6 2 1 65535\n" + bytes(12))
+    jp2 = save(tmp_path / "a.jp2", noise())
+    head, size, rest = jp2.read_bytes().partition(b"\xff\x4f\xff\x51")
+    jp2.write_bytes(head + size + rest[:38] + bytes([15, *rest[39:41], 15]) + rest[42:])
+    for path in (ppm, jp2):
+        with pytest.raises(UserError, match=f"{path.name}: .* of more than 8 bits in colour is not read: convert it"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -514,8 +558,9 @@ def test_max_value_is_found_or_told(tmp_path, capsys):
     assert value == 255 and "2 of 2 images" in said and "0.png" in said
     (tmp_path / "broken.png").write_text("no image")
     eight = [save(tmp_path / "8bit.png"), tmp_path / "broken.png"]
-    assert resolve_max_value(eight, "auto") == 65535 and resolve_max_value(eight, 4095) == 4095
+    assert resolve_max_value(eight, "auto") == 65535
     assert resolve_max_value([], 65535) == 65535 and not capsys.readouterr().out
+    assert resolve_max_value(eight, 4095) == 4095 and "--max_value 4095 has no effect" in capsys.readouterr().out
 
 
 def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
@@ -608,7 +653,7 @@ def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys)
     save(tmp_path / "ground_truth/hole/c_old.png", Image.new("L", (4, 3)))
     samples, _ = mvtec_samples(tmp_path, "test")
     assert [bool(sample.mask) for sample in samples] == [False, True, True, False]
-    assert "1 of 3 masks" in (said := capsys.readouterr().out) and "c_old.png" in said
+    assert "masks of no image: 1 of 3 in" in (said := capsys.readouterr().out) and "c_old.png" in said
     with pytest.raises(UserError, match=r"b_mask\.png is 3 x 4 pixels, its image 4 x 3") as caught:
         require_fitting_masks(samples)
     assert "a_mask" not in str(caught.value)
@@ -622,10 +667,10 @@ def test_a_category_tells_of_copies_empty_masks_and_images_held_out(mvtec, capsy
     assert [sample.path for sample in category.held_out] == [held_out] and len(category.train) == 3
     assert category.paths[3] == held_out and len(category.paths) == 8
     said = capsys.readouterr().out
-    assert f"the 1 images of {mvtec}/validation/good are held out too, to set thresholds" in said
-    assert f"1 of 2 masks mark no pixel, such as {mvtec}/ground_truth/crack/10.bmp" in said
+    assert f"held out to set thresholds: 1 more image, of {mvtec}/validation/good" in said
+    assert f"empty masks: 1 of 2, such as {mvtec}/ground_truth/crack/10.bmp" in said
     # All of the fixture's images are alike.
-    assert f"4 of 5 images to test on are copies of training images, such as {mvtec}/test/good/0.png" in said
+    assert f"4 of 4 test images, copies of training or held-out images, such as {mvtec}/test/good/0.png" in said
     assert runtime.notes() == said.splitlines()
 
 
@@ -634,18 +679,43 @@ def test_a_category_without_test_images_says_so(mvtec, capsys):
         shutil.rmtree(mvtec / "test" / name)
     assert mvtec_dataset(mvtec).class_names == ["good"]
     assert f"{mvtec} has only good test images: there is no AUROC" in capsys.readouterr().out
-    shutil.rmtree(mvtec / "test")
-    assert mvtec_dataset(mvtec).test == []
+    runtime._notes.clear()
+    shutil.rmtree(mvtec / "test/good")
+    assert mvtec_dataset(mvtec).test == []  # of an empty folder
     assert f"{mvtec} has no test images: there is no AUROC" in capsys.readouterr().out
+    runtime._notes.clear()
+    shutil.rmtree(mvtec / "test")
+    (mvtec / "validation/good").mkdir(parents=True)
+    category = mvtec_dataset(mvtec)
+    assert category.test == category.held_out == []
+    assert f"{mvtec} has no test images: there is no AUROC" in (said := capsys.readouterr().out)
+    assert f"there are no images in {mvtec}/validation/good" in said
+
+
+def test_a_category_may_have_defects_only_to_test_on(mvtec, capsys):
+    shutil.rmtree(mvtec / "test/good")
+    category = mvtec_dataset(mvtec)
+    assert [sample.label for sample in category.test] == [1, 2, 2] and category.class_names == ["good", "crack", "hole"]
+    assert f"{mvtec} has only defective test images: there is no AUROC" in capsys.readouterr().out
+
+
+def test_copies_are_found_among_held_out_and_test_images_alike(tmp_path, capsys):
+    for value, name in enumerate(("train/good/0", "train/good/1", "validation/good/0", "test/good/0", "test/hole/0")):
+        save(tmp_path / f"{name}.png", value)
+    save(tmp_path / "validation/good/1.png", 1)
+    save(tmp_path / "test/hole/1.png", 2)
+    mvtec_dataset(tmp_path)
+    said = capsys.readouterr().out
+    assert f"1 of 2 held-out images, copies of training images, such as {tmp_path}/validation/good/1.png" in said
+    assert f"1 of 3 test images, copies of training or held-out images, such as {tmp_path}/test/hole/1.png" in said
 
 
 def test_squeezed_images_are_said(tmp_path, capsys):
     paths = [save(tmp_path / name, Image.new("L", size)) for name, size in (("a.png", (30, 20)), ("b.png", (31, 20)))]
     paths.append(save(tmp_path / "c.png", Image.new("L", (20, 31))))
     note_squeezed(paths, (64, 64), "cut them")
-    assert f"2 of 3 images, such as {paths[1]} of 31 x 20 pixels, are squeezed by more than 1.5: cut them" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"aspect ratio changed by more than 1.5 in resizing: 2 of 3 images, such as {paths[1]} of 31 x 20" in said
     note_squeezed(paths[:2], (64, 96), "cut them")
     assert capsys.readouterr().out == ""
 
@@ -685,6 +755,22 @@ def test_jpeg_masks_carry_noise(tmp_path):
     path = save(tmp_path / "m.jpg", expected.astype(np.uint8) * np.uint8(255), quality=60)
     assert np.count_nonzero(np.asarray(Image.open(path)) % 255) > 20  # there is noise
     assert np.array_equal(read_mask(path, (40, 40)), expected)
+    noise_alone = np.random.default_rng(0).integers(0, 8, (40, 40)).astype(np.uint8)
+    assert not read_mask(save(tmp_path / "n.jpg", noise_alone, quality=100), (40, 40)).any()
+
+
+def test_jpeg_masks_in_colour_carry_noise_in_larger_blocks(tmp_path):
+    expected = np.zeros((64, 64), bool)
+    expected[10:30, 10:33] = True
+    for name, colour in (("r.jpg", (255, 0, 0)), ("b.jpg", (0, 0, 255)), ("m.jpg", (200, 0, 200))):
+        image = expected[..., None] * np.uint8(colour)
+        found = read_mask(save(tmp_path / name, image, quality=75, subsampling="4:2:0"), (64, 64))
+        assert ndimage.label(found)[1] == 1, name
+
+
+def test_class_numbers_in_lossless_webp(tmp_path):
+    numbers = np.array([[0, 1, 2], [3, 255, 0]], np.uint8)
+    assert np.array_equal(read_mask(save(tmp_path / "a.webp", numbers, lossless=True), (2, 3)), numbers > 0)
 
 
 def test_every_pixel_that_is_not_0_is_a_defect(tmp_path):
@@ -711,6 +797,7 @@ def test_palettes_count_by_colour_where_black_is_used_else_by_index(tmp_path):
         return read_mask(save(tmp_path / "p.png", image, **options), (2, 2)).tolist()
 
     assert read(0, 0, 0, 0, 0, 9, 128, 0, 0) == [[False, True], [True, True]]
+    assert read(*[0] * 9) == [[False, True], [True, True]]  # class numbers, without a colour for them
     # What shrinks files orders a palette as it likes.
     assert read(255, 255, 255, 0, 0, 0, 9, 9, 9) == [[True, False], [True, False]]
     assert read(68, 1, 84, 33, 145, 140, 253, 231, 37) == [

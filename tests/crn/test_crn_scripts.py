@@ -414,7 +414,7 @@ def test_without_defective_test_images(place, capsys, kept):
         assert train.main(words) == 0
         said = capsys.readouterr().out
         assert f"brick has {'only good' if kept else 'no'} test images: there is no AUROC" in said
-        assert "of 97 x 64 pixels, are squeezed by more than 1.5: CRN takes squares" in said
+        assert "of 97 x 64 pixels: CRN takes squares" in said
     assert "no image AUROC" in said and "nan" not in said
     trained, tested = json.loads(Path("lm/version_0/results.json").read_text()), json.loads(Path("a.json").read_text())
     assert (
@@ -493,11 +493,11 @@ def test_what_is_left_out_of_road_images_is_said(tmp_path, capsys):
     assert "--max-value auto has no effect" in after
     assert "--demo uses at most 1 each of 2 images to train on and 2 to test on" in after
     for words in (
-        f"1 files or folders in {tmp_path} lie beside good_ones and bad_ones and are left out, such as new_ones",
-        f"1 files or folders in {good} lie beside intensity_files and height_files and are left out, such as 4.png",
-        f"1 files or folders in {bad} lie beside intensity_files and height_files and are left out, such as depth",
+        f"left out: 1 file or folder in {tmp_path} beside good_ones and bad_ones, such as new_ones",
+        f"left out: 1 file or folder in {good} beside intensity_files and height_files, such as 4.png",
+        f"left out: 1 file or folder in {bad} beside intensity_files and height_files, such as depth",
         "5.heic",
-        "2 of 2 images to test on are copies of training images",
+        "2 of 2 test images, copies of training images",
     ):
         assert words in told
     assert "@eaDir" not in told
