@@ -6,6 +6,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,16 @@ from common.files import (
     write_csv,
     write_json,
 )
-from common.images import EXTENSIONS, image_files, image_size, is_junk, note_left_out, read_mask
+from common.images import (
+    EXTENSIONS,
+    image_files,
+    image_size,
+    is_junk,
+    note_left_out,
+    note_squeezed,
+    read_mask,
+    resolve_max_value,
+)
 from common.metrics import PixelMetrics, threshold_for_fpr
 from common.runtime import ArgumentParser, complain, goes_on, note, notes, number_of, out_of_memory, progress, say
 
@@ -248,16 +258,19 @@ def score_folder(
     threshold: Mapping[str, Any] | None,
     score_name: str = "score",
     hide: bool = False,
+    size: tuple[int, int] | None = None,
+    max_value: int | None = None,
 ) -> int:
     """Score images in batches; returns the exit status, 1 where some could not be scored.
 
     given: the options of `add_scoring_options`; files: of each image by its name, a relative path; read(name): the
-    image, (H, W, 3) uint8, or float in 0..1; score(images): what is found in each. Writes to `output` per image its map
-    (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/, JPEG) and, with a threshold, the mask of
-    defective pixels (masks/, PNG); when all are done, scores.csv (path, <score_name>, threshold, verdict, error) and
-    results.json with `about`; an earlier call's are removed before. progress.jsonl keeps what is scored: the same call
-    goes on where it was interrupted, computes what is new or has changed, and judges the rest by the threshold of now.
-    UserError where `output` holds results of other images.
+    image, (H, W, 3) uint8, or float in 0..1; score(images): what is found in each; size: (height, width) that the
+    network takes, and max_value: white in 16-bit images, to say which images do not fit them. Writes to `output` per
+    image its map (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/, JPEG) and, with a
+    threshold, the mask of defective pixels (masks/, PNG); when all are done, scores.csv (path, <score_name>, threshold,
+    verdict, error) and results.json with `about`; an earlier call's are removed before. progress.jsonl keeps what is
+    scored: the same call goes on where it was interrupted, computes what is new or has changed, and judges the rest by
+    the threshold of now. UserError where `output` holds results of other images.
     """
     threshold = with_given(threshold, given.threshold, given.pixel_threshold)
     for folder in given.images:
@@ -276,6 +289,7 @@ def score_folder(
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
             say(f"continuing after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
+        _note_unfit([paths[0] for paths in files.values()], size, max_value)
         work = [(left[i : i + batch_size], score) for i in range(0, len(left), batch_size)]
         judged = [row for row in rows.values() if row.name in files and row.limit != limit]
         work += [([row.name], partial(_stored, output, row)) for row in judged]
@@ -314,6 +328,18 @@ def score_folder(
     if counts["failed"] and first_process():
         complain(f"{number_of(counts['failed'], 'image')} could not be scored, or not shown: scores.csv says why")
     return 1 if counts["failed"] else 0
+
+
+def _note_unfit(paths: Sequence[Path], size: tuple[int, int] | None, max_value: int | None) -> None:
+    if max_value:
+        resolve_max_value(paths, max_value)
+    readable = []
+    for path in paths if size else ():
+        with suppress(UserError):  # its row tells
+            image_size(path)
+            readable.append(path)
+    if readable:
+        note_squeezed(readable, size, "scores mean little unless the training images were of that shape, too")
 
 
 def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:

@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
         {"trained_on": model.about.get("data"), "score": opt.score, "imsize": model.settings.imsize, "dataset": kind},
         model.threshold,
         f"score_{opt.score}",
+        size=(model.settings.imsize, model.settings.imsize),
+        max_value=None if kind == "RoadImages" else model.settings.max_value,
     )
 
 

@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         model.threshold,
         f"score_{config.score}",
         config.hide_tqdm_bar,
+        config.img_size,
+        config.max_value,
     )
 
 

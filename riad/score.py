@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         settings.batch_score,
         {"trained_on": model.stored["data"], "precision": settings.precision},
         model.threshold,
+        size=(settings.img_size, settings.img_size),
+        max_value=settings.max_value,
     )
 
 

@@ -40,12 +40,24 @@ def place(tmp_path):
     return tmp_path
 
 
-def run(place, threshold=LIMIT, batch_size=2, stop=None, score=None, model="model", files=None, **options):
+def run(
+    place,
+    threshold=LIMIT,
+    batch_size=2,
+    stop=None,
+    score=None,
+    model="model",
+    files=None,
+    read=None,
+    size=None,
+    max_value=None,
+    **options,
+):
     """Score place/images, whose files tell their scores; returns the exit status and the scores that were computed."""
     given = {"images": [place / "images"], "maps": "network", "threshold": None, "pixel_threshold": None} | options
     asked = []
 
-    def read(name):
+    def read_one(name):
         text = paths[name].read_text()
         if text == "broken":
             raise UserError("broken")
@@ -62,8 +74,8 @@ def run(place, threshold=LIMIT, batch_size=2, stop=None, score=None, model="mode
     listed = {name: [path] for name, path in paths.items()}
     try:
         status = score_folder(
-            Namespace(**given), place / "out", place / model, listed, read, score or compute, batch_size,
-            {"epochs": 1}, threshold, hide=True,
+            Namespace(**given), place / "out", place / model, listed, read or read_one, score or compute, batch_size,
+            {"epochs": 1}, threshold, hide=True, size=size, max_value=max_value,
         )  # fmt: skip
     except KeyboardInterrupt:
         status = 130
@@ -383,6 +395,16 @@ def test_what_a_shell_names_beside_images_is_left_out(place):
     assert list(named_images([part / "notes.txt"])) == ["notes.txt"]  # on purpose: an image, whatever its name
     with pytest.raises(UserError, match="names no image"):
         named_images([part / "notes.txt", part / "Thumbs.db"])
+
+
+def test_images_that_do_not_fit_the_model_are_said(place):
+    Image.fromarray(np.full((40, 20), 4095, np.uint16)).save(place / "images/dark.png")
+    found = run(place, files={"dark.png": place / "images/dark.png", NAMES[2]: place / "images" / NAMES[2]},
+                score=lambda images: [Scored(1.0, "", np.ones((1, 1), np.float32)) for _ in images],
+                read=lambda name: np.zeros((40, 20, 3), np.uint8), size=(32, 32), max_value=65535)  # fmt: skip
+    dark, squeezed = summary(place)["notes"]
+    assert found == (0, []) and "4095 of 65535" in dark and "dark.png" in dark
+    assert "1 of 1 image" in squeezed and "20 x 40" in squeezed
 
 
 def test_folders_of_one_name_have_outputs_of_their_own(place):
