@@ -452,7 +452,8 @@ def resolve_max_value(paths: Sequence[Path], option: int | str, others: Sequence
         note(f"--max_value auto: {value}; the training images' highest value is {max(trained, default='unknown')}")
     elif value == 65535 and top < 32768:
         bits = 2 ** top.bit_length() - 1
-        note(f"dark: {count}, such as {first}, no value above {top} of 65535: try --max_value {bits}")
+        remedy = f"try --max_value {bits}, from the training on"
+        note(f"dark: {count}, such as {first}, no value above {top} of 65535: {remedy}")
     if cut := sorted(path for path in highest if highest[path] > value):
         note(f"{_cut_to(value)}, in {len(cut)} of {count}, such as {cut[0]}")
     return value

@@ -210,7 +210,7 @@ def named_images(images: Sequence[Path]) -> dict[str, Path]:
     """The images of --images by name, the path relative to the folder that holds all. UserError as `image_files`."""
     if len(images) > 1:  # the shell's folder/* names whatever lies there
         others = [path for path in images if is_junk(path.name) or _is_other(path)]
-        note_left_out(others, "of --images are hidden, the system's own, or not in a supported image format")
+        note_left_out(others, "of --images that are hidden, the system's own, or not in a supported image format")
         images = [path for path in images if path not in others]
         if not images:
             raise UserError("--images names no image: expected files such as .png, .jpg or .tif, or their folders")
