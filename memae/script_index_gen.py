@@ -15,7 +15,7 @@ from scipy.io import savemat
 from common.files import UserError, only_run
 from common.images import MARK, made_by, mark_synthetic
 from common.runtime import ArgumentParser, note, progress, say, script
-from memae.data.video_datasets import frame_files, subfolders, windows
+from memae.data.video_datasets import frame_files, require_prepared, subfolders, windows
 from memae.options.base_options import HERE
 
 
@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     with only_run(root):
         # All is looked at before an index is replaced.
+        for part in ("Train", "Test"):
+            require_prepared(root / part)
         found = {
             part: {name: len(frame_files(root / part / name)) for name in subfolders(root / part)} for part in parts
         }

@@ -23,15 +23,41 @@ from torch.utils.data import Dataset
 
 from common.files import UserError, plain, read_json, read_mat, reason
 from common.images import EXTENSIONS, fingerprint, image_size, is_junk, read_image, require_readable, visible
-from common.runtime import note, progress
+from common.runtime import note, number_of, progress
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders in `folder`, sorted. UserError where it is missing or holds none."""
+    """Names of the visible folders in `folder`, sorted. UserError where it is missing, holds none, or lacks some."""
+    require_prepared(folder)
     names = [entry.name for entry in visible(folder) if entry.is_dir()]
     if not names:
         raise UserError(f"there are no folders of videos in {folder}")
     return names
+
+
+def require_prepared(folder: Path) -> None:
+    """UserError where script_img_prep.py has not come to the end of its videos of `folder`, root/Train or root/Test.
+
+    Those that were removed after that are said to be left out. Older versions tell of no videos.
+    """
+    path = folder.parent / "prepared.json"
+    try:
+        record = read_json(path) if path.is_file() else {}
+        sources, made = (list(record.get(key, ())) for key in ("sources", "videos"))
+        names = [
+            name.partition("/")[2] for name in sources if name.startswith(f"{folder.name}/") and "videos" in record
+        ]
+    except (AttributeError, TypeError):
+        raise UserError(f"{path} is damaged: it does not tell the videos of {folder}") from None
+    gone = [name for name in names if not (folder / name).is_dir()]
+    for name in gone:
+        if f"{folder.name}/{name}" not in made or (folder / f".making-{name}").is_dir():
+            raise UserError(
+                f"{folder / name} is missing: its preparation was interrupted: run script_img_prep.py again"
+            )
+    if gone:
+        found = number_of(len(gone), "prepared video is", "prepared videos are")
+        note(f"{found} not in {folder} any more and left out, such as {gone[0]}")
 
 
 def frame_files(folder: Path) -> list[Path]:

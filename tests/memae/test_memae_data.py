@@ -18,9 +18,9 @@ from scipy.io import loadmat, savemat
 from common.files import only_run
 from common.images import MAX_PIXELS, set_max_pixels, synthetic
 from common.runtime import UserError
-from memae import script_eval_video, script_img_prep, script_index_gen
+from memae import script_eval_video, script_img_prep, script_index_gen, script_training
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
-from memae.data.video_datasets import load_batches, read_index, windows
+from memae.data.video_datasets import load_batches, read_index, subfolders, windows
 from memae.script_img_prep import labels_from_intervals, labels_from_masks, read_intervals
 from tests.helpers import refused
 
@@ -412,6 +412,32 @@ def test_two_preparations_of_one_data_set_do_not_mix(tmp_path, capsys):
         (tmp_path / "d/prepared.json").write_text(json.dumps({"videos": {"Test/a": runs}}))
         with pytest.raises(UserError, match=r"prepared\.json is damaged|script_img_prep\.py has made"):
             VideoDataset(None, tmp_path / "d/Test")
+
+
+def test_an_unfinished_preparation_is_not_used(tmp_path, capsys):
+    for video in ("Train/a", "Train/b", "Test/c"):
+        make_video(tmp_path / "v" / video, 18)
+    argv, root = ["--DataRoot", tmp_path, "--Dataset", "d"], tmp_path / "d"
+    assert prep("--Input", tmp_path / "v", "--Size", 16, *argv) == 0
+    whole = json.loads((root / "prepared.json").read_text())
+    shutil.rmtree(root / "Train/b")
+    assert VideoDataset(None, root / "Train").videos == ["a"]
+    assert "1 prepared video is not in" in capsys.readouterr().out  # removed on purpose
+    (root / "Train/.making-b").mkdir()
+    refused(capsys, script_training.main, argv, "Train/b is missing", "run script_img_prep.py again")
+    (root / "Train/.making-b").rmdir()
+    videos = {name: runs for name, runs in whole["videos"].items() if name == "Train/a"}
+    (root / "prepared.json").write_text(json.dumps(whole | {"videos": videos}))
+    shutil.rmtree(root / "Test")
+    for main in (script_training.main, script_index_gen.main):
+        refused(capsys, main, argv, "Train/b is missing")
+    make_video(root / "Train/b", 18)
+    refused(capsys, script_index_gen.main, argv, "Test/c is missing")
+    (root / "Test/d").mkdir(parents=True)
+    with pytest.raises(UserError, match="Test/c is missing"):
+        subfolders(root / "Test")
+    (root / "prepared.json").write_text(json.dumps({"sources": whole["sources"]}))  # of an older version
+    assert subfolders(root / "Test") == ["d"]
 
 
 def test_changes_anywhere_in_a_frame_are_noticed_and_older_records_continue(tmp_path, capsys):
