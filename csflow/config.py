@@ -228,6 +228,9 @@ MACHINE_SETTINGS = {
 
 def _checked(stored: dict[str, Any]) -> dict[str, Any]:
     """Stored settings as their options would be given; UserError where one could not be."""
+    for field in _fields():
+        if field.name in stored and stored[field.name] is None and field.default_factory() is not None:
+            raise UserError(f"--{field.name} has no value")
     argv = words_of({field.name: stored.get(field.name) for field in _fields()})
     given = vars(build_parser("").parse_args(argv))
     for name, value in given.items():

@@ -115,6 +115,7 @@ WRONG_MODEL = {
     "extractor is a list": entry("extractor", ["lite0"]),
     "settings is a list": entry("settings", [1]),
     "image size in settings": setting(img_size=[33, 33]),
+    "no class name in settings": setting(class_name=None),
     "a huge image size in settings": setting(img_size=[128 * 10**15] * 2),
     "an option in settings": setting(norm_mean=[0, 0, "--help"]),
     "a tiny deviation in settings": setting(norm_std=[1e-300] * 3),
