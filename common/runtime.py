@@ -161,6 +161,9 @@ def script(
         status = 1  # of an error of the program itself
         try:
             status = guarded(argv)
+        except SystemExit as end:  # of SIGTERM
+            status = end.code
+            raise
         finally:
             if status:
                 distributed.end_at_once(status)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,17 @@ def test_what_terminals_obey_is_escaped(capsys):
     assert out == f"{shown}\\n2\n"
     first, _, error, long = err.split("\n")[:-1]
     assert first.startswith(f"{shown}: 1/3") and error == f"error: {shown} is no image" and 1900 < len(long) < 2100
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(SystemExit(143), 143), (SystemExit(0), 0), (UserError("x"), 2), (ZeroDivisionError(), 1)]
+)
+def test_processes_of_several_end_with_their_own_status(monkeypatch, error, status):
+    ended = []
+    monkeypatch.setattr(runtime.distributed, "end_at_once", ended.append)
+    with suppress(SystemExit, ZeroDivisionError):
+        raising(error)([])
+    assert ended == [status] * bool(status)
 
 
 def test_termination_removes_temporary_files(tmp_path):
