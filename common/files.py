@@ -4,14 +4,17 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,7 @@ except ImportError:  # Windows
 
 
 MOST_DEPTH, MOST_PARTS = 50, 10**6  # of what a file holds
+MOST_BYTES = 17 * MOST_PARTS  # of MOST_PARTS complex numbers and their name
 MATLAB_CLASSES = {"single", "double", "char", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 UNFINISHED = ".writing-"  # begins the name of a file that is being written
 MAKING = ".making-"  # and this that of a folder that is being filled
@@ -265,9 +269,11 @@ def read_mat(path: str | Path, *names: str, kinds: Collection[str] = MATLAB_CLAS
 
     try:
         # First only what the file says of them: in nested cells, SciPy's reader recurses until the process dies.
-        about = [(shape, kind) for name, shape, kind in whosmat(regular(path), appendmat=False) if name in names]
-        for shape, kind in about:
-            if kind not in kinds or math.prod(shape) > MOST_PARTS:
+        found = whosmat(regular(path), appendmat=False)
+        about = [(*entry[1:], size) for entry, size in zip(found, _mat_sizes(Path(path))) if entry[0] in names]
+        for shape, kind, size in about:
+            large = math.prod(shape) > MOST_PARTS or (size > MOST_BYTES and kind in MATLAB_CLASSES)
+            if kind not in kinds or large:
                 raise UserError(f"{path}: {' and '.join(names)}: expected {MOST_PARTS} numbers at most, not {kind}")
         content = loadmat(path, variable_names=names, appendmat=False)
     except FileNotFoundError:
@@ -280,6 +286,20 @@ def read_mat(path: str | Path, *names: str, kinds: Collection[str] = MATLAB_CLAS
     if missing := [name for name in names if name not in content]:
         raise UserError(f"{path} has no variable {missing[0]!r}")
     return [content[name] for name in names]
+
+
+def _mat_sizes(path: Path) -> Iterator[int]:
+    """Bytes of each variable in a MATLAB file of version 5, up to MOST_BYTES + 1; 0 where they are not compressed."""
+    with path.open("rb") as file:
+        header = file.read(128)
+        if 0 in header[:4]:  # version 4, which does not compress
+            yield from itertools.repeat(0)
+        order = "<" if header[126:] == b"IM" else ">"
+        while len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(f"{order}II", tag)
+            start = file.tell()
+            yield len(zlib.decompressobj().decompress(file.read(size), MOST_BYTES + 1)) if kind == 15 else 0
+            file.seek(start + size)
 
 
 def digest(path: str | Path) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import stat
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +280,23 @@ def test_of_matlab_files_only_numbers_and_text_are_read(tmp_path):
         read_mat(path, "x")
     with pytest.raises(UserError, match="there is no file"):
         read_mat(tmp_path / "b.mat", "x")
+
+
+def test_matlab_files_of_a_small_shape_but_much_data_are_not_unpacked(tmp_path):
+    path, labels, much = tmp_path / "a.mat", np.eye(3), np.zeros(5 * 10**6)
+    for compressed in (False, True):
+        savemat(path, {"much": much, "l": labels}, do_compression=compressed)
+        assert np.array_equal(read_mat(path, "l")[0], labels)
+    content = path.read_bytes()
+    size = int.from_bytes(content[132:136], "little")
+    data = bytearray(zlib.decompress(content[136 : 136 + size]))
+    data[32:40] = struct.pack("<2i", 1, 3)  # the shape
+    packed = zlib.compress(data)
+    bad = content[:132] + struct.pack("<I", len(packed)) + packed
+    path.write_bytes(bad + content[136 + size :])
+    with pytest.raises(UserError, match=r"a\.mat: much: expected 1000000 numbers at most"):
+        read_mat(path, "much")
+    assert np.array_equal(read_mat(path, "l")[0], labels)
 
 
 def test_links_stay_links(tmp_path):
