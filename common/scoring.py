@@ -43,7 +43,18 @@ from common.images import (
     resolve_max_value,
 )
 from common.metrics import PixelMetrics, threshold_for_fpr
-from common.runtime import ArgumentParser, complain, goes_on, note, notes, number_of, out_of_memory, progress, say
+from common.runtime import (
+    ArgumentParser,
+    complain,
+    goes_on,
+    note,
+    notes,
+    number_of,
+    out_of_memory,
+    printable,
+    progress,
+    say,
+)
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
@@ -432,7 +443,7 @@ def _words(error: Exception) -> str:
     """What an image's row says of an error; those of the program itself are raised."""
     if not isinstance(error, UserError) and not out_of_memory(error):
         raise error
-    return str(error) if isinstance(error, UserError) else "not enough memory for this image"
+    return printable(str(error)) if isinstance(error, UserError) else "not enough memory for this image"
 
 
 def _drawn(output: Path, row: _Row, found: tuple[np.ndarray, Scored] | str, limit: float | None, full: bool) -> _Row:

@@ -321,6 +321,19 @@ def test_one_image_does_not_end_the_others(place):
         run(place, score=faulty)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names there have no control characters")
+def test_errors_show_names_without_what_a_terminal_obeys(place):
+    odd = "part/9\x1b[2J.png"
+    (place / "images" / odd).write_text("1")
+
+    def read(name):
+        raise UserError(f"{name} is\nno image")
+
+    assert run(place, read=read)[0] == 1
+    (row,) = (row for row in rows(place) if row["path"] == odd)
+    assert row["error"] == r"part/9\x1b[2J.png is\nno image"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names there are text")
 def test_names_that_are_no_text(place):
     odd = place / "images" / os.fsdecode(b"part/b\xff.png")
