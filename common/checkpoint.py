@@ -5,7 +5,9 @@ import inspect
 import itertools
 import math
 import pickle
+import pickletools
 import platform
+import re
 import struct
 import tarfile
 import warnings
@@ -14,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from common.files import UserError, atomic_write, reason, require_plain
+from common.files import MOST_PARTS, UserError, atomic_write, reason, require_plain
 from common.runtime import out_of_memory
 
 FORMAT = 1  # raised when older programs could no longer read the files
@@ -135,15 +137,60 @@ def _read(path: Path) -> Any:
                 raise UserError(f"{path} is refused: its parts are compressed, or overlap")
             if damaged := archive.testzip():  # torch does not look at the checksums
                 raise UserError(f"{path} is damaged: {damaged} in it has another checksum")
+            for part in [name for name in archive.namelist() if name.endswith("data.pkl")]:
+                with archive.open(part) as file:
+                    _follow(file)
     elif tarfile.is_tarfile(path):
         raise UserError(f"{path} is a tar archive, not a checkpoint")
-    # Files of torch before 1.6 are no zip archives and cannot be mapped.
+    else:  # of torch before 1.6: five pickles, and the values
+        with path.open("rb") as file:
+            for _ in range(5):
+                _follow(file)
+    # Files of torch before 1.6 cannot be mapped.
     with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
         warnings.simplefilter("ignore")  # of torch, about files that it then refuses
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except UnicodeEncodeError:  # of a name that is no UTF-8, under which torch maps nothing
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# What files name that hold tensors and plain values; torch allows more, which can take any time and memory.
+GLOBALS = re.compile(
+    r"collections (OrderedDict|Counter|defaultdict)|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
+    r"torch(\.storage)? (\w+Storage|Size|device|b?float\d+|double|half|u?int\d+|bool|complex\d+)|"
+    r"torch\.nn\.parameter Parameter|numpy dtype|numpy\._?core\.multiarray scalar|_codecs encode"
+)
+
+
+def _follow(pickled: IO[bytes]) -> None:
+    """Go through a pickle's operations before anything is made of it. UnpicklingError where it names what is not in
+    GLOBALS, encodes other than bytes, or has tuples of too many parts: to hash one counts shared parts each time."""
+    stack: list[tuple[int, Any]] = []  # parts, and a text or the items of a tuple
+    memo: dict[int, tuple[int, Any]] = {}
+    for operation, argument, _ in pickletools.genops(pickled):
+        name, taken = operation.name, []
+        for kind in reversed(operation.stack_before):
+            if kind is not pickletools.stackslice:
+                taken.append(stack.pop())
+            while kind is pickletools.stackslice and stack[-1][1] is not pickletools.markobject:
+                taken.append(stack.pop())
+        if name == "STACK_GLOBAL" or (name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
+            raise pickle.UnpicklingError
+        if name == "REDUCE" and taken[1][1] == "_codecs encode" and taken[0][1][:1] != ["latin1"]:
+            raise pickle.UnpicklingError
+        if "GET" in name:
+            stack.append(memo[argument])
+        elif "PUT" in name:
+            memo[argument] = stack[-1]
+        elif "TUPLE" in name:
+            items = [item for item in taken if item[1] is not pickletools.markobject]
+            stack.append((1 + sum(size for size, _ in items), [value for _, value in items]))
+            if stack[-1][0] > MOST_PARTS:
+                raise pickle.UnpicklingError
+        else:
+            value = argument if isinstance(argument, str) else None
+            stack += [(1, kind if kind is pickletools.markobject else value) for kind in operation.stack_after]
 
 
 # Of what torch.load may return, that which is neither a tensor nor plain; others' files may hold it.
@@ -155,7 +202,7 @@ DTYPES = {
 
 
 def _usable(value: Tensor) -> bool:
-    plain = type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu" and not value.is_nested
+    plain = type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu" and not vars(value)
     return plain and value.layout == torch.strided and value.dtype in DTYPES
 
 
@@ -250,7 +297,7 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str |
     for name, own in model.state_dict().items():
         if not state[name].to(own.dtype).isfinite().all():
             raise UserError(f"{source} does not fit the model: {name} holds nan or infinite values")
-    model.load_state_dict(state)
+    model.load_state_dict(dict(state))  # without _metadata, which torch would obey
 
 
 def require_fitting(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str | Path) -> None:

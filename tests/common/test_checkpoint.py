@@ -5,6 +5,8 @@ import pickle
 import random
 import subprocess
 import sys
+import time
+import zipfile
 from copy import deepcopy
 from pathlib import Path
 
@@ -180,8 +182,8 @@ NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=tor
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (torch.zeros(2, device="meta"), "tensors that are sparse"),
-        (torch.zeros(2).to_sparse(), "tensors that are sparse"),
+        (torch.zeros(2, device="meta"), "more than tensors"),
+        (torch.zeros(2).to_sparse(), "more than tensors"),
         (torch.zeros(2).to(torch.float8_e4m3fn), "refused|no checkpoint"),
         (NESTED, "refused|no checkpoint"),
         (torch.zeros(1).expand(65536, 65536), "said to have 17179869184 bytes"),
@@ -198,6 +200,48 @@ def test_what_would_hang_fill_the_memory_or_fail_later_is_refused(tmp_path, cont
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=rf"a\.pt .*({words})"):
         checkpoint.read(tmp_path / "a.pt")
+
+
+def _attribute(name):
+    tensor = torch.ones(2)
+    setattr(tensor, name, 1)
+    return tensor
+
+
+# Pickles as bytes, since to make such an object takes as long. A key of 2**40 parts; a text whose encoding takes the
+# square of its length; gigabytes that an operation of torch's or Python's makes of nothing.
+TEXT = "".join(map(chr, range(0x4E00, 0x9E00))).encode()
+HOSTILE = {
+    "a shared key": b"}" + b")" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(40)) + b"K\x01s.",
+    "an encoding": b"c_codecs\nencode\nX" + len(TEXT).to_bytes(4, "little") + TEXT + b"X\x08\0\0\0punycode\x86R.",
+    "a bytearray": b"cbuiltins\nset\ncbuiltins\nbytearray\nJ\0\xe1\xf5\x05\x85R\x85R.",
+    "a typed tensor": b"ctorch\nFloatTensor\nJ\0\xe1\xf5\x05\x85R.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pickles_of_more_than_they_hold_are_refused_before_they_are_read(tmp_path, name):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + HOSTILE[name])
+        archive.writestr("a/version", "3\n")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="more than tensors"):
+        checkpoint.read(path)
+    assert time.monotonic() - start < 5
+
+
+def test_attributes_in_a_file_are_not_obeyed(tmp_path):
+    for name in ("isfinite", "to"):
+        torch.save({"a": _attribute(name)}, tmp_path / "a.pt")
+        with pytest.raises(UserError, match="more than tensors"):
+            checkpoint.read(tmp_path / "a.pt")
+    model = torch.nn.BatchNorm1d(2)
+    for metadata in ("text", {"": {"version": "x"}}, {"": {"assign_to_params_buffers": True, "version": 2}}):
+        state = model.double().state_dict()
+        state._metadata = metadata
+        checkpoint.load_parameters(model.float(), state, "file.pt")
+        assert model.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
