@@ -345,7 +345,7 @@ def test_normalisation_can_be_undone(seed, kind, side):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(
         allow_nan=False, allow_infinity=False,
     ) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
