@@ -18,7 +18,7 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     round. nan and a warning where good or defective images are missing.
     """
     labels, scores = as_arrays(labels, scores)
-    if _one_class(labels, "image AUROC"):
+    if _one_class(labels):
         return math.nan
     return float(metrics.roc_auc_score(labels, scores))
 
@@ -34,7 +34,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     labels, scores: see `as_arrays`. nan and a warning where good or defective images are missing.
     """
     labels, scores = as_arrays(labels, scores)
-    if _one_class(labels, "average precision"):
+    if _one_class(labels):
         return math.nan
     return float(metrics.average_precision_score(labels, scores))
 
@@ -199,12 +199,12 @@ def _array(values: ArrayLike, dtype: type) -> np.ndarray:
         return np.asarray(values, dtype=dtype)
 
 
-def _one_class(labels: np.ndarray, metric: str) -> bool:
-    """Whether `metric` is undefined; if so, warn in words that say what is missing."""
+def _one_class(labels: np.ndarray) -> bool:
+    """Whether image metrics are undefined; if so, warn of what is missing: once, in the same words for all."""
     if labels.any() and not labels.all():
         return False
     missing = "good" if labels.any() else "defective"
-    warnings.warn(f"{metric} undefined: none of {len(labels)} images is {missing}", stacklevel=3)
+    warnings.warn(f"image AUROC and AP undefined: none of {len(labels)} images is {missing}", stacklevel=1)
     return True
 
 

@@ -33,6 +33,7 @@ RANGES += ("q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_
 DEFAULTS = {"mu": 0, "sigma": 1, "q": 1}
 ENDS = (1e-9, 1 - 1e-9)  # of the quantiles that are drawn: at 0 and 1, a normal distribution is infinite
 COMMAND = ["${program}", "--mode=train", "--model=crn", "--auto-set-name", "${args}"]  # of a file without one
+METRIC = {"name": "metrics/max_roc_auc", "goal": "maximize"}  # likewise of a file without one
 LARGEST_GRID = 10_000  # trials
 # Exit statuses of trials that Ctrl-C or SIGTERM ended.
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -56,6 +57,9 @@ def read_sweep(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{path} is no sweep: its lists or mappings are nested too deeply") from error
     try:
+        if "metric" not in content and content["method"] != "bayes":  # the others choose without one
+            content["metric"] = METRIC
+            note(f"{path} has no metric: the best trial is that of the highest {METRIC['name']}")
         method, metric, goal = content["method"], content["metric"]["name"], content["metric"]["goal"]
         entries = {str(name): dict(entry) for name, entry in content["parameters"].items()}
         unknown = {*content} - {"method", "metric", "parameters", "program", "command"}
@@ -71,7 +75,8 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if idle := sorted(unknown & {"name", "description", "project", "entity"}):
         note(f"{path}: {', '.join(idle)}: for Weights & Biases, without effect here")
     if unknown := sorted(map(str, unknown.difference(idle))):
-        raise UserError(f"{path}: {unknown[0]} is not supported here (--trials says how many)")
+        hint = " (--trials says how many)" if unknown[0] == "run_cap" else ""
+        raise UserError(f"{path}: {unknown[0]} is not supported here{hint}")
     try:
         command = read_command(content.get("command", COMMAND), content.get("program", "train.py"))
         parameters = {name: read_parameter(name, entry, method) for name, entry in entries.items()}
@@ -99,7 +104,7 @@ def read_command(words: Any, program: Any) -> list[str]:
         raise UserError(f"command: {words}, as in {' '.join(['${env} ${interpreter}', *COMMAND])}")
     kept = [word for word in words[:-1] if word.partition("=")[0] != "--wandb"]
     if kept != words[:-1]:
-        note("--wandb in the command is left out (given after --, it counts)")
+        note("--wandb in the command is left out (to log there, give it behind --)")
     return kept
 
 
@@ -120,10 +125,13 @@ def read_parameter(name: str, entry: dict[str, Any], method: str) -> list[Any] |
     keys += ["q"] if kind.startswith("q_") else []
     spread = {key: DEFAULTS[key] for key in keys if key in DEFAULTS} | entry | {"distribution": kind}
     told = f"parameter {name}, {reprlib.repr(entry)},"
+    bounds = [spread[key] for key in ("min", "max") if isinstance(spread.get(key), (int, float))]
+    if bounds != sorted(bounds):
+        raise UserError(f"{told} is wrong: min is above max")
     try:
         sound = kind in RANGES and spread.keys() == {"distribution", *keys} and (whole or kind != "int_uniform")
         ends = [quantile(spread, u) for u in ENDS] if sound else [math.nan]
-        sound = all(map(math.isfinite, ends)) and spread.get("min", 0) <= spread.get("max", 0)
+        sound = all(map(math.isfinite, ends))
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         sound = False
     if not sound:

@@ -122,7 +122,8 @@ def evaluate(
 
 def _pixel_metrics(dataset: Dataset, maps: np.ndarray, config: Config) -> dict[str, Any]:
     if not any(sample.mask for sample in dataset.test):
-        say(f"no masks in {dataset.root / 'ground_truth'}: no pixel metrics")
+        if any(sample.label for sample in dataset.test):  # else there is nothing to mark
+            say(f"no masks in {dataset.root / 'ground_truth'}: no pixel metrics")
         return {}
     pixels = MaskedPixels()
     for sample, anomaly_map in zip(progress(dataset.test, "pixel metrics", hide=config.hide_tqdm_bar), maps):
@@ -214,7 +215,9 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
     else:
         say(NO_THRESHOLD)
     say(f"results: {config.result_dir}")
-    say(f"pictures: {config.score_picture_dir} and {config.map_picture_dir}")
+    if any(results["images"].values()):
+        maps = f" and {config.map_picture_dir}" if results["images"]["defective"] else ""
+        say(f"pictures: {config.score_picture_dir}{maps}")
 
 
 @script(memory="a smaller --batch_size")

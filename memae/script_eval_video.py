@@ -23,7 +23,7 @@ from common.files import UserError, atomic_write, digest, plain, read_json, read
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
-from common.runtime import channels_last, note, notes, progress, say, script
+from common.runtime import channels_last, note, notes, number_of, progress, say, script
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
@@ -192,7 +192,8 @@ def load_videos(opt: Namespace, folder: Path, tested: dict[str, Any]) -> list[Sc
     if not videos:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
     if without:
-        note(f"{len(without)} videos have no labels in {root / 'Test_gt'}, such as {without[0]}: scores, but no AUC")
+        number = number_of(len(without), "video has", "videos have")
+        note(f"{number} no labels in {root / 'Test_gt'}, such as {without[0]}: scores, but no AUC")
     return videos
 
 

@@ -26,7 +26,7 @@ from scipy.io import savemat
 
 from common import images
 from common.files import UserError, atomic_write, only_run, plain, read_json, read_mat, read_text, reason, write_json
-from common.runtime import ArgumentParser, goes_on, note, notes, progress, say, script
+from common.runtime import ArgumentParser, goes_on, note, notes, number_of, progress, say, script
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
 
@@ -103,7 +103,7 @@ def find_videos(place: Path) -> dict[str, Path]:
     known = {_masks_of(path) for path in videos.values()}
     tops = {parts[:1] for parts in sources.values()}
     for words, left in {
-        "files that are neither frames nor videos of a format that is read": sorted(
+        "files that are neither images nor videos in a supported format": sorted(
             path for path in {*files} - {*pictures, *clips} if path.name != images.MARK
         ),
         "folders of masks (their names end in _gt) of no video": [path for path in masks if path not in known],
@@ -112,7 +112,7 @@ def find_videos(place: Path) -> dict[str, Path]:
         ],
     }.items():
         if left:
-            note(f"{len(left)} {words} are left out in {place}, such as {left[0].relative_to(place)}")
+            note(f"left out in {place}: {words} ({len(left)}), such as {left[0].relative_to(place)}")
     return videos
 
 
@@ -220,7 +220,7 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
             raise UserError(f"cannot read video {video}: {reason(error)}") from error
         note(f"{video} cannot be read beyond frame {count}: {reason(error)}")
     if lost:
-        note(f"{len(lost)} frames of {video} are damaged and left out, the first of them frame {lost[0]}")
+        note(f"{number_of(len(lost), 'damaged frame')} of {video} left out, the first of them frame {lost[0]}")
     if count < announced:
         note(f"{video} announces {announced} frames, only {count - len(lost)} can be read: it seems to be cut off")
 
@@ -298,7 +298,11 @@ def labels_from_intervals(intervals: list[tuple[int, int]], numbers: Sequence[in
         if first < numbers[0] or last > numbers[-1]:
             reach = f"reach to frame {last}" if last > numbers[-1] else f"begin at frame {first}"
             raise UserError(f"the labels of {video} {reach}, its frames have the numbers {numbers[0]} to {numbers[-1]}")
-        labels[np.searchsorted(numbers, first) : np.searchsorted(numbers, last, "right")] = True
+        start, end = np.searchsorted(numbers, first), np.searchsorted(numbers, last, "right")
+        if start == end:
+            near = f"the next ones have the numbers {numbers[start - 1]} and {numbers[start]}"
+            raise UserError(f"the labels of {video} name frames {first} to {last}, of which there are none: {near}")
+        labels[start:end] = True
     return labels
 
 
@@ -316,7 +320,7 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
             if file.is_file()
         }
         if left := [file for file in images.visible(path) if file not in files]:
-            note(f"{len(left)} labels of no test video are left out in {path}, such as {left[0].name}")
+            note(f"{number_of(len(left), 'file')} of no test video left out in {path}, such as {left[0].name}")
     elif path.suffix.lower() == ".mat":
         arrays = dict(zip(frames, read_mat(path, *(frames if len(frames) > 1 else "l"))))
     else:
@@ -342,7 +346,7 @@ def prepare(opt: Namespace) -> Path:
     train_videos = find_videos(train) if train else {}
     test_videos = find_videos(test) if test else {}
     # What can be refused is refused before anything is written.
-    _say_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
+    _note_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
     labels = _labels(opt.Labels, test_videos)
 
     parts = {"Train": train_videos, "Test": test_videos}
@@ -442,11 +446,12 @@ def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _say_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
+def _note_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
     first, (height, width) = next(iter(shapes.items()))
     for video, (h, w) in shapes.items():
         if abs(h * width / (w * height) - 1) > 0.02:
-            say(f"{video} is {w} x {h} pixels, {first} {width} x {height}: both become squares, things look unlike")
+            sizes = f"{video} is {w} x {h} pixels, {first} {width} x {height}"
+            note(f"{sizes}: both become squares, so that things do not look alike in them")
             return
 
 

@@ -35,7 +35,7 @@ from common.images import (
     synthetic,
     visible,
 )
-from common.runtime import note, progress, say
+from common.runtime import note, number_of, progress, say
 from common.scoring import named_images
 
 DATASETS = ("MVTec", "Panorama", "RoadImages")
@@ -101,7 +101,8 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         bad = _street_items(kind, root, "bad_ones", 1) if (root / "bad_ones").is_dir() else []
         split = int(TRAINED_SHARE * len(good))
         if split < 1 or split == len(good):
-            raise UserError(f"{root / 'good_ones'} has {len(good)} images: at least 2 are needed to train and to test")
+            number = number_of(len(good), "image")
+            raise UserError(f"{root / 'good_ones'} has {number}: at least 2 are needed to train and to test")
         train = good[:split]
         tested = BAD_PER_TRAINED * split if kind == "Panorama" else len(bad)
         test = good[split:] + bad[:tested]
@@ -215,7 +216,7 @@ def require_sound(items: Sequence[Item]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(progress(pool.map(_highest, roads), "checking", len(roads)))
     if problems := [str(error) for error in found if isinstance(error, UserError)]:
-        raise UserError(f"{len(problems)} images cannot be used, mend or remove them: {'; '.join(problems)}")
+        raise UserError(f"{number_of(len(problems), 'image')} cannot be used, repair or remove: {'; '.join(problems)}")
     if beyond := [item.name for item, highest in zip(roads, found) if highest > 1]:
         note(
             f"{len(beyond)} of {len(roads)} pairs, such as {beyond[0]}, have values up to {max(found):.6g}, where "

@@ -68,7 +68,8 @@ def frame_files(folder: Path) -> list[Path]:
     numbered: dict[int, Path] = {}
     entries = visible(folder)
     if others := [path for path in entries if path.suffix.lower() not in EXTENSIONS]:
-        note(f"{len(others)} files in {folder} are no images and are left out, such as {others[0].name}")
+        number = number_of(len(others), "file")
+        note(f"{number} in {folder} left out, such as {others[0].name}: not in a supported image format")
     for path in entries:
         if path in others:
             continue

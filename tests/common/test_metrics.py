@@ -56,6 +56,15 @@ def test_one_class_is_nan_and_a_warning(metric, labels, message):
     assert math.isnan(result)
 
 
+def test_a_missing_class_is_said_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        image_auroc([0] * 7, [0.5] * 7)
+        image_auroc([0] * 7, [0.5] * 7)
+        average_precision([0] * 7, [0.5] * 7)
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [

@@ -22,6 +22,7 @@ import crn.inference
 from common.files import UserError, only_run
 from common.images import synthetic
 from common.metrics import image_auroc
+from common.runtime import notes
 from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
@@ -676,7 +677,7 @@ def test_wandb_offline(place, monkeypatch):
     assert list(Path("lm/version_0/wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_sweep_files():
+def test_sweep_files(tmp_path):
     yaml = pytest.importorskip("yaml")
     search = sweep.read_sweep(ROOT / "crn/hyperparameter_optimization_sweep.yml")
     assert search["metric"] == "metrics/max_roc_auc" and search["method"] == "bayes"
@@ -686,6 +687,11 @@ def test_sweep_files():
         values = {name: values[0] for name, values in found["parameters"].items()}
         opt = parse(sweep.trial_command(found, values, Path("x"), [])[2:])  # every parameter is an option of train.py
         assert opt.dataset == "MVTec" and opt.save is False
+    (tmp_path / "s.yml").write_text("method: grid\nparameters: {lr: {values: [0.1, 0.2]}}\n")
+    assert sweep.read_sweep(tmp_path / "s.yml")["metric"] == search["metric"] and "has no metric" in notes()[-1]
+    (tmp_path / "s.yml").write_text("method: bayes\nparameters: {lr: {values: [0.1, 0.2]}}\n")
+    with pytest.raises(UserError, match="expected method, metric"):
+        sweep.read_sweep(tmp_path / "s.yml")
     content = yaml.safe_load((ROOT / "crn/wandb_sweep.yml").read_text())
     assert content["command"][-1] == "${args}" and "--wandb" in content["command"]
 
@@ -730,7 +736,7 @@ def test_the_command_of_a_sweep_file(place, capsys, monkeypatch, text, words):
         ("command: ['${program}', --mode=train, --log-dir=x, '${args}']", "--log-dir x"),
         ("command: 3", "'3'"),
         ("command: ['${program}', --mode=train, '${args}', --lr=3]", "--lr behind the parameters"),
-        ("early_terminate: {type: hyperband, min_iter: 3}", "early_terminate"),
+        ("early_terminate: {type: hyperband, min_iter: 3}", "early_terminate is not supported here\n"),
         ("run_cap: 10", "run_cap"),
         ("name: mine\nproject: p\nrun_cap: 10", "run_cap"),
     ],
@@ -789,7 +795,7 @@ def test_rounded_ranges_and_grids(place):
         ("{distribution: [], min: 1, max: 2}", "distribution"),
         ("{min: 1}", "min"),
         ("{min: 1e-5, max: 0.1}", "1.0e-5"),
-        ("{min: 2, max: 1}", "'max': 1"),
+        ("{min: 2, max: 1}", "min is above max"),
         ("{min: 0.0, max: .inf}", "inf"),
         ("{distribution: log_uniform_values, min: 0, max: 1}", "log_uniform_values"),
         ("{distribution: log_uniform, min: 0, max: 1000}", "1000"),

@@ -69,6 +69,8 @@ def test_without_defective_test_images(bricks, place, capsys):
         argv = options(place, place, *TINY, "--meta_epochs", "1", "--sub_epochs", "1", "--report", name="plain")
         assert main.main([*argv, "--resume", "no"]) == 0
         said = capsys.readouterr().out
+        assert "no masks" not in said
+        assert ("pictures: " in said) == bool(kept) and "viz/maps" not in said
         assert line in said and "there is no AUROC" in said and "no image AUROC" in said and "nan" not in said
         assert "of 97 x 64 pixels: --img_size takes a height and a width" in said
         result = results(place)

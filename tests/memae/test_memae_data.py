@@ -133,6 +133,10 @@ def test_the_published_interval_file(tmp_path):
     (tmp_path / "x.m").write_text("T{end+1}.gt_frame = [5:90, 140:200];\nT{end+1}.gt_frame = [];\n")
     assert read_intervals(tmp_path / "x.m", ["a", "b"]) == {"a": [(5, 90), (140, 200)], "b": []}
     assert labels_from_intervals([(2, 3)], range(1, 5), "a").tolist() == [0, 1, 1, 0]
+    with pytest.raises(
+        UserError, match="frames 51 to 54, of which there are none: the next ones have the numbers 50 and 55"
+    ):
+        labels_from_intervals([(50, 50), (51, 54)], [45, 50, 55, 60], "a")
 
 
 def test_bad_preparations(tmp_path, capsys):
@@ -264,7 +268,7 @@ def test_what_systems_put_into_folders_is_no_data(tmp_path, capsys):
     (tmp_path / "d/Test/a/~$1.jpg").write_text("x")
     (tmp_path / "d/Test/a/006.heic").write_text("x")
     assert len(VideoDataset(None, tmp_path / "d/Test", 2).clips) == 4
-    assert "1 files in" in (said := capsys.readouterr().out) and "left out, such as 006.heic" in said
+    assert "1 file in" in (said := capsys.readouterr().out) and "left out, such as 006.heic" in said
 
 
 def test_a_picture_without_a_number_does_not_switch_off_the_check_for_gaps(tmp_path):
@@ -304,7 +308,7 @@ def test_labels_are_numbers_of_files(tmp_path, capsys):
     video("steps", range(5, 105, 5))
     make_video(tmp_path / "v/usual", 20)
     labels = tmp_path / "labels"
-    labels.write_bytes("\ufefffrom0: 0-2, 5-10\nsteps: 50-60\nsteps: 7-9, 98-100\nusual: 5-10".encode())
+    labels.write_bytes("\ufefffrom0: 0-2, 5-10\nsteps: 50-60\nsteps: 98-100\nusual: 5-10".encode())
     assert prepared(tmp_path, "--Labels", labels) == 0
     assert "the first abnormal frame of from0 is number 0, 000_cam1.png" in capsys.readouterr().out
     found = {name: np.flatnonzero(loadmat(tmp_path / f"d/Test_gt/{name}.mat")["l"]) for name in ("from0", "steps")}
@@ -312,7 +316,11 @@ def test_labels_are_numbers_of_files(tmp_path, capsys):
     assert np.flatnonzero(loadmat(tmp_path / "d/Test_gt/usual.mat")["l"]).tolist() == [4, 5, 6, 7, 8, 9]
     numbers = {name: video_datasets.file_numbers(tmp_path / "d/Test" / name, 20).tolist() for name in found}
     assert numbers == {"from0": list(range(20)), "steps": list(range(5, 105, 5))}
-    for text, words in (("steps: 4-9", "begin at frame 4"), ("from0: 19-20", "reach to frame 20")):
+    for text, words in (
+        ("steps: 4-9", "begin at frame 4"),
+        ("steps: 7-9", "frames 7 to 9"),
+        ("from0: 19-20", "reach to frame 20"),
+    ):
         labels.write_text(text)
         refused(capsys, script_img_prep.main, ["--Test", tmp_path / "v", "--Labels", labels], words, "numbers")
 
@@ -330,7 +338,7 @@ def test_labels_as_arrays(tmp_path, capsys):
         shutil.rmtree(tmp_path / "d", ignore_errors=True)
         assert prepared(tmp_path, "--Labels", tmp_path / path) == 0
         assert {name: loadmat(tmp_path / f"d/Test_gt/{name}.mat")["l"].ravel().tolist() for name in wanted} == wanted
-    assert "1 labels of no test video are left out" in (said := capsys.readouterr().out) and "other.npy" in said
+    assert "1 file of no test video left out" in (said := capsys.readouterr().out) and "other.npy" in said
     assert "the first abnormal frame of 01_0014 is number 2, 002.png" in said
     argv = ["--Test", tmp_path / "v", "--Labels"]
     np.save(tmp_path / "all.npy", np.zeros(8))
@@ -374,8 +382,8 @@ def test_videos_in_subfolders_and_behind_links(tmp_path, capsys):
     said = capsys.readouterr().out
     counts = {path.name: len(list(path.iterdir())) for path in (tmp_path / "d/Test").iterdir()}
     assert counts == {"day1_x": 3, "day2_deep_x": 4, "day3_z": 5}
-    assert "2 files that are neither frames nor videos" in said and "such as day1/x/a.heic" in said
-    assert "1 folders without videos" in said and "such as empty" in said and "1 linked folders" in said
+    assert "videos in a supported format (2)" in said and "such as day1/x/a.heic" in said
+    assert "folders without videos (1), such as empty" in said and "read once: 1 folder in" in said
     assert (tmp_path / "d/Test_gt/day1_x.mat").is_file()
     stored = json.loads((tmp_path / "d/prepared.json").read_text())["notes"]
     assert any("day1/x/a.heic" in line for line in stored)
@@ -524,7 +532,7 @@ def test_damaged_packets_cost_their_frames_only(tmp_path, capsys, monkeypatch):
     (tmp_path / "labels").write_text("a: 4-5, 8")
     assert prepared(tmp_path, "--Labels", tmp_path / "labels") == 0
     said = capsys.readouterr().out
-    assert said.count("2 frames of") == 1 and "a.mp4 are damaged and left out, the first of them frame 3" in said
+    assert said.count("2 damaged frames of") == 1 and "a.mp4 left out, the first of them frame 3" in said
     files = sorted((tmp_path / "d/Test/a").iterdir())
     assert [round(np.asarray(Image.open(file)).mean() / 10) for file in files] == [1, 2, 4, 5, 7, 8]
     assert video_datasets.file_numbers(tmp_path / "d/Test/a", 6).tolist() == [1, 2, 4, 5, 7, 8]
