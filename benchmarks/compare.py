@@ -101,9 +101,9 @@ def categories_of(folder: Path, max_value: int | str = 65535) -> list[Category]:
 
 def _category(root: Path, max_value: int | str) -> Category:
     found = mvtec_dataset(root, max_value)
-    if len(found.class_names) < 2:
+    if len({sample.label > 0 for sample in found.test}) < 2:
         raise UserError(
-            f"{root / 'test'} has {'good images only' if found.test else 'no images'}: methods are compared by "
+            f"{root / 'test'} lacks good or defective images: methods are compared by "
             f"labelled test images, put good ones into {root / 'test/good'} and defective ones into "
             f"{root / 'test'}/<kind of defect>/ (a single folder such as test/defective will do)"
         )

@@ -225,7 +225,7 @@ def read_json(path: str | Path) -> Any:
     try:
         content = json.loads(read_text(path))
     except RecursionError as error:
-        raise UserError(f"{path} is not a JSON file of use: its lists or objects are nested too deeply") from error
+        raise UserError(f"{path} cannot be used: its lists or objects are nested too deeply") from error
     except ValueError as error:  # also of numbers of thousands of digits
         raise UserError(f"{path} is not a JSON file: {error}") from error
     require_plain(content, path)
@@ -256,7 +256,7 @@ def require_plain(content: Any, source: str | Path, others: tuple[type, ...] = (
             continue
         else:
             what = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-        raise UserError(f"{source} is not a file of use: it holds {what}")
+        raise UserError(f"{source} cannot be used: it holds {what}")
     return found
 
 

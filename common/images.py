@@ -545,7 +545,8 @@ def require_readable(paths: Sequence[Path]) -> None:
     problems = check_images(paths)
     if problems:
         names = "; ".join(f"{path} ({problem})" for path, problem in problems)
-        raise UserError(f"cannot read {len(problems)} of {len(paths)} images, mend or remove them: {names}")
+        number = number_of(len(paths), "image")
+        raise UserError(f"cannot read {len(problems)} of {number}, repair or remove: {names}")
 
 
 def require_fitting_masks(samples: Sequence[Sample]) -> None:

@@ -98,7 +98,8 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
     else:
         good = _street_items(kind, root, "good_ones", 0)
-        bad = _street_items(kind, root, "bad_ones", 1) if (root / "bad_ones").is_dir() else []
+        some = (root / "bad_ones").is_dir() and visible(root / "bad_ones")
+        bad = _street_items(kind, root, "bad_ones", 1) if some else []
         split = int(TRAINED_SHARE * len(good))
         if split < 1 or split == len(good):
             number = number_of(len(good), "image")
@@ -182,7 +183,7 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
     pairs = [(path, partners[key(path)]) for path in intensities]
     if key is numbers:
         example = " with ".join(path.relative_to(folder).as_posix() for path in pairs[0])
-        note(f"{folder}: {len(pairs)} pairs by the numbers in their names, such as {example}")
+        note(f"{folder}: {number_of(len(pairs), 'pair')} by the numbers in their names, such as {example}")
     return [Item(path.relative_to(root).as_posix(), path, label, height) for path, height in pairs]
 
 
@@ -218,9 +219,10 @@ def require_sound(items: Sequence[Item]) -> None:
     if problems := [str(error) for error in found if isinstance(error, UserError)]:
         raise UserError(f"{number_of(len(problems), 'image')} cannot be used, repair or remove: {'; '.join(problems)}")
     if beyond := [item.name for item, highest in zip(roads, found) if highest > 1]:
+        pairs = f"{len(beyond)} of {number_of(len(roads), 'pair')}, such as {beyond[0]}"
         note(
-            f"{len(beyond)} of {len(roads)} pairs, such as {beyond[0]}, have values up to {max(found):.6g}, where "
-            "8 bits have 0 to 1: other depths are not scaled, as published; in 8 bits both would count alike"
+            f"values up to {max(found):.6g} in {pairs}, where 8 bits have 0 to 1: other depths are not scaled, as "
+            "published; in 8 bits both would count alike"
         )
 
 

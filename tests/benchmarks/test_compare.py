@@ -184,6 +184,8 @@ def test_wrong_input(textures, tmp_path, programs, capsys):
     (tmp_path / "unlabelled/test").mkdir()
     (tmp_path / "unlabelled/test/good").symlink_to(textures / "brick/test/good")
     no("test/<kind of defect>/", data=tmp_path / "unlabelled")
+    (tmp_path / "unlabelled/test/good").rename(tmp_path / "unlabelled/test/bad")
+    no("labelled test images", data=tmp_path / "unlabelled")
     no("--img_size", "100", "--img_size 100")
     no("--held_out", "0", "--held_out 0")
     no("--epochs", "0", "--epochs 0")

@@ -261,7 +261,7 @@ def test_only_what_can_be_walked_is_plain():
         (shared(48), "parts"), ([0] * 10**6 + [0], "parts"), ([{"a": {1, 2}}], "holds a set"),
         ({"a": torch.ones(1)}, "holds a Tensor"), ({b"a": 1}, "holds a bytes"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"^file is not a file of use: .*{words}"):
+        with pytest.raises(UserError, match=f"^file cannot be used: .*{words}"):
             require_plain(content, "file")
     require_plain({"a": torch.ones(1)}, "file", (torch.Tensor,))
 

@@ -623,7 +623,7 @@ def test_require_readable_names_all_in_one_line(tmp_path):
         require_readable([good, *broken[:2]])
     reason = "(empty, damaged or not an image)"
     assert str(caught.value) == (
-        f"cannot read 2 of 3 images, mend or remove them: {broken[0]} {reason}; {broken[1]} {reason}"
+        f"cannot read 2 of 3 images, repair or remove: {broken[0]} {reason}; {broken[1]} {reason}"
     )
     with pytest.raises(UserError) as caught:
         require_readable(broken)

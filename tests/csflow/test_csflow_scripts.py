@@ -61,7 +61,9 @@ def test_without_defective_test_images(bricks, place, capsys):
     shutil.copytree(bricks / "brick", place / "plain", ignore=shutil.ignore_patterns("SYNTHETIC", "ground_truth"))
     shutil.copytree(bricks / "brick/test/hole", place / "plain/validation/good")  # MVTec LOCO's further good images
     Image.new("RGB", (97, 64)).save(place / "plain/train/good/000.png")
-    for kept, line in (("good", "has only good test images"), (None, "has no test images")):
+    everything = shutil.copytree(place / "plain/test", place / "everything")
+    for kept, line in {"hole": "only defective", "good": "only good", None: "no"}.items():
+        shutil.copytree(everything, place / "plain/test", dirs_exist_ok=True)
         for folder in (place / "plain/test").iterdir() if kept else [place / "plain/test"]:
             if folder.name != kept:
                 shutil.rmtree(folder)
@@ -69,9 +71,8 @@ def test_without_defective_test_images(bricks, place, capsys):
         argv = options(place, place, *TINY, "--meta_epochs", "1", "--sub_epochs", "1", "--report", name="plain")
         assert main.main([*argv, "--resume", "no"]) == 0
         said = capsys.readouterr().out
-        assert "no masks" not in said
-        assert ("pictures: " in said) == bool(kept) and "viz/maps" not in said
-        assert line in said and "there is no AUROC" in said and "no image AUROC" in said and "nan" not in said
+        assert ("no masks" in said) == ("viz/maps" in said) == (kept == "hole") and ("pictures: " in said) == bool(kept)
+        assert f"has {line} test images: there is no AUROC" in said and "no image AUROC" in said and "nan" not in said
         assert "of 97 x 64 pixels: --img_size takes a height and a width" in said
         result = results(place)
         assert result["image_auroc"] is None and result["threshold"]["images"] == 1 + 1

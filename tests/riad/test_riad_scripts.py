@@ -60,7 +60,7 @@ def digits(tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("kept", ["good", None])
+@pytest.mark.parametrize("kept", ["good", "hole", None])
 def test_without_defective_test_images(bricks, tmp_path, capsys, kept):
     shutil.copytree(bricks, tmp_path / "plain", ignore=shutil.ignore_patterns("SYNTHETIC", "ground_truth"))
     for folder in (tmp_path / "plain/test").iterdir() if kept else [tmp_path / "plain/test"]:
@@ -71,7 +71,10 @@ def test_without_defective_test_images(bricks, tmp_path, capsys, kept):
     output = tmp_path / "out"
     assert run.main([*PAPER, "--data_path", str(tmp_path / "plain"), "--output", str(output), "--report"]) == 0
     said = capsys.readouterr().out
-    assert f"has {'only good' if kept else 'no'} test images: there is no AUROC" in said
+    assert (
+        f"has {'only good' if kept == 'good' else 'only defective' if kept else 'no'} test images: there is no AUROC"
+        in said
+    )
     assert "no image AUROC" in said and "nan" not in said
     assert "of 97 x 64 pixels: RIAD takes squares" in said
     assert result_of(output)["auroc"] is None and result_of(output)["threshold"]["images"] == 2 + 1
