@@ -131,7 +131,7 @@ def test_an_mmaction_checkpoint_loads(tmp_path):
         script_training._load_backbone(make_model(options), options)
     for content in (None, [1], {"state_dict": None}, {"state_dict": [1]}, {1: torch.ones(1)}, {"a": "b"}, {"a": None}):
         torch.save(content, tmp_path / "a")
-        with pytest.raises(UserError, match="a .*(damaged|does not fit)"):
+        with pytest.raises(UserError, match=r"a .*(damaged|does not fit)"):
             script_training._load_backbone(model, options)
     assert from_mmaction({"conv1.conv.weight": torch.ones(2, 3, 1, 7, 7)}, 3)["conv1.conv.weight"].shape[1] == 3
 
