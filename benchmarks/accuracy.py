@@ -529,7 +529,7 @@ def earlier(options: Namespace) -> dict[str, dict[tuple[str, int], dict[str, flo
         if given and (run.get("data") != str(given) or run.get("data_fingerprint", mark) != mark):
             changed = ", which has changed since" if run.get("data") == str(given) else ""
             words = f"has results of {run.get('data')}{changed}: choose another --output for {given}"
-            raise UserError(f"{options.output} {words}")
+            raise UserError(f"{path} {words}")
         if one is None or run.get("settings") != settings_of(one):
             continue  # of another version of this program
         numbers = numbers_of(run, one, path)

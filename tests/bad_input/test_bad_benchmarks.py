@@ -121,7 +121,7 @@ CASES = [
                 (place / "data/brick/SYNTHETIC").unlink(),
                 *(shutil.rmtree(path) for path in (place / "data/brick/test").iterdir() if path.name != "good"),
             ],
-            "good images only",
+            "lacks good or defective images",
         ),
         "no test images": (lambda place: shutil.rmtree(place / "data/brick/test"), "test"),
         "one good image": (

@@ -299,8 +299,8 @@ def test_bad_data(bricks, place, tmp_path, capsys):
     (data / "brick/test/empty").mkdir()
     refused(capsys, main.main, argv, "empty")
     (data / "brick/test/empty").rmdir()
-    shutil.rmtree(data / "brick/test/good")
-    refused(capsys, main.main, argv, "good")
+    (data / "brick/test/good").rename(data / "brick/test/ok")
+    refused(capsys, main.main, argv, "test/ok", "rename")
 
 
 def test_masks_are_checked_before_the_training(bricks, place, tmp_path, capsys):

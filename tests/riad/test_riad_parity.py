@@ -367,7 +367,7 @@ def test_loss_weights_and_steps_of_every_optimizer():
 def test_defaults_are_the_originals():
     settings = parse([])
     wanted = {
-        "gpu": "0", "ngpu": 1, "select_norm": 1, "masking_mode": "disjoint_mask", "disjoint_n": 3, "nn": 2000,
+        "gpu": None, "ngpu": 1, "select_norm": 1, "masking_mode": "disjoint_mask", "disjoint_n": 3, "nn": 2000,
         "ksize": 3, "lr": 5e-4, "mode_lr": 0, "mode_optim": "sgd", "batch": 16, "epochs": 300, "list_k": [4, 7],
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in wanted} == wanted

@@ -321,8 +321,9 @@ def test_bad_data(bricks, tmp_path, capsys):
     mask.unlink()
     (data / "test/empty").mkdir()
     refused(capsys, run.main, [*argv, data], "empty")
-    shutil.rmtree(data / "test/good")
-    refused(capsys, run.main, [*argv, data], "test/good")
+    (data / "test/good").rename(data / "test/ok")
+    refused(capsys, run.main, [*argv, data], "test/ok", "rename")
+    shutil.rmtree(data / "test/ok")
     for path in list((data / "train/good").iterdir())[1:]:
         path.unlink()
     shutil.copytree(bricks / "test/good", data / "test/good")
