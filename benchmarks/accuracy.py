@@ -26,6 +26,7 @@ from PIL import Image
 
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run
 from common.checkpoint import versions
+from common.cli import ArgumentParser, complain, goes_on, say, script
 from common.files import (
     UserError,
     atomic_write,
@@ -38,7 +39,6 @@ from common.files import (
     write_json,
 )
 from common.images import files_below, fingerprint, image_size, read_mask, visible
-from common.runtime import ArgumentParser, complain, goes_on, say, script
 
 Command = tuple[str | int | float, ...]  # a program and its options
 Key = tuple[str | int, ...]  # where a number stands in a results file

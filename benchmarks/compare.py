@@ -31,22 +31,12 @@ import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
 from common import figures
 from common.checkpoint import versions
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, ArgumentParser, goes_on, notes, say, script
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import digest, only_run, read_csv, read_json, require_writable, write_json
-from common.images import (
-    MAX_PIXELS,
-    MAX_VALUE,
-    Sample,
-    fingerprint,
-    mvtec_dataset,
-    read_image,
-    read_mask,
-    set_max_pixels,
-    visible,
-)
+from common.files import UserError, digest, only_run, read_csv, read_json, require_writable, write_json
+from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
-from common.runtime import PRECISIONS, ArgumentParser, UserError, goes_on, notes, say, script
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.

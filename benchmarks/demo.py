@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.scripts import ROOT, Command, key_of, read_record, run, table
 from common.checkpoint import versions
+from common.cli import ArgumentParser, say, script
 from common.figures import save_figure
 from common.files import digest, only_run, read_json, require_writable, write_json
 from common.report import Section, pictures_of, write_report
-from common.runtime import ArgumentParser, say, script
 
 HEADER = ("method", "data", "metric", "value", "time")
 

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from common.files import atomic_write, require_writable, write_csv, write_json
+from common.cli import notes, progress, say, script
+from common.files import UserError, atomic_write, require_writable, write_csv, write_json
 from common.metrics import image_auroc
-from common.runtime import UserError, notes, pick_device, progress, say, script
+from common.runtime import pick_device
 from common.scoring import MaskedPixels
 from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data

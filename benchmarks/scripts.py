@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import run_script
 from common.files import UserError, read_json
-from common.runtime import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 Command = Sequence[Any]  # a script of this repository, relative to ROOT, and its options

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.checkpoint import versions
-from common.files import require_writable, write_json
-from common.memory import reuse_memory
-from common.runtime import PRECISIONS, ArgumentParser, UserError, autocast, pick_device, say, script
+from common.cli import PRECISIONS, ArgumentParser, say, script
+from common.files import UserError, require_writable, write_json
+from common.runtime import DTYPES, autocast, pick_device, reuse_memory
 
 LAYOUTS = ("contiguous", "channels_last")
 TASKS = ("step", "scoring")
@@ -211,8 +211,8 @@ def peak(device: torch.device, precision: str) -> float:
     autocast(device, precision)  # tf32 or not; the numbers have their precision themselves
     best = 0.0
     for layout in LAYOUTS:
-        x = _random((batch, 256, side, side), device, layout).to(PRECISIONS[precision])
-        weight = _random((256, 256, 5, 5), device, layout).to(PRECISIONS[precision])
+        x = _random((batch, 256, side, side), device, layout).to(DTYPES[precision])
+        weight = _random((256, 256, 5, 5), device, layout).to(DTYPES[precision])
         with torch.no_grad():
             fastest = min(seconds(lambda: F.conv2d(x, weight, padding=2), device, 5))  # noqa: B023
         best = max(best, 2 * batch * side**2 * 256**2 * 25 / fastest)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from common.cli import out_of_memory
 from common.files import MOST_PARTS, UserError, atomic_write, reason, require_plain
-from common.runtime import out_of_memory
 
 FORMAT = 1  # raised when older programs could no longer read the files
 

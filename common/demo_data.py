@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from skimage import data
 from skimage.filters import gaussian
 
+from common.cli import ArgumentParser, say, script
 from common.files import UserError
 from common.images import made_by, new_synthetic_folder, synthetic
-from common.runtime import ArgumentParser, say, script
 
 # Texture (512 x 512, 8-bit grey): the texture that a patch of foreign material in it shows. Gravel on grass and grass
 # on gravel are too much alike for people to notice.

@@ -10,7 +10,6 @@ MVTec AD's layout (Bergmann et al., CVPR 2019), where `root` is the folder of on
     root/validation/good/*.png        further images without defects, which set thresholds (MVTec LOCO)
 """
 
-import argparse
 import hashlib
 import heapq
 import os
@@ -31,8 +30,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
+from common.cli import note, notes, number_of, progress, say
 from common.files import UserError, atomic_write, digest, reason, regular, temporary_folder
-from common.runtime import note, notes, number_of, progress, say
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -261,28 +260,6 @@ def _note_pages(paths: Sequence[Path]) -> None:
     if several:
         number = number_of(len(several), "file")
         note(f"several pages or frames, of which the first one is used: {number}, such as {several[0]}")
-
-
-def max_value_option(text: str) -> int | str:
-    """Type of the option --max_value: "auto" or a number from 1 to 65535; argparse's error else."""
-    if text == "auto":
-        return text
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: expected auto or a number from 1 to 65535")
-
-
-# How add_argument gets to know the options --max_value and --max_pixels.
-MAX_VALUE = {
-    "type": max_value_option,
-    "default": 65535,
-    "help": "value of 16-bit images that becomes white, such as 4095 of 12 bits; auto: from the training images",
-}
-MAX_PIXELS = {
-    "type": int,
-    "default": Image.MAX_IMAGE_PIXELS,
-    "help": "refuse images of more pixels, since a small file may hold many",
-}
 
 
 def set_max_pixels(limit: int) -> None:

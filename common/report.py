@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.cli import say
 from common.figures import image_row, map_sheet, roc_figure, score_histogram
 from common.files import UserError, atomic_write, first_process, reason
-from common.runtime import say
 
 REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 _WIDE = 700  # px; pictures that are wider are not shrunk to a phone's width, but scroll

@@ -16,6 +16,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from common.cli import (
+    ArgumentParser,
+    complain,
+    goes_on,
+    note,
+    notes,
+    number_of,
+    out_of_memory,
+    printable,
+    progress,
+    say,
+)
 from common.figures import overlay
 from common.files import (
     UserError,
@@ -43,18 +55,6 @@ from common.images import (
     resolve_max_value,
 )
 from common.metrics import PixelMetrics, threshold_for_fpr
-from common.runtime import (
-    ArgumentParser,
-    complain,
-    goes_on,
-    note,
-    notes,
-    number_of,
-    out_of_memory,
-    printable,
-    progress,
-    say,
-)
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
+from common.cli import ArgumentParser, say, script
 from common.demo_data import TEXTURES, make_textures
 from common.files import UserError, temporary_folder
 from common.images import new_synthetic_folder
-from common.runtime import ArgumentParser, say, script
 
 GOOD, BAD = 60, 24  # images
 SIZE = 96  # px

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
+from common.cli import ArgumentParser, script
 from common.onnx_export import examples, export
-from common.runtime import ArgumentParser, script
 from crn.score import load
 from crn.training.dataset import DATASETS, mean_and_std
 from crn.training.utils import Model

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from common import distributed
 from common.checkpoint import using, versions
-from common.files import require_writable, write_csv, write_json
+from common.cli import notes, progress, say
+from common.files import UserError, require_writable, write_csv, write_json
 from common.images import image_size
 from common.metrics import image_auroc, in_words
-from common.runtime import UserError, autocast, channels_last, notes, progress, say
+from common.runtime import autocast, channels_last
 from common.scoring import MaskedPixels, rates, thresholds, upsample, verdict_of
 from crn import report
 from crn.options import SCORES, plain

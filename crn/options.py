@@ -7,9 +7,9 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.images import MAX_PIXELS, MAX_VALUE
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, YES_NO, ArgumentParser, say
+from common.files import UserError
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, say
 from crn.training.dataset import DATASETS
 from crn.training.networks import OPTIMIZERS, SCHEDULERS
 from crn.training.skipnetworks import NORMS

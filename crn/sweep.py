@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.files import atomic_write, read_text, require_plain, require_writable
-from common.runtime import ArgumentParser, UserError, note, say, script
+from common.cli import ArgumentParser, note, say, script
+from common.files import UserError, atomic_write, read_text, require_plain, require_writable
 from crn.options import HERE, parse, require
 
 METHODS = ("bayes", "grid", "random")

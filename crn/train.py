@@ -21,23 +21,11 @@ import numpy as np
 import torch
 
 from common import checkpoint, distributed
+from common.cli import command_to_continue, notes, printable, progress, say, script, stop_on_request
 from common.files import UserError, first_process, only_run, reason, require_writable, write_json
 from common.images import note_squeezed, set_max_pixels
-from common.memory import reuse_memory
 from common.metrics import image_auroc, in_words
-from common.runtime import (
-    autocast,
-    channels_last,
-    command_to_continue,
-    notes,
-    pick_device,
-    printable,
-    progress,
-    say,
-    script,
-    seed_all,
-    stop_on_request,
-)
+from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
 from crn.demo_data import ensure_data
 from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, parse, plain
@@ -391,7 +379,7 @@ def main(argv: list[str] | None = None) -> None:
     set_max_pixels(opt.max_pixels)
     device = distributed.join(pick_device(opt.device, cpu=opt.cpu, deterministic=opt.deterministic))
     if opt.mode == "inference" and distributed.size() > 1:
-        raise UserError("--mode inference is of one process: start it without torchrun")
+        raise UserError("--mode inference does not support torchrun: start it with python")
     autocast(device, opt.precision)  # refuses what this device cannot do before images are read
     reuse_memory()
     _start_log(opt)

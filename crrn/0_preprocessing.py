@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.runtime import ArgumentParser, say, script
+from common.cli import ArgumentParser, say, script
 from crrn.boards import add_data_options, cycle_of
 from crrn.demo_boards import ensure_boards
 from crrn.pictures import draw_preprocessing

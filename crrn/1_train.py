@@ -17,14 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint, distributed
-from common.files import only_run, require_writable, write_json
-from common.memory import reuse_memory
-from common.runtime import (
+from common.cli import (
     YES_NO,
     ArgumentParser,
-    UserError,
-    autocast,
-    channels_last,
     command_to_continue,
     note,
     notes,
@@ -32,9 +27,10 @@ from common.runtime import (
     progress,
     say,
     script,
-    seed_all,
     stop_on_request,
 )
+from common.files import UserError, only_run, require_writable, write_json
+from common.runtime import autocast, channels_last, reuse_memory, seed_all
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
     HELD_OUT,

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from common import checkpoint, distributed
-from common.files import require_writable, write_json
+from common.cli import ArgumentParser, notes, progress, say, script
+from common.files import UserError, require_writable, write_json
 from common.metrics import average_precision
 from common.report import REPORT_HELP
-from common.runtime import ArgumentParser, UserError, autocast, notes, progress, say, script
+from common.runtime import autocast
 from crrn import report
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import MODEL_SETTINGS, add_model_options, check_options, load_trained, result_folder

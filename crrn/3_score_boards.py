@@ -21,8 +21,18 @@ import torch
 from torch import Tensor
 
 from common import checkpoint, distributed
-from common.files import append_text, atomic_write, first_process, only_run, plain, read_json, write_csv, write_json
-from common.runtime import ArgumentParser, UserError, goes_on, note, notes, number_of, progress, say, script
+from common.cli import ArgumentParser, goes_on, note, notes, number_of, progress, say, script
+from common.files import (
+    UserError,
+    append_text,
+    atomic_write,
+    first_process,
+    only_run,
+    plain,
+    read_json,
+    write_csv,
+    write_json,
+)
 from common.scoring import PROGRESS, marked_line, read_marked_lines
 from crrn.boards import Boards, board_files, digest_of, is_synthetic, read_boards, read_layout
 from crrn.checkpoints import MODEL_SETTINGS

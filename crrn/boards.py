@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from common.files import read_json, reason, regular
+from common.cli import ArgumentParser, note, number_of, progress
+from common.files import UserError, read_json, reason, regular
 from common.images import synthetic, visible
-from common.runtime import ArgumentParser, UserError, note, number_of, progress
 
 HERE = Path(__file__).resolve().parent
 CYCLES = {"ekra": 20, "jabil": 10}  # boards between two stencil cleanings, of the authors' two data sets

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from common import checkpoint
-from common.files import digest
-from common.runtime import PRECISIONS, ArgumentParser, UserError, channels_last, note, number_of
+from common.cli import PRECISIONS, ArgumentParser, note, number_of
+from common.files import UserError, digest
+from common.runtime import channels_last
 from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
 from crrn.preprocess import Prepared

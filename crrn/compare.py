@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.files import digest, read_json, require_writable, write_json
-from common.runtime import ArgumentParser, UserError, goes_on, notes, run_script, say, script
+from common.cli import ArgumentParser, goes_on, notes, run_script, say, script
+from common.files import UserError, digest, read_json, require_writable, write_json
 from crrn.boards import HERE, add_data_options, cycle_of
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import CELLS

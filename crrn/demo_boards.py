@@ -22,9 +22,9 @@ import numpy as np
 from scipy.linalg import cholesky
 from scipy.spatial.distance import cdist
 
+from common.cli import ArgumentParser, note, say, script
 from common.files import UserError, require_writable, write_json
 from common.images import new_synthetic_folder
-from common.runtime import ArgumentParser, note, say, script
 from crrn.boards import data_folder, is_synthetic
 from crrn.preprocess import Prepared, is_prepared, load_prepared, preprocess
 

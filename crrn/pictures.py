@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from common.cli import printable
 from common.figures import COLOURS, save_figure
-from common.runtime import printable
 from crrn.boards import Boards
 from crrn.utils import make_colormaps
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
+from common.cli import note, number_of, say
 from common.files import UserError, read_text, write_csv
-from common.runtime import note, number_of, say
 from crrn.boards import (
     LARGEST_ID,
     Boards,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.cli import number_of
 from common.report import Section, data_sentence, write_report
-from common.runtime import number_of
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
 from crrn.utils import KINDS, RATES, place

@@ -18,8 +18,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from common import distributed
+from common.cli import ArgumentParser, number_of
+from common.files import UserError
 from common.metrics import threshold_for_fpr
-from common.runtime import ArgumentParser, UserError, autocast, number_of
+from common.runtime import autocast
 from crrn.boards import cycle_of
 from crrn.checkpoints import add_model_options, check_options, load_trained, result_folder
 from crrn.demo_boards import ensure_prepared

@@ -8,7 +8,8 @@ from matplotlib import colormaps
 from torch import Tensor, nn
 
 from common import distributed
-from common.runtime import autocast, note, pick_device
+from common.cli import note
+from common.runtime import autocast, pick_device
 
 KINDS = {"excessive": 1, "insufficient": -1}  # of anomalies, with the sign of their error
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # share of anomalous pads

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from common.cli import say
 from common.images import new_synthetic_folder
-from common.runtime import say
 from csflow.config import HERE, Config
 
 SIZE = 448  # px

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from common import checkpoint
+from common.cli import notes, progress, say, script
 from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
 from common.files import first_process, only_run, require_writable, write_csv, write_json
 from common.images import read_image, read_mask, same_images
 from common.metrics import average_precision, image_auroc, in_words
 from common.report import Column
-from common.runtime import notes, pick_device, progress, say, script
+from common.runtime import pick_device
 from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
 from csflow import report
 from csflow.config import Config, parse

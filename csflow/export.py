@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.cli import script
 from common.onnx_export import SMOOTHED, examples, export
-from common.runtime import script
 from csflow.config import MODEL_SETTINGS, Config, build_parser
 from csflow.model import CSFlow, FeatureExtractor
 from csflow.score import load

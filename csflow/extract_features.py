@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from common.checkpoint import versions
-from common.files import atomic_write, digest, naming, only_run, read_json, regular, write_json
+from common.cli import note, progress, say, script, stop_on_request
+from common.files import UserError, atomic_write, digest, naming, only_run, read_json, regular, write_json
 from common.images import same_images
-from common.runtime import UserError, note, pick_device, progress, say, script, stop_on_request
+from common.runtime import pick_device
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.model import N_FEAT, FeatureExtractor, load_extractor

@@ -6,8 +6,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import distributed
+from common.cli import command_to_continue, say, script
 from common.files import only_run, require_writable
-from common.runtime import autocast, command_to_continue, pick_device, say, script
+from common.runtime import autocast, pick_device
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import evaluate, load_features

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.models import EfficientNet_B5_Weights, efficientnet_b5
 
 from common import checkpoint
-from common.runtime import UserError, say
+from common.cli import say
+from common.files import UserError
 from csflow.config import Config
 from csflow.freia_funcs import ParallelGlowCoupling, ParallelPermute
 

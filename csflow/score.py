@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from common.cli import say, script
 from common.images import read_image
-from common.runtime import pick_device, say, script
+from common.runtime import pick_device
 from common.scoring import (
     SCORING_OPTIONS,
     Scored,

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from common import checkpoint, distributed
+from common.cli import progress, say, stop_on_request
+from common.files import UserError
 from common.images import same_images
 from common.metrics import image_auroc, in_words
-from common.runtime import UserError, autocast, channels_last, progress, say, seed_all, stop_on_request
+from common.runtime import autocast, channels_last, seed_all
 from csflow.config import Config
 from csflow.model import N_FEAT, CSFlow, get_cs_flow_model, load_training, save_model
 from csflow.utils import Dataset, Features, get_loss, require_same_weights, run_flow

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision import transforms
 
 from common import distributed
+from common.files import UserError
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
-from common.runtime import UserError, autocast
+from common.runtime import autocast
 from csflow.config import Config
 from csflow.model import FeatureExtractor
 

@@ -19,11 +19,12 @@ import numpy as np
 from scipy.io import savemat
 
 from common.checkpoint import versions
+from common.cli import note, notes, number_of, progress, say, script
 from common.files import UserError, atomic_write, digest, plain, read_json, read_mat, write_csv, write_json
 from common.images import synthetic
 from common.metrics import image_auroc
 from common.report import Column
-from common.runtime import channels_last, note, notes, number_of, progress, say, script
+from common.runtime import channels_last
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data

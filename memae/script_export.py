@@ -12,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch import Tensor, nn
 
+from common.cli import script
+from common.files import UserError
 from common.onnx_export import examples, export
-from common.runtime import UserError, script
 from memae.options import TestOptions
 from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
 

@@ -25,8 +25,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from common import images
+from common.cli import MAX_PIXELS, MAX_VALUE, ArgumentParser, goes_on, note, notes, number_of, progress, say, script
 from common.files import UserError, atomic_write, only_run, plain, read_json, read_mat, read_text, reason, write_json
-from common.runtime import ArgumentParser, goes_on, note, notes, number_of, progress, say, script
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
 
@@ -497,8 +497,8 @@ def build_parser() -> ArgumentParser:
     add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
     add("--Test", type=Path, help="videos to score; unset: none")
     add("--Labels", type=Path, help="labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none")
-    add("--max_value", **images.MAX_VALUE)
-    add("--max_pixels", **images.MAX_PIXELS)
+    add("--max_value", **MAX_VALUE)
+    add("--max_pixels", **MAX_PIXELS)
 
     add = parser.add_argument_group("prepared data").add_argument
     add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scipy.io import savemat
 
+from common.cli import ArgumentParser, note, progress, say, script
 from common.files import UserError, only_run
 from common.images import MARK, made_by, mark_synthetic
-from common.runtime import ArgumentParser, note, progress, say, script
 from memae.data.video_datasets import frame_files, require_prepared, subfolders, windows
 from memae.options.base_options import HERE
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint, distributed
+from common.cli import goes_on, notes, progress, say, script
 from common.figures import map_sheet
 from common.files import UserError, atomic_write, digest, first_process, naming, only_run, plain, read_json, write_json
 from common.images import synthetic
-from common.memory import reuse_memory
-from common.runtime import autocast, channels_last, goes_on, notes, progress, say, script
+from common.runtime import autocast, channels_last, reuse_memory
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data
 from memae.data.video_datasets import index_root, load_batches, read_npy, subfolders

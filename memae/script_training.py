@@ -24,20 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common import checkpoint, distributed
+from common.cli import command_to_continue, notes, progress, say, script, stop_on_request
 from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
 from common.images import same_images, synthetic
-from common.memory import reuse_memory
-from common.runtime import (
-    autocast,
-    channels_last,
-    command_to_continue,
-    notes,
-    progress,
-    say,
-    script,
-    seed_all,
-    stop_on_request,
-)
+from common.runtime import autocast, channels_last, reuse_memory, seed_all
 from memae.data import VideoDataset
 from memae.data.demo_videos import EPOCHS, ensure_data
 from memae.data.video_datasets import index_root, load_batches

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
+from common.cli import ArgumentParser, say, script
 from common.onnx_export import SMOOTHED, examples, export
-from common.runtime import ArgumentParser, say, script
 from riad.score import chosen_checkpoint, load
 from riad.source.agent import Agent
 

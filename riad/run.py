@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from common import distributed
+from common.cli import command_to_continue, say, script
 from common.files import UserError, only_run, require_writable
 from common.images import set_max_pixels
-from common.memory import reuse_memory
-from common.runtime import autocast, command_to_continue, pick_device, say, script, seed_all
+from common.runtime import autocast, pick_device, reuse_memory, seed_all
 from riad.source import datamanager, options, procedure
 from riad.source.agent import Agent
 

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from common import checkpoint
+from common.cli import PRECISIONS, ArgumentParser, say, script
 from common.files import UserError
 from common.images import read_image, set_max_pixels
-from common.memory import reuse_memory
-from common.runtime import PRECISIONS, ArgumentParser, autocast, pick_device, say, script
+from common.runtime import autocast, pick_device, reuse_memory
 from common.scoring import Scored, add_scoring_options, default_output, named_images, score_folder, scored, thresholds
 from riad.run import device_of
 from riad.source import options, procedure

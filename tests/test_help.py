@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common import runtime
+from common import cli
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "common", "crn", "crrn", "csflow", "memae", "riad")
@@ -23,7 +23,7 @@ SCRIPTS = [
 def helped(monkeypatch, capsys):
     """A function from a script's name to what --help printed and the parser that printed it."""
     parsers = []
-    show = runtime.ArgumentParser.print_help
+    show = cli.ArgumentParser.print_help
 
     def print_help(self, file=None):
         parsers.append(self)
@@ -39,7 +39,7 @@ def helped(monkeypatch, capsys):
         assert ended.value.code == 0
         return capsys.readouterr().out, parsers[-1]
 
-    monkeypatch.setattr(runtime.ArgumentParser, "print_help", print_help)
+    monkeypatch.setattr(cli.ArgumentParser, "print_help", print_help)
     monkeypatch.setenv("COLUMNS", "1000")  # no help is wrapped
     return call
 

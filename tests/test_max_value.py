@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import runtime
+from common import cli
+from common.cli import MAX_PIXELS
 from common.demo_data import make_textures
-from common.images import MAX_PIXELS
 from riad.source import datamanager, options
 from tests.common.test_image_decoding import write_png
 from tests.helpers import refused
@@ -88,7 +88,7 @@ def test_12_bit_images_have_the_scores_of_their_8_bit_twins(method, places, monk
 
 def test_dark_16_bit_images_are_told(places, capsys):
     settings = options.parse(["--dataset", "mvtec", "--img_size", "32", "--data_path", str(places / "12/data/brick")])
-    runtime._notes.clear()
+    cli._notes.clear()
     datamanager.load(settings)
     said = capsys.readouterr().out
     assert said.count("of 65535: try --max_value 4095") == 1
@@ -118,4 +118,4 @@ def test_max_pixels_is_refused_or_obeyed(method, places, monkeypatch, capsys):
     main = importlib.import_module(PROGRAMS[method]).main
     limited = [*TRAININGS[method].split(), "--max_pixels", "4095"]
     refused(capsys, main, limited, "4096 pixels, more than the limit of 4095", "--max_pixels")
-    refused(capsys, main, [*limited[:-1], "0"], "max_pixels 0")
+    refused(capsys, main, [*limited[:-1], "0"], "max_pixels")

@@ -13,9 +13,8 @@ from scipy import ndimage
 from scipy.io import savemat
 from sklearn import metrics as sklearn_metrics
 
-from common.files import plain, read_json, write_json
+from common.files import UserError, plain, read_json, write_json
 from common.metrics import PixelMetrics, average_precision, image_auroc, threshold_for_fpr
-from common.runtime import UserError
 from crn.train import draw_epoch, split_calibration
 from crn.training.dataset import prepare, viewable
 from crrn.boards import grid_side

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.cli import note, number_of, progress, say
 from common.files import UserError
 from common.images import (
     MARK,
@@ -35,7 +36,6 @@ from common.images import (
     synthetic,
     visible,
 )
-from common.runtime import note, number_of, progress, say
 from common.scoring import named_images
 
 DATASETS = ("MVTec", "Panorama", "RoadImages")

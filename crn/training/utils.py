@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from common import checkpoint
+from common.cli import say
 from common.files import UserError, atomic_write, first_process, reason, write_csv
 from common.images import same_images
-from common.runtime import say
 from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.dataset import DATASETS

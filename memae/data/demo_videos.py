@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from skimage import data as textures
 
+from common.cli import say
 from common.images import new_synthetic_folder, synthetic
-from common.runtime import say
 from memae.options.base_options import HERE
 
 DATASET = "Walkers_64"  # the data set that stands in for one that is missing

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common.cli import note, number_of, progress
 from common.files import UserError, plain, read_json, read_mat, reason
 from common.images import EXTENSIONS, fingerprint, image_size, is_junk, read_image, require_readable, visible
-from common.runtime import note, number_of, progress
 
 
 def subfolders(folder: Path) -> list[str]:

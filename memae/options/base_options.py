@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError
+from common.cli import PRECISIONS, YES_NO, ArgumentParser
+from common.files import UserError
 from memae.models.backbones import PLANS
 
 HERE = Path(__file__).resolve().parents[1]  # memae/: default paths lie here wherever a script is started

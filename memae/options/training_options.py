@@ -4,7 +4,8 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from common.runtime import YES_NO, UserError
+from common.cli import YES_NO
+from common.files import UserError
 from memae.options.base_options import BaseOptions
 
 

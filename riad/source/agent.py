@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import checkpoint, distributed
-from common.runtime import UserError, autocast
+from common.files import UserError
+from common.runtime import autocast
 from riad.source import connector
 from riad.source.losses import l2_loss, magnitudes, msgms_loss, msgms_map, ssim_loss, ssim_map
 from riad.source.masks import content_keys, disjoint_masks, epoch_keys, mix

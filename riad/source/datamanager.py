@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import MNIST
 
+from common.cli import progress, say
 from common.files import UserError, reason
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
-from common.runtime import progress, say
 from riad.source.options import HERE, SIDES
 
 

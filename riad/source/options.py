@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.images import MAX_PIXELS, MAX_VALUE
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, YES_NO, ArgumentParser, words_of
+from common.files import UserError
 from common.report import REPORT_HELP
-from common.runtime import PRECISIONS, YES_NO, ArgumentParser, UserError, words_of
 from riad.neuralnet import unet
 from riad.source import connector
 from riad.source.masks import require_cells

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from common import checkpoint, distributed
+from common.cli import notes, progress, say, stop_on_request
 from common.files import UserError, write_csv, write_json
 from common.images import same_images
 from common.metrics import average_precision, image_auroc, in_words
-from common.runtime import notes, progress, say, stop_on_request
 from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
 from riad.source import options, report, utils
 from riad.source.agent import Agent

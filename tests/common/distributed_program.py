@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from common import distributed
-from common.files import write_json
-from common.runtime import UserError, progress, say
+from common.cli import progress, say
+from common.files import UserError, write_json
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from common import distributed
-from common.runtime import UserError, script
+from common.cli import script
+from common.files import UserError
 
 
 @script(several=True)

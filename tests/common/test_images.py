@@ -15,17 +15,16 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 from scipy import ndimage
 
-from common import images, runtime
+from common import cli, images
+from common.cli import MAX_PIXELS
 from common.files import UserError, atomic_write
 from common.images import (
     EXTENSIONS,
-    MAX_PIXELS,
     check_images,
     fingerprint,
     image_files,
     image_size,
     mark_synthetic,
-    max_value_option,
     mvtec_dataset,
     mvtec_samples,
     new_synthetic_folder,
@@ -71,7 +70,7 @@ def close(path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_notes_before():
-    runtime._notes.clear()
+    cli._notes.clear()
 
 
 @pytest.fixture
@@ -276,7 +275,7 @@ def test_pages_after_the_first_are_said(tmp_path, capsys):
     (tmp_path / "c.tif").touch()  # who reads it tells
     line = f"several pages or frames, of which the first one is used: 1 file, such as {tmp_path}/b.tif"
     for place in (tmp_path, tmp_path / "b.tif"):
-        runtime._notes.clear()
+        cli._notes.clear()
         image_files(place)
         assert line in capsys.readouterr().out
 
@@ -529,7 +528,7 @@ def test_closed_file(tmp_path):
 
 
 def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path, capsys):
-    runtime._notes.clear()
+    cli._notes.clear()
     values = np.array([[0, 8, 2048], [4095, 5000, 65535]], np.uint16)
     grey = save(tmp_path / "a.png", values)
     assert np.asarray(read_image(grey, 4095))[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
@@ -541,7 +540,7 @@ def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path, capsys):
 
 def test_max_value_is_found_or_told(tmp_path, capsys):
     def told(option: int | str, tops: list[int], others: Sequence[int] = ()) -> tuple[int, str]:
-        runtime._notes.clear()
+        cli._notes.clear()
         paths = [save(tmp_path / f"{i}.png", np.array([[3, top]], np.uint16)) for i, top in enumerate([*tops, *others])]
         paths.append(save(tmp_path / "8bit.png"))
         return resolve_max_value(paths[: len(tops)], option, paths[len(tops) :]), capsys.readouterr().out
@@ -572,10 +571,10 @@ def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
 
 
 def test_max_value_option():
-    assert max_value_option("auto") == "auto" and max_value_option("4095") == 4095
+    assert cli.max_value("auto") == "auto" and cli.max_value("4095") == 4095
     for text in ("0", "65536", "-1", "Auto", "1.5", "", "²", "1_0"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected auto or a number from 1 to 65535"):
-            max_value_option(text)
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1 to 65535"):
+            cli.max_value(text)
 
 
 @pytest.mark.parametrize("limit", [25, 10])  # Pillow only warns of 30 pixels at the first, and refuses at the second
@@ -671,7 +670,7 @@ def test_a_category_tells_of_copies_empty_masks_and_images_held_out(mvtec, capsy
     assert f"empty masks: 1 of 2, such as {mvtec}/ground_truth/crack/10.bmp" in said
     # All of the fixture's images are alike.
     assert f"4 of 4 test images, copies of training or held-out images, such as {mvtec}/test/good/0.png" in said
-    assert runtime.notes() == said.splitlines()
+    assert cli.notes() == said.splitlines()
 
 
 def test_a_category_without_test_images_says_so(mvtec, capsys):
@@ -679,11 +678,11 @@ def test_a_category_without_test_images_says_so(mvtec, capsys):
         shutil.rmtree(mvtec / "test" / name)
     assert mvtec_dataset(mvtec).class_names == ["good"]
     assert f"{mvtec} has only good test images: there is no AUROC" in capsys.readouterr().out
-    runtime._notes.clear()
+    cli._notes.clear()
     shutil.rmtree(mvtec / "test/good")
     assert mvtec_dataset(mvtec).test == []  # of an empty folder
     assert f"{mvtec} has no test images: there is no AUROC" in capsys.readouterr().out
-    runtime._notes.clear()
+    cli._notes.clear()
     shutil.rmtree(mvtec / "test")
     (mvtec / "validation/good").mkdir(parents=True)
     category = mvtec_dataset(mvtec)

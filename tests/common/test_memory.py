@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from common.memory import reuse_memory
+from common.runtime import reuse_memory
 
 CODE = """
 import resource, sys
 import numpy as np
-from common.memory import reuse_memory
+from common.runtime import reuse_memory
 if sys.argv[1] == "keep" and not reuse_memory():
     sys.exit(3)
 def touch():

@@ -15,23 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from common import runtime
-from common.runtime import (
-    PRECISIONS,
+from common import cli, distributed, runtime
+from common.cli import (
     ArgumentParser,
-    UserError,
-    autocast,
-    channels_last,
     command_to_continue,
     number_of,
-    pick_device,
     progress,
     run_script,
     script,
-    seed_all,
     stop_on_request,
     yes_no,
 )
+from common.files import UserError
+from common.runtime import autocast, channels_last, pick_device, seed_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +82,7 @@ def warnings_as_before(monkeypatch):
 
 
 def raising(error: BaseException | None):
-    @script
+    @script(several=True)
     def main(argv=None):
         if error is not None:
             raise error
@@ -140,7 +136,7 @@ def test_memory_that_is_short_on_a_gpu_names_the_scripts_options(capsys, error):
 
 
 def test_names_that_are_no_text_can_be_printed():
-    code = "from common.runtime import say, script; script(lambda argv: say('b\\udcff.png \\u00b2'))()"
+    code = "from common.cli import say, script; script(lambda argv: say('b\\udcff.png \\u00b2'))()"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout.split()) == (0, [b"b\\udcff.png", b"\\xb2"]), done.stderr
@@ -149,8 +145,8 @@ def test_names_that_are_no_text_can_be_printed():
 def test_what_terminals_obey_is_escaped(capsys):
     """File names and checkpoints may hold what clears a terminal, sets its title or writes from right to left."""
     name, shown = "\x1b[2J\x1b]0;a\x07\x9bé\u202e.png", r"\x1b[2J\x1b]0;a\x07\x9bé\u202e.png"
-    runtime.say(f"{name}\n2")
-    list(runtime.progress(range(3), name, every=0))
+    cli.say(f"{name}\n2")
+    list(cli.progress(range(3), name, every=0))
     assert raising(UserError(f"{name} is\nno image"))([]) == 2
     assert raising(UserError("x" * 100_000))([]) == 2
     out, err = capsys.readouterr()
@@ -164,7 +160,8 @@ def test_what_terminals_obey_is_escaped(capsys):
 )
 def test_processes_of_several_end_with_their_own_status(monkeypatch, error, status):
     ended = []
-    monkeypatch.setattr(runtime.distributed, "end_at_once", ended.append)
+    monkeypatch.setattr(cli, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "end_at_once", ended.append)
     with suppress(SystemExit, ZeroDivisionError):
         raising(error)([])
     assert ended == [status] * bool(status)
@@ -172,7 +169,7 @@ def test_processes_of_several_end_with_their_own_status(monkeypatch, error, stat
 
 def test_termination_removes_temporary_files(tmp_path):
     code = (
-        "import sys, time; from common.files import atomic_write; from common.runtime import say, script\n"
+        "import sys, time; from common.files import atomic_write; from common.cli import say, script\n"
         "def main(argv):\n"
         "    with atomic_write(sys.argv[1]):\n"
         "        say('writing'); time.sleep(60)\n"
@@ -203,7 +200,7 @@ def test_script_passes_arguments_and_status_and_keeps_the_programs_own_errors():
 def test_a_process_ends_without_traceback_when_its_reader_has_gone():
     code = (
         "import sys, warnings\n"
-        "from common.runtime import say, script\n"
+        "from common.cli import say, script\n"
         "@script\n"
         "def main(argv=None):\n"
         "    warnings.warn('old file')\n"
@@ -317,7 +314,7 @@ def test_tf32_is_asked_for(capsys):
     for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
         with autocast(torch.device("cuda" if precision == "tf32" else "cpu"), precision) as context:
             assert [operations.fp32_precision for operations in how] == [expected] * 2
-            assert context.fast_dtype == PRECISIONS[precision]
+            assert context.fast_dtype == runtime.DTYPES[precision]
     autocast(torch.device("cuda"), "tf32")
     pick_device("cpu")
     assert [operations.fp32_precision for operations in how] == ["ieee"] * 2 and capsys.readouterr().out == ""
@@ -387,7 +384,7 @@ def test_progress_of_an_iterator(capsys, clock):
 
 
 def test_durations():
-    assert [runtime._duration(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+    assert [cli._duration(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -407,7 +404,7 @@ def test_stop_on_request(capsys, number):
 
 
 def test_of_several_processes_one_tells_of_ctrl_c(monkeypatch, capsys):
-    @runtime.script
+    @cli.script
     def main(argv):
         with stop_on_request() as stop:
             os.kill(os.getpid(), signal.SIGINT)
@@ -427,8 +424,8 @@ def test_only_scripts_that_share_their_work_start_several_times(monkeypatch, cap
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     for several, processes, status in ((False, "2", 2), (True, "2", 0), (False, "1", 0)):
         monkeypatch.setenv("WORLD_SIZE", processes)
-        assert runtime.script(lambda argv: None, several=several)([]) == status
-        assert ("start it without torchrun" in capsys.readouterr().err) == (status == 2)
+        assert cli.script(lambda argv: None, several=several)([]) == status
+        assert ("does not support torchrun" in capsys.readouterr().err) == (status == 2)
     scripts = [
         file
         for folder in ("csflow", "crrn", "memae", "crn", "riad", "benchmarks")

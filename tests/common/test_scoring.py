@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import runtime, scoring
+from common import cli, scoring
 from common.files import UserError, digest, read_csv
 from common.scoring import (
     MaskedPixels,
@@ -32,7 +32,7 @@ LIMIT = {"image": 3.5, "pixel": 3.5, "images": 20, "fpr": 0.05, "promised_fpr": 
 
 @pytest.fixture
 def place(tmp_path):
-    runtime._notes.clear()
+    cli._notes.clear()
     (tmp_path / "images/part").mkdir(parents=True)
     for k, name in enumerate(NAMES):
         (tmp_path / "images" / name).write_text("broken" if k == 2 else str(k))
@@ -153,7 +153,7 @@ def test_arrays():
 
 
 def test_defective_images_without_masks_are_named(tmp_path, capsys):
-    runtime._notes.clear()
+    cli._notes.clear()
     pixels = MaskedPixels()
     for name in ("a", "b", "c"):
         Image.new("L", (4, 4), 255).save(tmp_path / f"{name}.png")
@@ -162,7 +162,7 @@ def test_defective_images_without_masks_are_named(tmp_path, capsys):
     pixels.update(tmp_path / "c.png", 1, tmp_path / "c.png", np.ones((2, 2), np.float32))
     found = pixels.compute()
     assert found["defective_images_without_mask"] == 1 and found["pixel_auroc"] == 1
-    assert runtime.notes() == ["the pixel metrics leave out 1 defective image without a mask, such as b.png"]
+    assert cli.notes() == ["the pixel metrics leave out 1 defective image without a mask, such as b.png"]
     assert "b.png" in capsys.readouterr().out
 
 
@@ -298,7 +298,7 @@ def test_damaged_lines_are_scored_again(place):
     content = file.read_bytes()
     for where in (content.index(b"part/3"), content.index(b"part/3") - 15, content.rindex(b"6.0")):
         file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
-        runtime._notes.clear()
+        cli._notes.clear()
         assert run(place)[1] in ([3], [6]) and (place / "out/scores.csv").read_bytes() == whole
         assert summary(place)["notes"] == [f"1 damaged line in {file}: scored again"]
 
@@ -403,7 +403,7 @@ def test_what_a_shell_names_beside_images_is_left_out(place):
         (part / name).touch()
     (part / "@eaDir").mkdir()
     assert list(named_images(sorted(part.iterdir()))) == [Path(name).name for name in NAMES]
-    (left,) = runtime.notes()
+    (left,) = cli.notes()
     assert left.startswith("left out: 3 files or folders of --images that are hidden")
     assert left.endswith("such as @eaDir")
     assert list(named_images([part / "notes.txt"])) == ["notes.txt"]  # on purpose: an image, whatever its name

@@ -19,10 +19,10 @@ from PIL import Image
 from scipy import stats
 
 import crn.inference
+from common.cli import notes
 from common.files import UserError, only_run
 from common.images import synthetic
 from common.metrics import image_auroc
-from common.runtime import notes
 from crn import demo_data, score, sweep, train
 from crn.options import UNUSED, build_parser, parse
 from crn.training.dataset import Images, load_dataset, read, unlabelled
@@ -719,7 +719,7 @@ def sweep_file(text, method="random", parameters="lr: {value: 0.1}, dataset: {va
 )
 def test_the_command_of_a_sweep_file(place, capsys, monkeypatch, text, words):
     pytest.importorskip("yaml")
-    monkeypatch.setattr("common.runtime._notes", [])
+    monkeypatch.setattr("common.cli._notes", [])
     command = sweep.trial_command(sweep_file(text), {"lr": 0.1, "dataset": "MVTec", "dataset-path": "d"}, Path("x"), [])
     assert command[:2] == [sys.executable, str(ROOT / "crn/train.py")]
     assert command[5:] == words and all(word.startswith("--") for word in command[2:5])

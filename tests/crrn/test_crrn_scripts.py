@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.files import append_text, digest
+from common.cli import notes
+from common.files import UserError, append_text, digest
 from common.images import mark_synthetic
-from common.runtime import UserError, notes
 from crrn import compare, demo_boards, pictures, report
 from crrn import scoring as verdicts
 from crrn.boards import Boards, Layout, cycle_of, data_folder, grid_side, is_synthetic, read_boards, read_layout
@@ -503,7 +503,7 @@ def test_devices(monkeypatch, capsys):
 
 
 def test_names_and_paths_of_data(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.runtime._notes", [])
+    monkeypatch.setattr("common.cli._notes", [])
     monkeypatch.setattr("crrn.boards.HERE", tmp_path / "crrn")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crrn/own").mkdir(parents=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint
-from common.runtime import UserError
+from common.files import UserError
 from csflow.config import Config
 from csflow.freia_funcs import ParallelPermute
 from csflow.model import (

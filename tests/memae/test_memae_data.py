@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from common.files import only_run
-from common.images import MAX_PIXELS, set_max_pixels, synthetic
-from common.runtime import UserError
+from common.cli import MAX_PIXELS
+from common.files import UserError, only_run
+from common.images import set_max_pixels, synthetic
 from memae import script_eval_video, script_img_prep, script_index_gen, script_training
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
 from memae.data.video_datasets import load_batches, read_index, subfolders, windows

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint
-from common.runtime import UserError
+from common.files import UserError
 from memae import script_training
 from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem, EntropyLossEncap, MemModule
 from memae.models.backbones import ResNet3d, from_mmaction, make_backbone

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.runtime import UserError
+from common.files import UserError
 from memae.pictures import curve_figure
 
 SHADE = (245, 222, 206)  # the spans' colour on white, about

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint
-from common.runtime import UserError
+from common.files import UserError
 from riad.neuralnet import ae_l2, aesc_l2, layers, unet
 from riad.neuralnet.aesc_l2 import from_authors
 from riad.source import losses

@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from PIL import Image
 
+from common.cli import ArgumentParser, say, script
 from common.demo_data import make_textures
-from common.files import require_writable, write_json
-from common.runtime import ArgumentParser, UserError, say, script
+from common.files import UserError, require_writable, write_json
 from crn.demo_data import ensure_data
 from crrn.demo_boards import make_boards
 

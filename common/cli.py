@@ -1,0 +1,411 @@
+"""What scripts need to talk to a user, none of which imports torch: messages, options, progress, a clean way to end."""
+
+import argparse
+import difflib
+import functools
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from common.files import UserError, first_process, reason
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+def say(message: str) -> None:
+    """Print one `printable` line at once, so that a log file shows it while the program still runs.
+
+    Of several processes (torchrun), the first one speaks.
+    """
+    if first_process():
+        print(printable(message), flush=True)
+
+
+def printable(message: str, longest: int = 20_000) -> str:
+    """`message` without what a terminal obeys, such as control characters in files' names, its middle left out where it
+    is too long."""
+    if len(message) > longest:
+        message = f"{message[: longest * 3 // 4]} ... {message[-longest // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def complain(message: str) -> None:
+    """Print one `printable` line on stderr, whichever process it is."""
+    print(printable(message, 2000), file=sys.stderr, flush=True)
+
+
+_notes: list[str] = []
+
+
+def note(message: str) -> None:
+    """Say what was left out, changed or guessed of what the user gave, and remember it for the results file."""
+    if message not in _notes:
+        _notes.append(message)
+        say(message)
+
+
+def notes() -> list[str]:
+    """What `note` was given since the script started; results.json holds it as "notes"."""
+    return list(_notes)
+
+
+def number_of(count: int, noun: str, plural: str = "") -> str:
+    """The count and its words: "1 pad", "2 pads"; with a plural of their own, "1 file is" and "2 files are"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def script(
+    main: Callable[[list[str] | None], int | None] | None = None,
+    *,
+    memory: str = "smaller images, batches or networks",
+    several: bool = False,
+) -> Callable:
+    """Decorate a script's `main(argv)` so that it returns an exit status and users never meet a traceback.
+
+    0 where `main` returns nothing, 2 after one line on stderr where the user can mend what is wrong (UserError, the
+    operating system refuses a file, or memory is short), 130 after Ctrl-C. Errors of the program itself keep their
+    traceback. memory: what to try where it is short, with the names of the script's options. several: whether torchrun
+    may start several processes of the script, which then share its work.
+    """
+    if main is None:
+        return functools.partial(script, memory=memory, several=several)
+
+    def guarded(argv: list[str] | None) -> int:
+        _notes.clear()
+        formatwarning = warnings.formatwarning
+        warnings.formatwarning = lambda message, *_: f"note: {printable(str(message))}\n"
+        if hasattr(sys.stdout, "reconfigure"):  # file names and terminals need not be UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
+        main_thread = threading.current_thread() is threading.main_thread()
+        if main_thread:  # so that a terminated program, too, removes its temporary files
+            terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            if processes() > 1 and not several:  # all would compute and write the same
+                raise UserError("this script does not support torchrun: start it with python")
+            return main(argv) or 0
+        except UserError as error:
+            complain(f"error: {' '.join(str(error).splitlines())}")
+        except BrokenPipeError:  # the reader of our output (head, less) has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            complain(f"error: {where}{reason(error)}")
+        except (MemoryError, RuntimeError) as error:
+            if str(error).startswith("Symlink loop"):  # what Path.resolve says before Python 3.13
+                complain(f"error: {' '.join(str(error).splitlines())}")
+                return 2
+            if "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and of what
+                words = "what was saved is kept, the same command goes on from there"
+                complain(f"error: another process of this run has ended: {words}")
+                return 2
+            if not out_of_memory(error):
+                raise
+            where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
+            complain(f"error: not enough memory{where}: try {memory}")
+        except KeyboardInterrupt:
+            if first_process():
+                complain("stopped")
+            return 130
+        finally:
+            warnings.formatwarning = formatwarning
+            if main_thread:
+                signal.signal(signal.SIGTERM, terminate)
+        return 2
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        status = 1  # of an error of the program itself
+        try:
+            status = guarded(argv)
+        except SystemExit as end:  # of SIGTERM
+            status = end.code
+            raise
+        finally:
+            if status and processes() > 1:
+                from common import distributed  # with torch, which a script of several processes has imported anyway
+
+                distributed.end_at_once(status)
+        return status
+
+    return wrapped
+
+
+def answer_early(name: str, parse: Callable[[list[str] | None], Any]) -> None:
+    """In a script's first lines, `answer_early(__name__, parse)` before it imports torch: --help and wrong options are
+    answered at once. parse: of the script's options, which its main calls again; it says nothing but errors."""
+    if name == "__main__" and (status := script(lambda argv: parse(argv) and None, several=True)()):
+        sys.exit(status)
+
+
+def processes() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short: the computer's, or a GPU's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
+        return True
+    # Of torch's allocator on the CPU, of CUDA and MPS beside torch's allocator, of cuBLAS.
+    return any(words in str(error) for words in ("t allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with errors of one line: wrong options raise UserError, with the nearest option as a hint.
+
+    --help names what must be given, then each option, in its group and with its default, at last the `example`, a
+    command line as typed in the repository's root.
+    """
+
+    def __init__(self, *, example: str = "", **kwargs):
+        epilog = f"example: {example}" if example else None
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, epilog=epilog, **kwargs)
+
+    def format_help(self):
+        needed = [(action.option_strings[:1], action.dest.upper()) for action in self._actions if action.required]
+        self.usage = " ".join([self.prog, *(" ".join([*name, value]) for name, value in needed), "[options]"])
+        return super().format_help()
+
+    def parse_known_args(self, args=None, namespace=None):
+        for argument in sys.argv[1:] if args is None else args:
+            if "\0" in argument:  # no path may hold it; the system would answer with a ValueError
+                raise UserError(f"option {argument!r} holds a NUL character")
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"unknown option {unknown[0]}: {hint}--help lists them all")
+        return options
+
+    def error(self, message):
+        raise UserError(f"{message} (--help explains every option)")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _get_default_metavar_for_optional(self, action):
+        metavar = getattr(action.type, "metavar", None)
+        return metavar or {int: "N", float: "X", Path: "PATH"}.get(action.type) or action.dest.upper()
+
+    def _get_help_string(self, action):
+        unseen = action.nargs == 0 or action.default == argparse.SUPPRESS
+        return action.help + ("" if unseen else default_text(action.default).replace("%", "%%"))
+
+
+def default_text(value: object) -> str:
+    """What --help says of a default: " (default: 30 60 90)"; nothing where there is none (None, "" and [])."""
+    if value is None or value == "" or value == []:
+        return ""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f" (default: {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value})"
+
+
+def yes_no(text: str) -> bool:
+    """True for true, yes, t, y, 1 and on, False for their opposites, in any case; argparse's error else."""
+    if text.lower() in ("true", "yes", "t", "y", "1", "on"):
+        return True
+    if text.lower() in ("false", "no", "f", "n", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: expected yes or no")
+
+
+# How add_argument gets to know a yes_no option; alone, without a value, it means yes.
+YES_NO = {"type": yes_no, "nargs": "?", "const": True, "metavar": "yes|no"}
+
+
+def whole(low: int, high: int = 2**53) -> Callable[[str], int]:
+    """Type of an option: whole numbers from `low` to `high`."""
+
+    def convert(text: str) -> int:
+        if not (text.removeprefix("-").isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to {high}")
+        return int(text)
+
+    convert.metavar = "N"
+    return convert
+
+
+def number(low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False) -> Callable:
+    """Type of an option: finite numbers from `low` to `high`; above, below: without these two themselves."""
+    words = [f"{'above' if above else 'at least'} {low:g}"] if low > -math.inf else []
+    words += [f"{'below' if below else 'at most'} {high:g}"] if high < math.inf else []
+    expected = " ".join(["a finite number", *[" and ".join(words)]]).strip()
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if not (inside and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return value
+
+    convert.metavar = "X"
+    return convert
+
+
+positive = number(0, above=True)
+share = number(0, 1, above=True, below=True)  # a rate or a part of a whole
+
+
+def multiple_of(step: int, high: int) -> Callable[[str], int]:
+    """Type of an option: multiples of `step`, from it to `high`."""
+
+    def convert(text: str) -> int:
+        value = whole(step, high)(text)
+        if value % step:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of {step}")
+        return value
+
+    convert.metavar = "N"
+    return convert
+
+
+def folder_name(text: str) -> str:
+    """Type of an option: the name of one folder or file, without slashes and control characters."""
+    if text in ("", ".", "..") or not text.isprintable() or set(text) & set("/\\"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes and control characters")
+    return text
+
+
+def max_value(text: str) -> int | str:
+    """Type of the option --max_value: "auto" or a number from 1 to 65535."""
+    return text if text == "auto" else whole(1, 65535)(text)
+
+
+# How add_argument gets to know the options --max_value and --max_pixels.
+MAX_VALUE = {
+    "type": max_value,
+    "default": 65535,
+    "help": "value of 16-bit images that becomes white, such as 4095 of 12 bits; auto: from the training images",
+}
+MAX_PIXELS = {
+    "type": whole(1),
+    "default": 89478485,  # Pillow's
+    "help": "refuse images of more pixels, since a small file may hold many",
+}
+
+
+def progress(items: Iterable, title: str, total: int | None = None, hide: bool = False, every: float = 10) -> Iterator:
+    """Iterate over `items` and show how far it is: a bar on a terminal, else a line each `every` seconds.
+
+    Both go to stderr and show rate and remaining time. `hide` shows nothing.
+    """
+    title = printable(title)
+    if hide or not first_process() or sys.stderr is None:
+        yield from items
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=title, total=total, leave=False, dynamic_ncols=True)
+        return
+    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= every:
+            last = now
+            rate = done / (now - start)
+            left = f"/{total}, {_duration((total - done) / rate)} left" if total else ""
+            pace = f"{rate:.1f} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
+            complain(f"{title}: {done}{left}, {pace}")
+        yield item
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def stop_on_request() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM only raise a flag; the loop asks for it between steps and saves.
+
+    Yields a function that says whether to stop. A second Ctrl-C interrupts at once, unless it comes within a second:
+    torchrun passes on what the terminal has sent already.
+    """
+    requested = 0.0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            if time.monotonic() - requested > 1:
+                raise KeyboardInterrupt
+            return
+        requested = time.monotonic()
+        if first_process():
+            print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are the caller's affair
+        before = {}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_script(path: Path, *options: object) -> None:
+    """Run a script of this repository in a process of its own. UserError where it fails, KeyboardInterrupt where it was
+    stopped, with its exit status: 0 where it came to its end all the same."""
+    with stop_on_request() as stop:  # Ctrl-C reaches the script too, which is given the time to save
+        status = subprocess.run([sys.executable, str(path), *map(str, options)], check=False).returncode
+    if status == 130 or stop():
+        raise KeyboardInterrupt(status)
+    if status:
+        raise UserError(f"{path.name} ended with status {status} (see above)")
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these settings, read from a file; those that are None are left out.
+
+    UserError for texts in lists, which could be other options.
+    """
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, (list, tuple)):
+            if any(isinstance(item, str) for item in value):
+                raise UserError(f"--{name} {' '.join(map(str, value))}: expected numbers")
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def command_to_continue(argv: list[str] | None, resume: bool) -> str:
+    """What to type to go on with a script that was called with `argv` and stopped.
+
+    resume: whether that call would itself continue what is saved; else the option that does so is added.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", sys.argv[0], *words, *([] if resume else ["--resume", "yes"])])
+
+
+@contextmanager
+def goes_on(output: object) -> Iterator[None]:
+    """Ctrl-C within the block tells that what is in `output` is kept and that the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"what is done is kept in {output}: the same command goes on from there")
+        raise
