@@ -18,9 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from common.cli import notes, progress, say, script
 from common.files import UserError, atomic_write, require_writable, write_csv, write_json
-from common.metrics import image_auroc
+from common.metrics import MaskedPixels, image_auroc
 from common.runtime import pick_device
-from common.scoring import MaskedPixels
 from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import load_features

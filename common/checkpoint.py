@@ -1,32 +1,202 @@
-"""Checkpoints: written whole or not at all, read without running code, checked before anything of them is used."""
+"""Checkpoints, checked before anything of them is used, and what surrounds a training loop."""
 
-import errno
 import inspect
-import itertools
 import math
-import pickle
-import pickletools
 import platform
-import re
-import struct
-import tarfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from common.cli import out_of_memory
-from common.files import MOST_PARTS, UserError, atomic_write, reason, require_plain
+from common import distributed
+from common.cli import progress, say, stop_on_request
+from common.files import UserError, atomic_write, first_line, read_tensors, require_like, using, write_csv
+from common.images import same_images
+from common.runtime import seed_all
 
 FORMAT = 1  # raised when older programs could no longer read the files
+EXAMPLE = {
+    "settings": {}, "fingerprint": "", "epoch": 0, "step": 0, "history": [{"epoch": 0}], "sums": {}, "seconds": 0.0,
+    "model": {}, "optimizer": [{}], "scaler": {},
+}  # fmt: skip
+
+
+class Training:
+    """What surrounds a training loop, which calls forward, loss, backward and step itself:
+
+        training = Training(path, "crrn", settings, fingerprint, model, [optimizer], device, seed=options.seed, ...)
+        for epoch in training.epochs(options.num_epochs, steps):
+            for step in training.steps():
+                ...
+                training.record(len(batch), loss=loss)  # a finite loss, before the step
+                ...
+            training.finish_epoch(test_loss=...)
+
+    epoch, step: the next one's, from 0; history: one entry for each finished epoch; extra: what else the paper stores;
+    scaler: of fp16's gradients, which else does nothing; stopping: whether the user wants to stop, once all processes
+    know it. UserError where `stored` does not belong to this training.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        kind: str,
+        settings: Mapping[str, Any],
+        fingerprint: str,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        device: torch.device,
+        *,
+        seed: int,
+        precision: str = "fp32",
+        save_every: float = 60.0,
+        stored: Mapping[str, Any] | None = None,
+        binding: Sequence[str] = (),
+        otherwise: str = "give another output",
+        history_file: Path | None = None,
+        hide: bool = False,
+        **extra: Any,
+    ):
+        """path: of the checkpoint, None: nothing is saved; stored: what `load` read of it, to resume; binding: settings
+        in which it must agree; otherwise: what to do where it does not; history_file: the history as a table."""
+        self.path, self.kind, self.settings, self.fingerprint = path, kind, settings, fingerprint
+        self.model, self.optimizers, self.device, self.seed = model, optimizers, device, seed
+        self.save_every, self.history_file, self.hide, self.extra = save_every, history_file, hide, extra
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
+        self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
+        self.resumed = stored is not None
+        if stored is not None:
+            self._resume(stored, binding, otherwise)
+
+    def _resume(self, stored: Mapping[str, Any], binding: Sequence[str], otherwise: str) -> None:
+        otherwise = f"use the same, {otherwise}, or start again with --resume no"
+        with using(self.path, self.kind):
+            require_like(stored, {**EXAMPLE, **self.extra})
+            pairs = [(name, stored["settings"].get(name), self.settings[name]) for name in binding]
+            if unlike := [f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours]:
+                raise UserError(f"{self.path} was trained with other settings ({'; '.join(unlike)}): {otherwise}")
+            if not same_images(stored["fingerprint"], self.fingerprint):
+                raise UserError(f"{self.path} was trained on other data than there are now: {otherwise}")
+            load_parameters(self.model, stored["model"], self.path)
+            for optimizer, state in zip(self.optimizers, stored["optimizer"], strict=True):
+                load_optimizer(optimizer, state, self.path)
+            load_scaler(self.scaler, stored["scaler"])
+            for name in ("epoch", "step", "seconds"):
+                setattr(self, name, stored[name])
+            self.history, self.sums = list(stored["history"]), dict(stored["sums"])
+            require_like(self.sums, dict.fromkeys(self.sums, 0.0), "sums")
+            self.extra = {name: stored[name] for name in self.extra}
+
+    def epochs(self, count: int, steps: int, total: int | None = None) -> Iterator[int]:
+        """The numbers of the epochs that are left of `count`, each of `steps` steps; total: where it ends before that.
+        Saves after each epoch where --save_every has passed, and after the last."""
+        total = count * steps if total is None else total
+        if self.step > steps:
+            raise UserError(f"{self.path} is damaged: its step is {self.step} of {steps}")
+        if self.epoch * steps + self.step > total:
+            raise UserError(
+                f"{self.path} is trained for {self.epoch} epochs, more than the {count} asked for: ask for as many, or "
+                "start again with --resume no"
+            )
+        if self.resumed and self.epoch * steps + self.step == total:
+            say(f"{self.path} is trained for {self.epoch} epochs already")
+        elif self.resumed:
+            say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
+        self._count, self._steps, self._total = count, steps, total
+        self._bar = progress(range(self.epoch * steps + self.step, total), "training", hide=self.hide)
+        self.started = self.saved = time.monotonic()
+        with stop_on_request() as self._stop:
+            while self.epoch * steps + self.step < total or self.step == steps:
+                yield self.epoch
+                if self.step == steps:
+                    self.epoch, self.step = self.epoch + 1, 0
+                self._ask_to_stop()
+                if self.stopping or self.epoch * steps + self.step == total or self._due():
+                    self.save()
+                if self.stopping:
+                    raise KeyboardInterrupt
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left of the epoch. All random numbers of a step follow from (seed, epoch, step), so that
+        a training that was interrupted anywhere ends with the same numbers."""
+        last = min(self._steps, self._total - self.epoch * self._steps)
+        for step in range(self.step, last):
+            next(self._bar)
+            seed_all(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + step) % 2**63)
+            yield step
+            self.step = step + 1
+            self._ask_to_stop()
+            if self.step < last and (self.stopping or self._due()):
+                self.save()
+                if self.stopping:
+                    raise KeyboardInterrupt
+
+    def _ask_to_stop(self) -> None:
+        self.stopping = self.stopping or distributed.anywhere(self._stop(), self.device)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.saved >= self.save_every
+
+    def record(self, weight: float, **losses: Tensor) -> dict[str, float]:
+        """Add a step's losses, scalars, to the epoch's means; returns their means over all processes. UserError where
+        one is not finite: call it before the step, which would spoil the parameters."""
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()  # one transfer from the device
+        means = dict(zip(losses, [distributed.mean_of(value, self.device) for value in values]))
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}")
+            self.sums[name] = self.sums.get(name, 0.0) + weight * value
+        self.sums["weight"] = self.sums.get("weight", 0.0) + weight
+        return means
+
+    def diverged(self, what: str) -> UserError:
+        """The error for a training whose loss, parameters or scores are not finite."""
+        kept = f"; {self.path} keeps what was saved" if self.path and self.path.exists() else ""
+        return UserError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}: training stops{kept}. Try a lower learning rate, "
+            "or --precision fp32"
+        )
+
+    def finish_epoch(self, **values: Any) -> dict[str, Any]:
+        """Enter the means of the losses since the last call, and `values`, into the history; returns the entry."""
+        weight = self.sums.pop("weight", 1.0)
+        means = {name: total / weight for name, total in self.sums.items()}
+        entry = {"epoch": self.epoch + 1, **means, **values, "seconds": self.seconds + time.monotonic() - self.started}
+        self.history, self.sums = [*self.history, entry], {}
+        if self.history_file:
+            names = list(entry)
+            write_csv(self.history_file, names, [[row.get(name, "") for name in names] for row in self.history])
+        return entry
+
+    def save(self) -> None:
+        """Write all that resuming needs. UserError where parameters or moments are not finite: a step may have spoiled
+        them after a finite loss, and only sound ones are worth saving."""
+        if not finite(self.model, *self.optimizers):
+            raise self.diverged("the parameters are not finite")
+        now = time.monotonic()
+        self.seconds, self.started, self.saved = self.seconds + now - self.started, now, now
+        if self.path:
+            place = {name: getattr(self, name) for name in ("epoch", "step", "history", "sums", "seconds")}
+            save(
+                self.path, self.kind, settings=self.settings, fingerprint=self.fingerprint, **place, **self.extra,
+                model=self.model.state_dict(), scaler=self.scaler.state_dict(),
+                optimizer=[optimizer.state_dict() for optimizer in self.optimizers],
+            )  # fmt: skip
+
+
+def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The shuffled batches of an epoch, none dropped. They follow from seed and epoch, so that a training that was
+    interrupted goes on with the very batches that are left."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return [batch.tolist() for batch in order.split(batch_size)]
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +224,7 @@ def write(path: str | Path, content: Any) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's zip writer reports a full disk in its own way
-            raise UserError(f"cannot write {path}: {_first_line(error)}; what was there before is untouched") from error
+            raise UserError(f"cannot write {path}: {first_line(error)}; what was there before is untouched") from error
 
 
 def load(path: str | Path, kind: str, example: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -72,7 +242,7 @@ def load(path: str | Path, kind: str, example: Mapping[str, Any] | None = None) 
 
 def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     """Like `load`, but also accepts a bare state dict of somebody else's (tensors by name, no "kind")."""
-    content = read(path)
+    content = read_tensors(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not parameters by name")
     if "kind" in content:
@@ -95,183 +265,11 @@ def require_known_format(content: Mapping[str, Any], path: str | Path) -> None:
         )
 
 
-def read(path: str | Path) -> Any:
-    """Whatever tensors and plain values `path` holds, mapped into memory, onto the CPU; UserError if missing, broken
-    or more than that."""
-    path = Path(path)
-    if not path.is_file():
-        what = "folder" if path.is_dir() else "pipe, socket or device"
-        raise UserError(f"{path} is a {what}, not a checkpoint" if path.exists() else f"there is no checkpoint {path}")
-    try:
-        content = _read(path)
-        tensors = require_plain(content, path, (Tensor, *OTHERS))
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
-        ) from error
-    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
-        if out_of_memory(error):
-            raise
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise UserError(f"cannot read {path}: {reason(error)}") from error
-        raise UserError(f"{path} is broken or no checkpoint") from error
-    tensors = [value for value in tensors if isinstance(value, Tensor)]
-    if not all(map(_usable, tensors)):
-        raise UserError(f"{path} is refused: it holds tensors that are sparse, quantized, of float8 or the like")
-    # Repeated or expanded ones could make a network of any size out of a small file.
-    if (size := sum(value.nbytes for value in tensors)) > path.stat().st_size:
-        raise UserError(f"{path} is refused: its tensors are said to have {size} bytes, more than the file")
-    if isinstance(content, Mapping) and "settings" in content:
-        _require_settings(content["settings"], path)
-    return content
-
-
-def _read(path: Path) -> Any:
-    if zipped := zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise UserError(f"{path} is a TorchScript program, not a checkpoint")
-            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-                raise UserError(f"{path} is refused: its parts are compressed, or overlap")
-            if damaged := archive.testzip():  # torch does not look at the checksums
-                raise UserError(f"{path} is damaged: {damaged} in it has another checksum")
-            for part in [name for name in archive.namelist() if name.endswith("data.pkl")]:
-                with archive.open(part) as file:
-                    _follow(file)
-    elif tarfile.is_tarfile(path):
-        raise UserError(f"{path} is a tar archive, not a checkpoint")
-    else:  # of torch before 1.6: five pickles, and the values
-        with path.open("rb") as file:
-            for _ in range(5):
-                _follow(file)
-    # Files of torch before 1.6 cannot be mapped.
-    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
-        warnings.simplefilter("ignore")  # of torch, about files that it then refuses
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except UnicodeEncodeError:  # of a name that is no UTF-8, under which torch maps nothing
-            return torch.load(path, map_location="cpu", weights_only=True)
-
-
-# What files name that hold tensors and plain values; torch allows more, which can take any time and memory.
-GLOBALS = re.compile(
-    r"collections (OrderedDict|Counter|defaultdict)|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
-    r"torch(\.storage)? (\w+Storage|Size|device|b?float\d+|double|half|u?int\d+|bool|complex\d+)|"
-    r"torch\.nn\.parameter Parameter|numpy dtype|numpy\._?core\.multiarray scalar|_codecs encode"
-)
-
-
-def _follow(pickled: IO[bytes]) -> None:
-    """Go through a pickle's operations before anything is made of it. UnpicklingError where it names what is not in
-    GLOBALS, encodes other than bytes, or has tuples of too many parts: to hash one counts shared parts each time."""
-    stack: list[tuple[int, Any]] = []  # parts, and a text or the items of a tuple
-    memo: dict[int, tuple[int, Any]] = {}
-    for operation, argument, _ in pickletools.genops(pickled):
-        name, taken = operation.name, []
-        for kind in reversed(operation.stack_before):
-            if kind is not pickletools.stackslice:
-                taken.append(stack.pop())
-            while kind is pickletools.stackslice and stack[-1][1] is not pickletools.markobject:
-                taken.append(stack.pop())
-        if name == "STACK_GLOBAL" or (name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
-            raise pickle.UnpicklingError
-        if name == "REDUCE" and taken[1][1] == "_codecs encode" and taken[0][1][:1] != ["latin1"]:
-            raise pickle.UnpicklingError
-        if "GET" in name:
-            stack.append(memo[argument])
-        elif "PUT" in name:
-            memo[argument] = stack[-1]
-        elif "TUPLE" in name:
-            items = [item for item in taken if item[1] is not pickletools.markobject]
-            stack.append((1 + sum(size for size, _ in items), [value for _, value in items]))
-            if stack[-1][0] > MOST_PARTS:
-                raise pickle.UnpicklingError
-        else:
-            value = argument if isinstance(argument, str) else None
-            stack += [(1, kind if kind is pickletools.markobject else value) for kind in operation.stack_after]
-
-
-# Of what torch.load may return, that which is neither a tensor nor plain; others' files may hold it.
-OTHERS = (bytes, complex, torch.dtype, torch.device)
-DTYPES = {
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-}  # fmt: skip
-
-
-def _usable(value: Tensor) -> bool:
-    plain = type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu" and not vars(value)
-    return plain and value.layout == torch.strided and value.dtype in DTYPES
-
-
-def _require_settings(settings: Any, path: Path) -> None:
-    """Settings are compared with ours and printed where they differ."""
-    values = settings.values() if isinstance(settings, Mapping) else [{}]
-    items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
-    if not all(item is None or isinstance(item, (str, int, float)) for item in items):
-        raise UserError(f"{path} is damaged: its settings are no numbers, texts, or lists of those")
-
-
-class _NumPyType:
-    """What `numpy.dtype` is in a file: the kinds of number that the authors' trainings stored; NumPy's own would make
-    numbers of gigabytes."""
-
-    def __init__(self, kind: str, *_: object):
-        self.format = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}[kind]
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = {"<": "<", ">": ">"}[state[1]]
-
-
-def _numpy_number(kind: _NumPyType, data: bytes) -> int | float:
-    return struct.unpack(kind.order + kind.format, data)[0]
-
-
-# Numbers of NumPy's, as which the authors stored some, become Python's.
-NUMPY_NUMBERS = [
-    (_NumPyType, "numpy.dtype"),
-    (_numpy_number, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
-    (_numpy_number, "numpy._core.multiarray.scalar"),
-]
-
-
-@contextmanager
-def using(path: str | Path, owner: str) -> Iterator[None]:
-    """Within the block, what was read from `path` is used: UserError where an entry is missing or of another kind.
-
-    owner: who stores such files, such as "csflow".
-    """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        what = f"{error} is missing" if isinstance(error, KeyError) else _first_line(error)
-        raise UserError(f"{path} is damaged or not a checkpoint of {owner}: {what[:200]}") from error
-
-
-def require_like(value: Any, example: Any, name: str = "its content") -> None:
-    """Raise TypeError or ValueError, which `using` puts into words, unless `value` is of `example`'s kind.
-
-    An example of None stands for anything, 0 for whole numbers from 0 on, 0.0 for finite floats, nan for all floats, a
-    list for lists whose items are like its own, {"a": 0} for mappings with such an entry and whatever others.
-    """
-    if isinstance(value, Mapping) and isinstance(example, Mapping):
-        for key, part in example.items():
-            if key not in value:
-                raise ValueError(f"{key!r} is missing in {name}")
-            require_like(value[key], part, key)
-    elif isinstance(value, list) and isinstance(example, list):
-        for item, like in itertools.product(value, example):
-            require_like(item, like, f"an item of {name}")
-    elif example is not None and type(value) is not type(example):
-        raise TypeError(f"{name} is a {type(value).__name__}, not a {type(example).__name__}")
-    elif isinstance(example, (int, float)):
-        whole = isinstance(example, int)
-        if not (0 <= value < 2**53 if whole else math.isnan(example) or math.isfinite(value)):
-            raise ValueError(f"{name} is {value}")
+def finite(model: nn.Module, *optimizers: Optimizer) -> bool:
+    """Whether all parameters, buffers and the optimizers' moments are."""
+    moments = (value for one in optimizers for entry in one.state.values() for value in entry.values())
+    tensors = (value for value in (*model.state_dict().values(), *moments) if isinstance(value, Tensor))
+    return all(value.isfinite().all().item() for value in tensors)
 
 
 def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
@@ -281,14 +279,6 @@ def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
         if value <= 0 and name != "_growth_tracker":
             raise ValueError(f"{name} is {value}")
     scaler.load_state_dict(state)
-
-
-def finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all parameters, buffers and the optimizer's moments are: after a fine loss, a step may have spoiled
-    them, and only sound ones are worth saving."""
-    moments = (value for entry in optimizer.state.values() for value in entry.values())
-    tensors = (value for value in (*model.state_dict().values(), *moments) if isinstance(value, Tensor))
-    return all(value.isfinite().all().item() for value in tensors)
 
 
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -364,7 +354,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], s
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         fits = all(_moments_fit(parameter, entry, expected) for parameter, entry in optimizer.state.items())
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{source}: its optimizer does not fit the model ({_first_line(error)})") from error
+        raise UserError(f"{source}: its optimizer does not fit the model ({first_line(error)})") from error
     if not fits:
         raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
     for parameter, entry in optimizer.state.items():
@@ -397,7 +387,3 @@ def _moments_fit(parameter: Any, entry: Mapping[str, Any], expected: Mapping[str
             for name, value in entry.items()
         )
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

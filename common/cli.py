@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.files import UserError, first_process, reason
+from common.files import UserError, first_process, out_of_memory, reason
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -153,14 +153,6 @@ def answer_early(name: str, parse: Callable[[list[str] | None], Any]) -> None:
 def processes() -> int:
     """How many processes torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory was short: the computer's, or a GPU's."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
-        return True
-    # Of torch's allocator on the CPU, of CUDA and MPS beside torch's allocator, of cuBLAS.
-    return any(words in str(error) for words in ("t allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -302,6 +294,23 @@ MAX_PIXELS = {
     "default": 89478485,  # Pillow's
     "help": "refuse images of more pixels, since a small file may hold many",
 }
+REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
+
+
+SCORING_OPTIONS = ("images", "output", "maps", "threshold", "pixel_threshold")  # of `add_scoring_options`
+
+
+def add_scoring_options(parser: ArgumentParser, default: str) -> None:
+    """The options that all three score.py have; default: of --output, in words."""
+    add = parser.add_argument_group("what to score").add_argument
+    add("--images", type=Path, required=True, nargs="+", help="images, or folders of images")
+    add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
+    add("--maps", choices=("network", "full"), default="network", help="resolution of maps/: the network's, or images'")
+    add = parser.add_argument_group("thresholds of your own").add_argument
+    of_image = "an image is defective whose score is above this; unset: from good images"
+    add("--threshold", type=number(), default=None, help=of_image)
+    of_pixel = "a pixel is defective whose value in the map is above this; unset: from good images"
+    add("--pixel_threshold", "--pixel-threshold", type=positive, default=None, help=of_pixel)
 
 
 def progress(items: Iterable, title: str, total: int | None = None, hide: bool = False, every: float = 10) -> Iterator:

@@ -8,12 +8,17 @@ import itertools
 import json
 import math
 import os
+import pickle
+import pickletools
 import re
 import shutil
 import stat
 import struct
+import tarfile
 import tempfile
 import time
+import warnings
+import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -300,6 +305,199 @@ def _mat_sizes(path: Path) -> Iterator[int]:
             start = file.tell()
             yield len(zlib.decompressobj().decompress(file.read(size), MOST_BYTES + 1)) if kind == 15 else 0
             file.seek(start + size)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short: the computer's, or a GPU's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
+        return True
+    # Of torch's allocator on the CPU, of CUDA and MPS beside torch's allocator, of cuBLAS.
+    return any(words in str(error) for words in ("t allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's words; its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_tensors(path: str | Path) -> Any:
+    """Whatever tensors and plain values `path` holds, mapped into memory, onto the CPU; UserError if missing, broken
+    or more than that."""
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        what = "folder" if path.is_dir() else "pipe, socket or device"
+        raise UserError(f"{path} is a {what}, not a checkpoint" if path.exists() else f"there is no checkpoint {path}")
+    try:
+        content = _unpickled(path)
+        tensors = require_plain(content, path, (torch.Tensor, bytes, complex, torch.dtype, torch.device))
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values"
+        ) from error
+    except Exception as error:  # on garbage, the unpickler fails in many ways; on half a file, torch reports EINVAL
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+        raise UserError(f"{path} is broken or no checkpoint") from error
+    tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
+    if not all(map(_usable, tensors)):
+        raise UserError(f"{path} is refused: it holds tensors that are sparse, quantized, of float8 or the like")
+    # Repeated or expanded ones could make a network of any size out of a small file.
+    if (size := sum(value.nbytes for value in tensors)) > path.stat().st_size:
+        raise UserError(f"{path} is refused: its tensors are said to have {size} bytes, more than the file")
+    if isinstance(content, Mapping) and "settings" in content:
+        _require_settings(content["settings"], path)
+    return content
+
+
+def _unpickled(path: Path) -> Any:
+    import torch
+
+    if zipped := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise UserError(f"{path} is a TorchScript program, not a checkpoint")
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise UserError(f"{path} is refused: its parts are compressed, or overlap")
+            if damaged := archive.testzip():  # torch does not look at the checksums
+                raise UserError(f"{path} is damaged: {damaged} in it has another checksum")
+            for part in [name for name in archive.namelist() if name.endswith("data.pkl")]:
+                with archive.open(part) as file:
+                    _follow(file)
+    elif tarfile.is_tarfile(path):
+        raise UserError(f"{path} is a tar archive, not a checkpoint")
+    else:  # of torch before 1.6: five pickles, and the values
+        with path.open("rb") as file:
+            for _ in range(5):
+                _follow(file)
+    # Files of torch before 1.6 cannot be mapped.
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
+        warnings.simplefilter("ignore")  # of torch, about files that it then refuses
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except UnicodeEncodeError:  # of a name that is no UTF-8, under which torch maps nothing
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# What files name that hold tensors and plain values; torch allows more, which can take any time and memory.
+GLOBALS = re.compile(
+    r"collections (OrderedDict|Counter|defaultdict)|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
+    r"torch(\.storage)? (\w+Storage|Size|device|b?float\d+|double|half|u?int\d+|bool|complex\d+)|"
+    r"torch\.nn\.parameter Parameter|numpy dtype|numpy\._?core\.multiarray scalar|_codecs encode"
+)
+
+
+def _follow(pickled: IO[bytes]) -> None:
+    """Go through a pickle's operations before anything is made of it. UnpicklingError where it names what is not in
+    GLOBALS, encodes other than bytes, or has tuples of too many parts: to hash one counts shared parts each time."""
+    stack: list[tuple[int, Any]] = []  # parts, and a text or the items of a tuple
+    memo: dict[int, tuple[int, Any]] = {}
+    for operation, argument, _ in pickletools.genops(pickled):
+        name, taken = operation.name, []
+        for kind in reversed(operation.stack_before):
+            if kind is not pickletools.stackslice:
+                taken.append(stack.pop())
+            while kind is pickletools.stackslice and stack[-1][1] is not pickletools.markobject:
+                taken.append(stack.pop())
+        if name == "STACK_GLOBAL" or (name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
+            raise pickle.UnpicklingError
+        if name == "REDUCE" and taken[1][1] == "_codecs encode" and taken[0][1][:1] != ["latin1"]:
+            raise pickle.UnpicklingError
+        if "GET" in name:
+            stack.append(memo[argument])
+        elif "PUT" in name:
+            memo[argument] = stack[-1]
+        elif "TUPLE" in name:
+            items = [item for item in taken if item[1] is not pickletools.markobject]
+            stack.append((1 + sum(size for size, _ in items), [value for _, value in items]))
+            if stack[-1][0] > MOST_PARTS:
+                raise pickle.UnpicklingError
+        else:
+            value = argument if isinstance(argument, str) else None
+            stack += [(1, kind if kind is pickletools.markobject else value) for kind in operation.stack_after]
+
+
+def _usable(value: Any) -> bool:
+    """Whether a tensor is an ordinary one, of numbers that networks and optimizers have."""
+    import torch
+
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.bool)
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu" and not vars(value)
+    numbers = value.dtype in (*kinds, torch.int8, torch.int16, torch.int32, torch.int64)
+    return plain and value.layout == torch.strided and numbers
+
+
+def _require_settings(settings: Any, path: Path) -> None:
+    """Settings are compared with ours and printed where they differ."""
+    values = settings.values() if isinstance(settings, Mapping) else [{}]
+    items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
+    if not all(item is None or isinstance(item, (str, int, float)) for item in items):
+        raise UserError(f"{path} is damaged: its settings are no numbers, texts, or lists of those")
+
+
+class _NumPyType:
+    """What `numpy.dtype` is in a file: the kinds of number that the authors' trainings stored; NumPy's own would make
+    numbers of gigabytes."""
+
+    def __init__(self, kind: str, *_: object):
+        self.format = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}[kind]
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}[state[1]]
+
+
+def _numpy_number(kind: _NumPyType, data: bytes) -> int | float:
+    return struct.unpack(kind.order + kind.format, data)[0]
+
+
+# Numbers of NumPy's, as which the authors stored some, become Python's.
+NUMPY_NUMBERS = [
+    (_NumPyType, "numpy.dtype"),
+    (_numpy_number, "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
+    (_numpy_number, "numpy._core.multiarray.scalar"),
+]
+
+
+@contextmanager
+def using(path: str | Path, owner: str) -> Iterator[None]:
+    """Within the block, what was read from `path` is used: UserError where an entry is missing or of another kind.
+
+    owner: who stores such files, such as "csflow".
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{path} is damaged or not a checkpoint of {owner}: {what[:200]}") from error
+
+
+def require_like(value: Any, example: Any, name: str = "its content") -> None:
+    """Raise TypeError or ValueError, which `using` puts into words, unless `value` is of `example`'s kind.
+
+    An example of None stands for anything, 0 for whole numbers from 0 on, 0.0 for finite floats, nan for all floats, a
+    list for lists whose items are like its own, {"a": 0} for mappings with such an entry and whatever others.
+    """
+    if isinstance(value, Mapping) and isinstance(example, Mapping):
+        for key, part in example.items():
+            if key not in value:
+                raise ValueError(f"{key!r} is missing in {name}")
+            require_like(value[key], part, key)
+    elif isinstance(value, list) and isinstance(example, list):
+        for item, like in itertools.product(value, example):
+            require_like(item, like, f"an item of {name}")
+    elif example is not None and type(value) is not type(example):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {type(example).__name__}")
+    elif isinstance(example, (int, float)):
+        whole = isinstance(example, int)
+        if not (0 <= value < 2**53 if whole else math.isnan(example) or math.isfinite(value)):
+            raise ValueError(f"{name} is {value}")
 
 
 def digest(path: str | Path) -> str:

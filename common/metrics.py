@@ -1,14 +1,22 @@
-"""How well anomaly scores tell defective images and pixels from good ones."""
+"""How well anomaly scores tell defective images and pixels from good ones, and what results.json says of it."""
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from scipy import ndimage
 from sklearn import metrics
+
+from common.cli import note, number_of, say
+from common.files import write_csv
+from common.images import image_size, read_mask
 
 
 def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -37,6 +45,23 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     if _one_class(labels):
         return math.nan
     return float(metrics.average_precision_score(labels, scores))
+
+
+def best_f1(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """The best F1 = 2 TP / (TP + FP + TP + FN) of all thresholds t, and that t: an image is defective where score >= t.
+
+    labels, scores: see `as_arrays`. Of equally good thresholds, the highest. Since t is chosen on the labels it is
+    judged by, this is the best case, no forecast. (nan, nan) without good or defective images.
+    """
+    defective, scores = as_arrays(labels, scores)
+    if defective.all() or not defective.any():
+        return math.nan, math.nan
+    values, index = np.unique(scores, return_inverse=True)
+    counts = (np.bincount(index[chosen], minlength=len(values)) for chosen in (~defective, defective))
+    fp, tp = (np.cumsum(count[::-1]) for count in counts)  # at each threshold, from the highest to the lowest
+    f1 = _f1(fp, tp)
+    best = f1.argmax()
+    return float(f1[best]), float(values[::-1][best])
 
 
 def as_arrays(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -134,12 +159,12 @@ class PixelMetrics:
         """The metrics of all pixels so far, each in 0..1 but for the threshold.
 
         pixel_auroc, pixel_ap: as `image_auroc` and `average_precision`, over the pixels of all images together.
-        pixel_f1, pixel_f1_threshold: the highest F1 of all thresholds, the best case, since it is chosen on the masks,
-        and that threshold (defective where the float32 value >= threshold). aupro: per-region overlap
+        pixel_best_f1, pixel_best_f1_threshold: the highest F1 of all thresholds, the best case, since it is chosen on
+        the masks, and that threshold (defective where the float32 value >= threshold). aupro: per-region overlap
         (the share of a region's pixels that is found, averaged over all regions) over the false-positive rate of all
         normal pixels, its area from rate 0 to `fpr_limit` by trapezoids, divided by `fpr_limit` (Bergmann et al. 2020,
         "Uninformed Students"). The last point before the limit and the first after it are joined by a straight line.
-        pixel_auroc_error, pixel_ap_error, pixel_f1_error, aupro_error: see the class.
+        pixel_auroc_error, pixel_ap_error, pixel_best_f1_error, aupro_error: see the class.
 
         All nan and a warning where normal or defective pixels are missing. Raises ValueError unless 0 < fpr_limit <= 1.
         """
@@ -152,8 +177,8 @@ class PixelMetrics:
         if not normal or not defective:
             missing = "normal" if defective else "defective"
             warnings.warn(f"pixel metrics undefined: no {missing} pixel", stacklevel=2)
-            names = "pixel_auroc", "pixel_ap", "pixel_f1", "aupro"
-            return dict.fromkeys([*names, "pixel_f1_threshold", *(f"{name}_error" for name in names)], math.nan)
+            names = "pixel_auroc", "pixel_ap", "pixel_best_f1", "aupro"
+            return dict.fromkeys([*names, "pixel_best_f1_threshold", *(f"{name}_error" for name in names)], math.nan)
 
         # A defective pixel wins against the normal ones in lower bins, and half against those in its own.
         auroc = d @ (normal - fp + n / 2) / (normal * defective)
@@ -180,15 +205,141 @@ class PixelMetrics:
         return {
             "pixel_auroc": float(auroc),
             "pixel_ap": float(ap),
-            "pixel_f1": float(f1[best]),
-            "pixel_f1_threshold": _lower_edge(used[best]),
+            "pixel_best_f1": float(f1[best]),
+            "pixel_best_f1_threshold": _lower_edge(used[best]),
             "aupro": float(np.trapezoid(y, x) / fpr_limit),
             "pixel_auroc_error": float(movable @ (d / 2) / (normal * defective)),
             "pixel_ap_error": float(max(highest - ap, ap - lowest)),
             # The exact curve is anywhere in the box that a bin's line crosses from corner to corner.
             "aupro_error": float(movable[:end] @ o[:end] / 2 / (normal * self.regions) / fpr_limit),
-            "pixel_f1_error": float(_f1(fp - movable, tp).max() - f1[best]),
+            "pixel_best_f1_error": float(_f1(fp - movable, tp).max() - f1[best]),
         }
+
+
+def upsample(anomaly_map: np.ndarray | torch.Tensor, size: Sequence[int]) -> np.ndarray:
+    """Map (h, w) at the network's resolution to (H, W) = size, bilinear, float32."""
+    values = anomaly_map if isinstance(anomaly_map, torch.Tensor) else torch.tensor(anomaly_map)
+    return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+
+
+def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) -> dict[str, Any]:
+    """Thresholds from good images: an image is defective if its score is above "image", a pixel if its map value is
+    above "pixel", which at most a share `fpr` of good images exceed anywhere.
+
+    scores, highest: score and highest map value of each good image. "promised_fpr" is the rate that so many images can
+    vouch for; `rates` and `score_folder` say so where it is not the one asked for.
+    """
+    image, promised = threshold_for_fpr(scores, fpr)
+    pixel, _ = threshold_for_fpr(highest, fpr)
+    return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}
+
+
+def say_promise(threshold: Mapping[str, Any]) -> None:
+    """Say where the threshold keeps a higher false-positive rate than the one asked for."""
+    if threshold["promised_fpr"] > threshold["fpr"]:
+        say(
+            f"{number_of(threshold['images'], 'good image')} cannot vouch for a false-positive rate of "
+            f"{threshold['fpr']:g}, only for {threshold['promised_fpr']:.2g}: the threshold is their highest score"
+        )
+
+
+def met_in_words(met: Mapping[str, Any]) -> str:
+    """What `rates` found on the test images, as the end of a sentence; nothing where there are none."""
+    good, bad = met["fpr_on_test_good"], met["detection_rate"]
+    found = "" if math.isnan(good) else f"; on the test images, {good:.3f} of the good are called defective"
+    return found + ("" if math.isnan(bad) else f", {bad:.3f} of the defective are")
+
+
+def verdict_of(score: float | None, threshold: Mapping[str, Any] | None) -> str:
+    """ "good", "defective", or nothing without a score or a threshold."""
+    if score is None or threshold is None or threshold["image"] is None:
+        return ""
+    return "defective" if score > threshold["image"] else "good"
+
+
+def rates(threshold: Mapping[str, Any], labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """The threshold with the shares of good and of defective test images that it calls defective; labels: 0 is good."""
+    say_promise(threshold)
+    called = scores > threshold["image"]
+    good, bad = called[labels == 0], called[labels > 0]
+    met = {"fpr_on_test_good": good, "detection_rate": bad}
+    return {**threshold, **{name: float(part.mean()) if len(part) else float("nan") for name, part in met.items()}}
+
+
+class MaskedPixels:
+    """Pixel metrics of test images, of which defective ones without a mask are left out, counted and named."""
+
+    def __init__(self):
+        self.metrics = PixelMetrics()
+        self.without: list[str] = []
+
+    def update(self, path: Path, label: int, mask: Any, anomaly_map: np.ndarray | torch.Tensor) -> None:
+        """Count the pixels of an image; label: 0 is good; mask: as `read_mask` takes it, or nothing."""
+        if label and not mask:  # nobody knows which of its pixels are defective
+            self.without.append(path.name)
+            return
+        size = image_size(path)
+        self.metrics.update(upsample(anomaly_map, size), read_mask(mask, size) if mask else None)
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics, and "defective_images_without_mask"."""
+        if self.without:
+            note(
+                f"the pixel metrics leave out {number_of(len(self.without), 'defective image')} without a mask, "
+                f"such as {self.without[0]}"
+            )
+        return self.metrics.compute() | {"defective_images_without_mask": len(self.without)}
+
+
+def evaluate(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: Mapping[str, Any] | None = None,
+    pixels: MaskedPixels | None = None,
+) -> dict[str, Any]:
+    """What results.json says of scored test images, under the same names in all methods.
+
+    labels: (N,), 0 is good; scores: (N,); threshold: as `thresholds` gives it; pixels: of all images. "images",
+    "image_auroc", "image_ap", "image_best_f1" and its threshold, with `pixels` those of `PixelMetrics.compute`, and
+    "threshold", as `rates` gives it, or None. The thresholds of the best F1 are chosen on the test set.
+    """
+    f1, f1_threshold = best_f1(labels, scores)
+    return {
+        "images": {"good": int((labels == 0).sum()), "defective": int((labels > 0).sum())},
+        "image_auroc": image_auroc(labels, scores),
+        "image_ap": average_precision(labels, scores),
+        "image_best_f1": f1,
+        "image_best_f1_threshold": f1_threshold,
+        **(pixels.compute() if pixels else {}),
+        "best_f1_chosen_on": "test set",
+        "threshold": rates(threshold, labels, scores) if threshold else None,
+    }
+
+
+def say_results(results: Mapping[str, Any], score: str = "") -> None:
+    """The lines that a script ends with; score: which one it is, where a method has several."""
+    chosen, score = "(its threshold is chosen on the test set)", f" ({score})" if score else ""
+    f1 = "" if math.isnan(results["image_auroc"]) else f", best F1 {results['image_best_f1']:.4f} {chosen}"
+    say(f"{in_words(results['image_auroc'])}{score}{f1}")
+    if "aupro" in results:
+        pair = f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}"
+        say(f"{pair}, best F1 {results['pixel_best_f1']:.4f} {chosen}")
+    if threshold := results["threshold"]:
+        say(
+            f"threshold {threshold['image']:.4g} for a false-positive rate of {threshold['promised_fpr']:.2g}, from "
+            f"{threshold['images']} held-out good images{met_in_words(threshold)}"
+        )
+
+
+def write_scores(
+    path: Path,
+    images: Sequence[tuple[str, str, int]],
+    scores: Mapping[str, Sequence[float]],
+    verdicts: Sequence[str],
+) -> None:
+    """scores.csv, a row for each test image; images: name, class and label of each; scores: by column."""
+    rows = [[*image, *values, verdict] for image, *values, verdict in zip(images, *scores.values(), verdicts)]
+    write_csv(path, ["path", "class", "label", *scores, "verdict"], rows)
 
 
 def _array(values: ArrayLike, dtype: type) -> np.ndarray:

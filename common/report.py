@@ -18,7 +18,6 @@ from common.cli import say
 from common.figures import image_row, map_sheet, roc_figure, score_histogram
 from common.files import UserError, atomic_write, first_process, reason
 
-REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 _WIDE = 700  # px; pictures that are wider are not shrunk to a phone's width, but scroll
 _STYLE = """
 :root { color-scheme: light dark; --line: #ccc; }

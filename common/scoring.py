@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from common.cli import (
-    ArgumentParser,
     complain,
     goes_on,
     note,
@@ -51,15 +48,13 @@ from common.images import (
     is_junk,
     note_left_out,
     note_squeezed,
-    read_mask,
     resolve_max_value,
 )
-from common.metrics import PixelMetrics, threshold_for_fpr
+from common.metrics import say_promise, upsample, verdict_of
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
 IMAGE_ERRORS = (UserError, MemoryError, RuntimeError)  # of one image; RuntimeErrors other than of memory are raised
-SCORING_OPTIONS = ("images", "output", "maps", "threshold", "pixel_threshold")  # of `add_scoring_options`
 
 
 class Scored(NamedTuple):
@@ -100,104 +95,17 @@ def scored(
     return found[0] if one else found
 
 
-def upsample(anomaly_map: np.ndarray | torch.Tensor, size: Sequence[int]) -> np.ndarray:
-    """Map (h, w) at the network's resolution to (H, W) = size, bilinear, float32."""
-    values = anomaly_map if isinstance(anomaly_map, torch.Tensor) else torch.tensor(anomaly_map)
-    return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
-
-
-def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) -> dict[str, Any]:
-    """Thresholds from good images: an image is defective if its score is above "image", a pixel if its map value is
-    above "pixel", which at most a share `fpr` of good images exceed anywhere.
-
-    scores, highest: score and highest map value of each good image. "promised_fpr" is the rate that so many images can
-    vouch for; `rates` and `score_folder` say so where it is not the one asked for.
-    """
-    image, promised = threshold_for_fpr(scores, fpr)
-    pixel, _ = threshold_for_fpr(highest, fpr)
-    return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}
-
-
-def _say_promise(threshold: Mapping[str, Any]) -> None:
-    if threshold["promised_fpr"] > threshold["fpr"]:
-        say(
-            f"{number_of(threshold['images'], 'good image')} cannot vouch for a false-positive rate of "
-            f"{threshold['fpr']:g}, only for {threshold['promised_fpr']:.2g}: the threshold is their highest score"
-        )
-
-
-def met_in_words(met: Mapping[str, Any]) -> str:
-    """What `rates` found on the test images, as the end of a sentence; nothing where there are none."""
-    good, bad = met["fpr_on_test_good"], met["detection_rate"]
-    found = "" if math.isnan(good) else f"; on the test images, {good:.3f} of the good are called defective"
-    return found + ("" if math.isnan(bad) else f", {bad:.3f} of the defective are")
-
-
 def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: float | None) -> dict[str, Any] | None:
     """`threshold` with what --threshold and --pixel_threshold put in its place, which promises no error rate."""
     given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
     if any(not math.isfinite(value) for value in given.values()) or given.get("pixel", 1) <= 0:
         raise UserError("--threshold is a finite number, --pixel_threshold one above 0")
     if threshold and len(given) < 2:
-        _say_promise(threshold)
+        say_promise(threshold)
     if not given:
         return threshold
     kept = threshold or {"image": None, "pixel": None}
     return {"image": kept["image"], "pixel": kept["pixel"], **given, "given": list(given)}
-
-
-def verdict_of(score: float | None, threshold: Mapping[str, Any] | None) -> str:
-    """ "good", "defective", or nothing without a score or a threshold."""
-    if score is None or threshold is None or threshold["image"] is None:
-        return ""
-    return "defective" if score > threshold["image"] else "good"
-
-
-def rates(threshold: Mapping[str, Any], labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """The threshold with the shares of good and of defective test images that it calls defective; labels: 0 is good."""
-    _say_promise(threshold)
-    called = scores > threshold["image"]
-    good, bad = called[labels == 0], called[labels > 0]
-    met = {"fpr_on_test_good": good, "detection_rate": bad}
-    return {**threshold, **{name: float(part.mean()) if len(part) else float("nan") for name, part in met.items()}}
-
-
-class MaskedPixels:
-    """Pixel metrics of test images, of which defective ones without a mask are left out, counted and named."""
-
-    def __init__(self):
-        self.metrics = PixelMetrics()
-        self.without: list[str] = []
-
-    def update(self, path: Path, label: int, mask: Any, anomaly_map: np.ndarray | torch.Tensor) -> None:
-        """Count the pixels of an image; label: 0 is good; mask: as `read_mask` takes it, or nothing."""
-        if label and not mask:  # nobody knows which of its pixels are defective
-            self.without.append(path.name)
-            return
-        size = image_size(path)
-        self.metrics.update(upsample(anomaly_map, size), read_mask(mask, size) if mask else None)
-
-    def compute(self) -> dict[str, Any]:
-        """The metrics, and "defective_images_without_mask"."""
-        if self.without:
-            note(
-                f"the pixel metrics leave out {number_of(len(self.without), 'defective image')} without a mask, "
-                f"such as {self.without[0]}"
-            )
-        return self.metrics.compute() | {"defective_images_without_mask": len(self.without)}
-
-
-def add_scoring_options(parser: ArgumentParser, default: str) -> None:
-    """The options that all three score.py have; default: of --output, in words."""
-    add = parser.add_argument_group("what to score").add_argument
-    add("--images", type=Path, required=True, nargs="+", help="images, or folders of images")
-    add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
-    add("--maps", choices=("network", "full"), default="network", help="resolution of maps/: the network's, or images'")
-    add = parser.add_argument_group("thresholds of your own").add_argument
-    of_image = "an image is defective whose score is above this; unset: from good images"
-    add("--threshold", type=float, default=None, help=of_image)
-    of_pixel = "a pixel is defective whose value in the map is above this; unset: from good images"
-    add("--pixel_threshold", "--pixel-threshold", type=float, default=None, help=of_pixel)
 
 
 def source_of(images: Sequence[Path]) -> Path:

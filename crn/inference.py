@@ -13,9 +13,8 @@ from common.checkpoint import using, versions
 from common.cli import notes, progress, say
 from common.files import UserError, require_writable, write_csv, write_json
 from common.images import image_size
-from common.metrics import image_auroc, in_words
+from common.metrics import MaskedPixels, image_auroc, in_words, rates, thresholds, upsample, verdict_of
 from common.runtime import autocast, channels_last
-from common.scoring import MaskedPixels, rates, thresholds, upsample, verdict_of
 from crn import report
 from crn.options import SCORES, plain
 from crn.training.dataset import Dataset, Images, Item, viewable

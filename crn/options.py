@@ -7,9 +7,8 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, YES_NO, ArgumentParser, say
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, say
 from common.files import UserError
-from common.report import REPORT_HELP
 from crn.training.dataset import DATASETS
 from crn.training.networks import OPTIMIZERS, SCHEDULERS
 from crn.training.skipnetworks import NORMS

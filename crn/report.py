@@ -12,7 +12,7 @@ from common.report import Column, data_sentence, metric_name, write_image_report
 from crn.training.dataset import Dataset, Images, viewable
 from crn.training.utils import Model, to_bytes
 
-METRICS = ("image_auroc", "image_auroc_validation", "pixel_auroc", "aupro", "pixel_f1")
+METRICS = ("image_auroc", "image_auroc_validation", "pixel_auroc", "aupro", "pixel_best_f1")
 RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 SCORE = {"crn": "mean |x - D(G(x))|", "dagan": "mse(x, G(x))"}
 MAP = {"crn": "|x - D(G(x))|", "dagan": "|x - G(x)|"}

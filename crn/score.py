@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from common.cli import MAX_PIXELS, ArgumentParser, script
+from common.cli import MAX_PIXELS, ArgumentParser, add_scoring_options, script
 from common.images import read_image, set_max_pixels
 from common.runtime import channels_last, pick_device
-from common.scoring import Scored, add_scoring_options, default_output, score_folder, scored
+from common.scoring import Scored, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
 from crn.options import HERE, SCORES, require
 from crn.training.dataset import DATASETS, prepare, read, unlabelled

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from common import checkpoint, distributed
-from common.cli import ArgumentParser, notes, progress, say, script
+from common.cli import REPORT_HELP, ArgumentParser, notes, progress, say, script
 from common.files import UserError, require_writable, write_json
 from common.metrics import average_precision
-from common.report import REPORT_HELP
 from common.runtime import autocast
 from crrn import report
 from crrn.boards import cycle_of, is_synthetic

@@ -10,7 +10,7 @@ import torch
 
 from common import checkpoint
 from common.cli import PRECISIONS, ArgumentParser, note, number_of
-from common.files import UserError, digest
+from common.files import UserError, digest, read_tensors
 from common.runtime import channels_last
 from crrn.boards import add_data_options, command
 from crrn.model.ConvRRN import CELLS, ST_EncDec, cell_class
@@ -98,7 +98,7 @@ def load_checkpoint(path: Path, options: argparse.Namespace, prepared: Prepared,
     file is damaged, or was made with other settings or for another grid; of an authors' file nothing but names and
     shapes is known.
     """
-    content = checkpoint.read(path)
+    content = read_tensors(path)
     with checkpoint.using(path, "crrn"):
         checkpoint.require_like(content, PLAIN)
         ours = "kind" in content or "settings" in content

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli import note, number_of, say
-from common.files import UserError, read_text, write_csv
+from common.files import UserError, read_tensors, read_text, write_csv
 from crrn.boards import (
     LARGEST_ID,
     Boards,
@@ -205,7 +205,7 @@ def load_prepared(folder: Path, cycle: int | None = None, output: Path | None = 
     again = f"{_again(folder, cycle)} makes it anew"
     if output != folder:
         again = f"remove {output / 'pcb_info.pt'} to make it anew"
-    info, tests = checkpoint.read(output / "pcb_info.pt"), checkpoint.read(output / "test_pcbs.pt")
+    info, tests = read_tensors(output / "pcb_info.pt"), read_tensors(output / "test_pcbs.pt")
     _require_sound(info, output / "pcb_info.pt", again)
     ages = len(info["mean"])
     if cycle is not None and ages != cycle:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, YES_NO, ArgumentParser, default_text, words_of
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, default_text, words_of
 from common.files import UserError
 from common.images import set_max_pixels
-from common.report import REPORT_HELP
 
 HERE = Path(__file__).resolve().parent
 # Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.

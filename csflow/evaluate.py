@@ -19,10 +19,19 @@ from common.cli import notes, progress, say, script
 from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
 from common.files import first_process, only_run, require_writable, write_csv, write_json
 from common.images import read_image, read_mask, same_images
-from common.metrics import average_precision, image_auroc, in_words
+from common.metrics import (
+    MaskedPixels,
+    average_precision,
+    best_f1,
+    image_auroc,
+    in_words,
+    met_in_words,
+    rates,
+    thresholds,
+    verdict_of,
+)
 from common.report import Column
 from common.runtime import pick_device
-from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
 from csflow import report
 from csflow.config import Config, parse
 from csflow.dummy_data import ensure_dummy_data
@@ -52,23 +61,6 @@ def thresholds_of(calibration: dict[str, list[float]] | None, config: Config) ->
         return None
     with checkpoint.using(config.model_file, "csflow"):
         return thresholds(calibration[config.score], calibration["map"], config.fpr)
-
-
-def best_f1(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """The best F1 = 2 TP / (TP + FP + TP + FN) of all thresholds t, and that t: an image is defective where score >= t.
-
-    labels: (N,), above 0 is defective; scores: (N,), finite. Of equally good thresholds, the highest. Since t is chosen
-    on the labels it is judged by, this is the best case, no forecast. (nan, nan) without good or defective images.
-    """
-    defective = labels > 0
-    if defective.all() or not defective.any():
-        return float("nan"), float("nan")
-    values, index = np.unique(scores, return_inverse=True)
-    counts = (np.bincount(index[chosen], minlength=len(values)) for chosen in (~defective, defective))
-    fp, tp = (np.cumsum(count[::-1]) for count in counts)  # at each threshold, from the highest to the lowest
-    f1 = 2 * tp / (tp + fp + tp[-1])  # the lowest one finds every defect
-    best = f1.argmax()
-    return float(f1[best]), float(values[::-1][best])
 
 
 def evaluate(
@@ -206,7 +198,8 @@ def _say_results(config: Config, results: dict[str, Any], about: dict[str, Any])
             "set; the model that is saved and evaluated here is the last)"
         )
     if "aupro" in results:
-        say(f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}, F1 {results['pixel_f1']:.4f}")
+        pair = f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}"
+        say(f"{pair}, best F1 {results['pixel_best_f1']:.4f} (its threshold is chosen on the test set)")
     if results["threshold"]:
         met = results["threshold"]
         say(

@@ -10,7 +10,16 @@ from common.report import Column, data_sentence, metric_name, write_image_report
 from csflow.config import Config
 from csflow.utils import Dataset
 
-METRICS = ("image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "aupro", "pixel_f1", "last_auroc", "best_auroc")
+METRICS = (
+    "image_auroc",
+    "image_ap",
+    "image_best_f1",
+    "pixel_auroc",
+    "aupro",
+    "pixel_best_f1",
+    "last_auroc",
+    "best_auroc",
+)
 RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 
 

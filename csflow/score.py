@@ -18,18 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from common.cli import say, script
+from common.cli import SCORING_OPTIONS, add_scoring_options, say, script
 from common.images import read_image
 from common.runtime import pick_device
-from common.scoring import (
-    SCORING_OPTIONS,
-    Scored,
-    add_scoring_options,
-    default_output,
-    named_images,
-    score_folder,
-    scored,
-)
+from common.scoring import Scored, default_output, named_images, score_folder, scored
 from csflow.config import MODEL_SETTINGS, Config, build_parser, from_options
 from csflow.evaluate import NO_THRESHOLD, thresholds_of
 from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model

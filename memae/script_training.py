@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.cli import command_to_continue, notes, progress, say, script, stop_on_request
-from common.files import UserError, atomic_write, digest, naming, only_run, require_writable, write_json
+from common.files import UserError, atomic_write, digest, naming, only_run, read_tensors, require_writable, write_json
 from common.images import same_images, synthetic
 from common.runtime import autocast, channels_last, reuse_memory, seed_all
 from memae.data import VideoDataset
@@ -307,7 +307,7 @@ def _backbone_digest(opt: Namespace, stored: dict[str, Any] | None) -> str | Non
 
 
 def _load_backbone(model: nn.Module, opt: Namespace) -> None:
-    content = checkpoint.read(opt.BackboneWeights)
+    content = read_tensors(opt.BackboneWeights)
     with checkpoint.using(opt.BackboneWeights, "mmaction2"):
         state = from_mmaction(content.get("state_dict", content), opt.ImgChnNum)
         checkpoint.load_parameters(model.encoder, state, opt.BackboneWeights)

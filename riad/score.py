@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 from common import checkpoint
-from common.cli import PRECISIONS, ArgumentParser, say, script
+from common.cli import PRECISIONS, ArgumentParser, add_scoring_options, say, script
 from common.files import UserError
 from common.images import read_image, set_max_pixels
+from common.metrics import thresholds
 from common.runtime import autocast, pick_device, reuse_memory
-from common.scoring import Scored, add_scoring_options, default_output, named_images, score_folder, scored, thresholds
+from common.scoring import Scored, default_output, named_images, score_folder, scored
 from riad.run import device_of
 from riad.source import options, procedure
 from riad.source.agent import Agent

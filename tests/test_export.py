@@ -14,7 +14,7 @@ import memae.script_export
 import riad.export
 from common import checkpoint, onnx_export
 from common.images import read_image
-from common.scoring import upsample
+from common.metrics import upsample
 from crn.inference import score_batches
 from crn.options import parse, plain
 from crn.training.dataset import Images, Item

@@ -14,13 +14,12 @@ from scipy.io import savemat
 from sklearn import metrics as sklearn_metrics
 
 from common.files import UserError, plain, read_json, write_json
-from common.metrics import PixelMetrics, average_precision, image_auroc, threshold_for_fpr
+from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
 from crn.train import draw_epoch, split_calibration
 from crn.training.dataset import prepare, viewable
 from crrn.boards import grid_side
 from crrn.utils import Counts, at_pads, make_colormaps, place
 from csflow import utils as csflow_utils
-from csflow.evaluate import best_f1
 from csflow.train import _batches
 from memae.data.video_datasets import read_index, windows
 from memae.script_eval_video import middle_frames, scaled, spans
@@ -119,7 +118,7 @@ def test_pixel_metrics_lie_within_their_bounds(seed, height, width, images, deci
     exact = {
         "pixel_auroc": sklearn_metrics.roc_auc_score(labels, scores),
         "pixel_ap": sklearn_metrics.average_precision_score(labels, scores),
-        "pixel_f1": best_f1(labels, scores)[0],
+        "pixel_best_f1": best_f1(labels, scores)[0],
         "aupro": aupro(maps, masks, 0.3),
     }
     for name, value in exact.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli import say
-from common.files import UserError, atomic_write, first_process, reason, write_csv
+from common.files import UserError, atomic_write, first_process, read_tensors, reason, write_csv
 from common.images import same_images
 from crn.options import LARGEST, parse, plain
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
@@ -153,7 +153,7 @@ def trained_max_value(opt: Namespace) -> int | str:
 
 def read(path: Path) -> dict[str, Any]:
     """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
-    content = checkpoint.read(path)
+    content = read_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     content = checkpoint.load(path, "crn", {"settings": {}})

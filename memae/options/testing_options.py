@@ -3,8 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from common.cli import YES_NO
-from common.report import REPORT_HELP
+from common.cli import REPORT_HELP, YES_NO
 from memae.options.base_options import HERE, BaseOptions
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, YES_NO, ArgumentParser, words_of
+from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, words_of
 from common.files import UserError
-from common.report import REPORT_HELP
 from riad.neuralnet import unet
 from riad.source import connector
 from riad.source.masks import require_cells

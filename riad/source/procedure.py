@@ -15,8 +15,16 @@ from common import checkpoint, distributed
 from common.cli import notes, progress, say, stop_on_request
 from common.files import UserError, write_csv, write_json
 from common.images import same_images
-from common.metrics import average_precision, image_auroc, in_words
-from common.scoring import MaskedPixels, met_in_words, rates, thresholds, verdict_of
+from common.metrics import (
+    MaskedPixels,
+    average_precision,
+    image_auroc,
+    in_words,
+    met_in_words,
+    rates,
+    thresholds,
+    verdict_of,
+)
 from riad.source import options, report, utils
 from riad.source.agent import Agent
 from riad.source.datamanager import Chosen, DataSet, Images, Part

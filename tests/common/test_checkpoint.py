@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.files import UserError
+from common.files import UserError, read_tensors
 from tests.bad_input import spoil
 
 
@@ -199,7 +199,7 @@ NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=tor
 def test_what_would_hang_fill_the_memory_or_fail_later_is_refused(tmp_path, content, words, zipped):
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=rf"a\.pt .*({words})"):
-        checkpoint.read(tmp_path / "a.pt")
+        read_tensors(tmp_path / "a.pt")
 
 
 def _attribute(name):
@@ -227,7 +227,7 @@ def test_pickles_of_more_than_they_hold_are_refused_before_they_are_read(tmp_pat
         archive.writestr("a/version", "3\n")
     start = time.monotonic()
     with pytest.raises(UserError, match="more than tensors"):
-        checkpoint.read(path)
+        read_tensors(path)
     assert time.monotonic() - start < 5
 
 
@@ -235,7 +235,7 @@ def test_attributes_in_a_file_are_not_obeyed(tmp_path):
     for name in ("isfinite", "to"):
         torch.save({"a": _attribute(name)}, tmp_path / "a.pt")
         with pytest.raises(UserError, match="more than tensors"):
-            checkpoint.read(tmp_path / "a.pt")
+            read_tensors(tmp_path / "a.pt")
     model = torch.nn.BatchNorm1d(2)
     for metadata in ("text", {"": {"version": "x"}}, {"": {"assign_to_params_buffers": True, "version": 2}}):
         state = model.double().state_dict()
@@ -252,7 +252,7 @@ def test_attributes_in_a_file_are_not_obeyed(tmp_path):
 def test_other_files_are_refused_in_our_words(tmp_path, kind, words):
     spoil.CHECKPOINT[kind](tmp_path / "a.pt")
     with pytest.raises(UserError, match=rf"a\.pt .*({words})") as caught:
-        checkpoint.read(tmp_path / "a.pt")
+        read_tensors(tmp_path / "a.pt")
     assert "weights_only" not in str(caught.value)
 
 
@@ -261,11 +261,11 @@ def test_numbers_of_numpys_become_pythons(tmp_path, scalar):
     numbers = [np.int64(-7), np.int32(3), np.float64(0.1), np.float32(0.5)]
     data = pickle.dumps(numbers, 2).replace(b"cnumpy._core.multiarray", f"c{scalar}".encode())
     spoil.pickled(data)(tmp_path / "a.pt")
-    read = checkpoint.read(tmp_path / "a.pt")
+    read = read_tensors(tmp_path / "a.pt")
     assert read == [-7, 3, 0.1, 0.5] and list(map(type, read)) == [int, int, float, float]
     spoil.pickled(pickle.dumps([np.complex128(1)], 2))(tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt is (refused|broken)"):
-        checkpoint.read(tmp_path / "a.pt")
+        read_tensors(tmp_path / "a.pt")
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -452,13 +452,13 @@ def test_load_parameters_says_what_does_not_fit():
 def test_bare_content_is_written_and_read(tmp_path):
     path = tmp_path / "bare.pt"
     checkpoint.write(path, {"mean": [1.0, 2.0], "x": torch.ones(2)})
-    content = checkpoint.read(path)
+    content = read_tensors(path)
     assert content["mean"] == [1.0, 2.0] and content["x"].tolist() == [1, 1]
     checkpoint.write(path, torch.arange(3))
-    assert checkpoint.read(path).tolist() == [0, 1, 2]
+    assert read_tensors(path).tolist() == [0, 1, 2]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="broken"):
-        checkpoint.read(path)
+        read_tensors(path)
 
 
 def test_what_is_wrong_in_a_file_is_one_line():
@@ -512,7 +512,7 @@ def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
 def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):
     (tmp_path / "a.pt").write_text("important notes\n")
     with pytest.raises(UserError) as caught:
-        checkpoint.read(tmp_path / "a.pt")
+        read_tensors(tmp_path / "a.pt")
     assert str(caught.value).endswith(("broken or no checkpoint", "tensors and plain values"))
 
 

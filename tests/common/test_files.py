@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from common import checkpoint, images
+from common import images
 from common.files import (
     MAKING,
     UNFINISHED,
@@ -24,6 +24,7 @@ from common.files import (
     only_run,
     read_json,
     read_mat,
+    read_tensors,
     read_text,
     require_plain,
     require_writable,
@@ -134,7 +135,7 @@ def test_pipes_sockets_and_devices_are_neither_read_nor_replaced(tmp_path, monke
         server.bind(str(names[1]))
         names[2].symlink_to("/dev/zero")
         readers = [
-            read_json, digest, checkpoint.read, images.read_image, images.image_size, images.image_files,
+            read_json, digest, read_tensors, images.read_image, images.image_size, images.image_files,
             lambda path: images.read_mask(path, (1, 1)), lambda path: images.fingerprint([path], "."),
             lambda path: images.require_readable(images.image_files(".")),
         ]  # fmt: skip

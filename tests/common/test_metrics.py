@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from common.metrics import PixelMetrics, as_arrays, average_precision, image_auroc, threshold_for_fpr
 
-PIXEL_METRICS = ["pixel_auroc", "pixel_ap", "pixel_f1", "aupro"]
+PIXEL_METRICS = ["pixel_auroc", "pixel_ap", "pixel_best_f1", "aupro"]
 
 
 # --- images ---
@@ -121,7 +121,7 @@ def exact(maps, masks, limits=(0.3,)):
             if x0 < limit and x1 > x0:
                 x = min(x1, limit)
                 area += (x - x0) * (y0 + y0 + (y1 - y0) * (x - x0) / (x1 - x0)) / 2
-        results.append({"pixel_auroc": wins, "pixel_ap": ap, "pixel_f1": f1, "aupro": area / limit})
+        results.append({"pixel_auroc": wins, "pixel_ap": ap, "pixel_best_f1": f1, "aupro": area / limit})
     return results
 
 
@@ -218,11 +218,11 @@ def test_pixel_metrics_agree_with_scikit_learn_on_all_pixels_together():
     assert result["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-4)
     precision, recall, thresholds = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    assert result["pixel_f1"] == pytest.approx(f1.max(), abs=1e-3)
-    called = scores.astype(np.float32) >= result["pixel_f1_threshold"]
+    assert result["pixel_best_f1"] == pytest.approx(f1.max(), abs=1e-3)
+    called = scores.astype(np.float32) >= result["pixel_best_f1_threshold"]
     reached = 2 * (called & labels).sum() / (called.sum() + labels.sum())
-    assert result["pixel_f1"] == pytest.approx(reached, abs=1e-12)
-    assert result["pixel_f1_threshold"] == pytest.approx(thresholds[f1.argmax()], abs=0.1)
+    assert result["pixel_best_f1"] == pytest.approx(reached, abs=1e-12)
+    assert result["pixel_best_f1_threshold"] == pytest.approx(thresholds[f1.argmax()], abs=0.1)
 
 
 @pytest.mark.parametrize("value", [-3.5, -1e-40, 0.0, 1e-40, 2.5, 3e38, -3e38])
@@ -231,8 +231,8 @@ def test_f1_threshold_is_just_below_the_defect_for_any_sign_and_scale(value):
     pixels = PixelMetrics()
     pixels.update([[value, value - max(abs(value) / 100, np.float32(1e-30))]], [[1, 0]])
     result = pixels.compute()
-    assert result["pixel_f1"] == 1
-    assert value - max(abs(value) * 2**-11, 1e-38) <= result["pixel_f1_threshold"] <= value
+    assert result["pixel_best_f1"] == 1
+    assert value - max(abs(value) * 2**-11, 1e-38) <= result["pixel_best_f1_threshold"] <= value
 
 
 # --- pixels: by hand ---
@@ -250,8 +250,8 @@ def test_pixel_metrics_by_hand():
     # 9, 8 at precision 1, 2 at 3 of 5.
     assert result["pixel_ap"] == pytest.approx((1 + 1 + 3 / 5) / 3)
     # F1 = 2 TP / (TP + FP + 3): 2/4, 4/5 at 8, 4/6, 4/7, 6/8 at 2, ...
-    assert result["pixel_f1"] == pytest.approx(4 / 5)
-    assert result["pixel_f1_threshold"] == 8
+    assert result["pixel_best_f1"] == pytest.approx(4 / 5)
+    assert result["pixel_best_f1_threshold"] == 8
     # (rate, overlap): (0, 1/2) at 9, (0, (1 + 1/2) / 2) at 8, (1/9, 3/4) at 6, (2/9, 3/4) at 4, (2/9, 1) at 2, then 1.
     assert result["aupro"] == pytest.approx((2 / 9 * 3 / 4 + (0.3 - 2 / 9) * 1) / 0.3)
     # 4-connected, the diagonal would be two regions, and the overlap 2/3 instead of 3/4.

@@ -12,19 +12,8 @@ from PIL import Image
 
 from common import cli, scoring
 from common.files import UserError, digest, read_csv
-from common.scoring import (
-    MaskedPixels,
-    Scored,
-    default_output,
-    named_images,
-    rates,
-    score_folder,
-    scored,
-    thresholds,
-    upsample,
-    verdict_of,
-    with_given,
-)
+from common.metrics import MaskedPixels, rates, thresholds, upsample, verdict_of
+from common.scoring import Scored, default_output, named_images, score_folder, scored, with_given
 
 NAMES = [f"part/{k}.png" for k in range(7)]
 LIMIT = {"image": 3.5, "pixel": 3.5, "images": 20, "fpr": 0.05, "promised_fpr": 0.05}

@@ -22,6 +22,7 @@ import csflow.config
 from common.demo_data import make_textures
 from common.files import digest, only_run, read_json, write_json
 from common.images import Sample
+from common.metrics import best_f1
 from csflow import dummy_data, evaluate, extract_features, main, score
 from csflow.model import FeatureExtractor
 from csflow.utils import load_dataset
@@ -595,10 +596,10 @@ def test_two_processes_train_like_one(bricks, repository, tmp_path, monkeypatch,
 def test_best_f1_by_hand():
     # F1 = 2 TP / (TP + FP + 2): 2/3 at 0.9, 2/4 at 0.8, 4/6 at 0.7, 4/7 at 0.1; the highest of the two best ones.
     labels, scores = np.array([0, 3, 0, 1, 0]), np.array([0.8, 0.9, 0.7, 0.7, 0.1])
-    assert evaluate.best_f1(labels, scores) == (pytest.approx(2 / 3), 0.9)
-    assert evaluate.best_f1(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])) == (1.0, 0.3)
+    assert best_f1(labels, scores) == (pytest.approx(2 / 3), 0.9)
+    assert best_f1(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])) == (1.0, 0.3)
     for one_class in (0 * labels, labels + 1):
-        assert np.isnan(evaluate.best_f1(one_class, scores)).all()
+        assert np.isnan(best_f1(one_class, scores)).all()
 
 
 def test_dummy_data(tmp_path):

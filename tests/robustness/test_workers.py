@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import in_own_process
-from common import checkpoint
-from common.files import UserError
+from common.files import UserError, read_tensors
 from crn.training.dataset import Images, Item
 from memae.data.video_datasets import load_batches
 from tests.robustness.methods import METHODS
@@ -75,4 +74,4 @@ def test_a_killed_process_of_several_ends_the_training_and_it_can_be_continued(n
 
 
 def epoch_of(state: Path) -> int:
-    return checkpoint.read(state)["epoch"]
+    return read_tensors(state)["epoch"]

@@ -1,0 +1,78 @@
+"""`Training`: a run that is interrupted anywhere ends with the numbers of one that is not."""
+
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from common.checkpoint import Training, load
+from common.files import UserError, read_csv
+
+EPOCHS, STEPS = 3, 4
+
+
+def train(path, epochs=EPOCHS, stop_at=None, lr=1e-2, fingerprint="f", save_every=1e9, spoil=None):
+    """Parameters and history (without seconds) of a tiny training; stop_at: the step in which Ctrl-C comes."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    stored = load(path, "x") if path.exists() else None
+    training = Training(
+        path, "x", {"lr": lr}, fingerprint, model, [optimizer], torch.device("cpu"), seed=5, stored=stored,
+        binding=["lr"], save_every=save_every, history_file=path.with_name("history.csv"), best=0,
+    )  # fmt: skip
+    count = 0
+    for epoch in training.epochs(epochs, STEPS):
+        for _ in training.steps():
+            x = torch.randn(8, 3)
+            loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+            training.record(len(x), loss=loss * (torch.nan if spoil == "loss" else 1))
+            optimizer.zero_grad()
+            training.scaler.scale(loss).backward()
+            training.scaler.step(optimizer)
+            training.scaler.update()
+            if spoil == "parameters":
+                nn.init.constant_(model.bias, torch.inf)
+            count += 1
+            if count == stop_at:
+                signal.raise_signal(signal.SIGINT)
+        training.finish_epoch(test=epoch * 2.0)
+    history = [{name: value for name, value in entry.items() if name != "seconds"} for entry in training.history]
+    return model.weight.tolist(), history
+
+
+def test_interrupted_anywhere_it_ends_with_the_same_numbers(tmp_path, capsys):
+    whole = train(tmp_path / "whole/m.pt")
+    assert [entry["epoch"] for entry in whole[1]] == [1, 2, 3] and whole[1][2]["loss"] < whole[1][0]["loss"]
+    for step in range(1, EPOCHS * STEPS + 1):
+        path = tmp_path / f"{step}/m.pt"
+        with pytest.raises(KeyboardInterrupt):
+            train(path, stop_at=step)
+        assert train(path) == whole
+        assert len(read_csv(path.with_name("history.csv"))) == EPOCHS
+    assert "resuming" in capsys.readouterr().out
+    shorter = tmp_path / "shorter/m.pt"
+    train(shorter, epochs=1, save_every=0)
+    assert train(shorter) == whole
+
+
+def test_what_does_not_belong_to_it_is_refused(tmp_path):
+    path = tmp_path / "m.pt"
+    train(path)
+    before = path.read_bytes()
+    for changed, words in (
+        ({"lr": 0.5}, "lr 0.01, not 0.5"),
+        ({"fingerprint": "g"}, "other data"),
+        ({"epochs": 2}, "more than the 2 asked for"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(path, **changed)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("spoil", ["loss", "parameters"])
+def test_what_is_not_finite_is_never_saved(tmp_path, spoil):
+    with pytest.raises(UserError, match="training stops"):
+        train(tmp_path / "m.pt", spoil=spoil, save_every=0)
+    assert not (tmp_path / "m.pt").exists()
