@@ -30,7 +30,7 @@ from common.cli import ArgumentParser, complain, goes_on, say, script
 from common.files import (
     UserError,
     atomic_write,
-    only_run,
+    locked,
     read_json,
     read_mat,
     read_text,
@@ -650,7 +650,7 @@ def main(argv: list[str] | None = None) -> int:
         if one not in able:
             say(f"left out, no --data {one.data}=FOLDER: {one.name}")
     options.marks = {name: fingerprint(files_below(folder), folder) for name, folder in folders.items()}
-    with only_run(options.output), goes_on(options.output):
+    with locked(options.output), goes_on(options.output):
         return run_all(able, options)
 
 

@@ -33,7 +33,7 @@ from common import figures
 from common.checkpoint import versions
 from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, ArgumentParser, goes_on, notes, say, script
 from common.figures import map_sheet, roc_figure, score_histogram
-from common.files import UserError, digest, only_run, read_csv, read_json, require_writable, write_json
+from common.files import UserError, digest, locked, read_csv, read_json, require_writable, write_json
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
 from common.metrics import image_auroc
 from common.report import Section, write_report
@@ -435,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
     categories = categories_of(options.data, options.max_value)
     for category in categories:
         check(options, category)
-    with only_run(options.output), goes_on(options.output):
+    with locked(options.output), goes_on(options.output):
         compare(options, categories)
 
 

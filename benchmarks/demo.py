@@ -21,7 +21,7 @@ from benchmarks.scripts import ROOT, Command, key_of, read_record, run, table
 from common.checkpoint import versions
 from common.cli import ArgumentParser, say, script
 from common.figures import save_figure
-from common.files import digest, only_run, read_json, require_writable, write_json
+from common.files import digest, locked, read_json, require_writable, write_json
 from common.report import Section, pictures_of, write_report
 
 HEADER = ("method", "data", "metric", "value", "time")
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     require_writable(output)
     rows, founds = [], []
     taken = expected = 0.0  # seconds so far, and what they should have been
-    with only_run(output):
+    with locked(output):
         for number, name in enumerate(names):
             method, folder = METHODS[name], folder_of(name, output)
             left = sum(METHODS[other].seconds for other in names[number:]) * (taken / expected if expected else 1)

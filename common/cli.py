@@ -411,6 +411,20 @@ def command_to_continue(argv: list[str] | None, resume: bool) -> str:
 
 
 @contextmanager
+def resumable(path: str | Path, argv: list[str] | None = None, resume: bool = True) -> Iterator[None]:
+    """Ctrl-C within the block tells how to go on from what is saved in `path`, if anything is.
+
+    argv: the script's; resume: whether its command would resume, else the option that does is added.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = "run the same command to resume" if resume else f"to resume: {command_to_continue(argv, resume)}"
+        say(f"progress is saved in {path}; {how}" if Path(path).exists() else "nothing was saved yet")
+        raise
+
+
+@contextmanager
 def goes_on(output: object) -> Iterator[None]:
     """Ctrl-C within the block tells that what is in `output` is kept and that the same command goes on from there."""
     try:

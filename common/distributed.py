@@ -79,18 +79,18 @@ def first_alone() -> Iterator[None]:
         dist.barrier()
 
 
-def part(items: Sequence) -> Sequence:
+def share(items: Sequence) -> Sequence:
     """Every size-th item, from this process's number on; empty where there are more processes than items."""
     return items[rank() :: size()]
 
 
-def share(batch: Sequence) -> tuple[Sequence, float]:
-    """This process's `part` of a batch to train on, and the weight of its mean loss.
+def weighted_share(batch: Sequence) -> tuple[Sequence, float]:
+    """This process's `share` of a batch to train on, and the weight of its mean loss.
 
     The mean over all processes of weight * mean loss is the batch's mean loss, however the batch divides. A process
     for which nothing is left gets the first entry with the weight 0.
     """
-    own = part(batch)
+    own = share(batch)
     return (own, len(own) * size() / len(batch)) if len(own) else (batch[:1], 0.0)
 
 
@@ -123,7 +123,7 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
-    """The rows of all processes, each of which has those of its `part`, in the order of the items; none twice."""
+    """The rows of all processes, each of which has those of its `share`, in the order of the items; none twice."""
     if size() == 1:
         return values
     parts: list[Any] = [None] * size()

@@ -133,7 +133,7 @@ def _remove_unfinished(folder: Path) -> None:
         with suppress(OSError):  # its writer lives, or another run was faster
             # A writer locks what it makes as soon as it is there, which a minute is ample for.
             if time.time() - regular(path).stat().st_mtime > 60:
-                with _locked(path):
+                with _holding(path):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -145,12 +145,12 @@ def temporary_folder(parent: str | Path) -> Iterator[Path]:
     _remove_unfinished(Path(parent))
     with tempfile.TemporaryDirectory(prefix=MAKING, dir=parent) as folder, ExitStack() as stack:
         with suppress(OSError):  # of systems without locks
-            stack.enter_context(_locked(folder))
+            stack.enter_context(_holding(folder))
         yield Path(folder)
 
 
 @contextmanager
-def only_run(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[None]:
     """Within the block, no other run can enter it for the same folder; UserError where one is in it already.
 
     Two runs that write to one folder would spoil each other's results. The system keeps the lock as long as the process
@@ -161,7 +161,7 @@ def only_run(folder: str | Path) -> Iterator[None]:
         return
     require_writable(folder)
     try:
-        with _locked(folder):
+        with _holding(folder):
             yield
     except BlockingIOError as error:
         raise UserError(
@@ -170,7 +170,7 @@ def only_run(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: str | Path) -> Iterator[None]:
+def _holding(path: str | Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _lock(descriptor)

@@ -32,7 +32,7 @@ from common.files import (
     atomic_write,
     digest,
     first_process,
-    only_run,
+    locked,
     plain,
     read_json,
     reason,
@@ -199,7 +199,7 @@ def score_folder(
     about = plain({"images": source, "model_sha256": digest(model), **about, "maps": given.maps})
     reduced = []  # images whose overlays are
     require_writable(output)
-    with only_run(output):
+    with locked(output):
         if not _is_of(output, source):
             raise UserError(f"{output} holds results of other images than {source}: choose another --output")
         rows = _rows_before(output, about, files)

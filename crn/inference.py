@@ -61,7 +61,7 @@ def score_all(model: Model, images: Images, batch_size: int, device: torch.devic
     """Both scores of all images, (N,), and "map", the highest value of each image's difference map."""
     rows = []
     # Under torchrun, each process scores its part.
-    own = distributed.part(range(len(images)))
+    own = distributed.share(range(len(images)))
     for _, _, scored in score_batches(model, images, own, batch_size, device):
         highest = scored["difference"].mean(dim=1).flatten(1).amax(dim=1)
         rows.append(torch.stack([*(scored[name] for name in SCORES), highest], dim=1))  # (B, 3)

@@ -22,7 +22,7 @@ import torch
 
 from common import checkpoint, distributed
 from common.cli import command_to_continue, notes, printable, progress, say, script, stop_on_request
-from common.files import UserError, first_process, only_run, reason, require_writable, write_json
+from common.files import UserError, first_process, locked, reason, require_writable, write_json
 from common.images import note_squeezed, set_max_pixels
 from common.metrics import image_auroc, in_words
 from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
@@ -247,7 +247,7 @@ def train(opt: Namespace, dataset: Dataset, device: torch.device) -> Training:
     Raises UserError where the loss is not finite, KeyboardInterrupt after a requested stop, when the state is saved.
     """
     # A folder that is not given will be the log's version_N, which no other run has.
-    with only_run(opt.checkpoint_path) if opt.save and opt.checkpoint_path else nullcontext():
+    with locked(opt.checkpoint_path) if opt.save and opt.checkpoint_path else nullcontext():
         return _train(Training(opt, dataset, device))
 
 
@@ -270,7 +270,7 @@ def _train(training: Training) -> Training:
                 optimizer.param_groups[0]["lr"] = training.learning_rate(state["epoch"])
             drawn = draw_epoch(opt, model, count, state["epoch"])
             left = drawn[state["step"] :][: training.batches - state["batch"]]
-            shares = [distributed.share(batch) for batch, _ in left]  # under torchrun, of this process
+            shares = [distributed.weighted_share(batch) for batch, _ in left]  # under torchrun, of this process
             loaded = training.train_images.batches([rows for rows, _ in shares])
             for (_, pair), (_, weight), x in zip(left, shares, loaded):
                 next(ahead)

@@ -29,7 +29,7 @@ from common.cli import (
     script,
     stop_on_request,
 )
-from common.files import UserError, only_run, require_writable, write_json
+from common.files import UserError, locked, require_writable, write_json
 from common.runtime import autocast, channels_last, reuse_memory, seed_all
 from crrn.boards import cycle_of, is_synthetic
 from crrn.checkpoints import (
@@ -138,8 +138,8 @@ def train(options: Namespace, prepared: Prepared, path: Path, device: torch.devi
                 else:
                     clean = measured[torch.randint(len(measured), (options.batch_size,))]
                 clean = clean.to(device)
-                corrupted, weight = distributed.share(corrupt(clean, mask))
-                clean, _ = distributed.share(clean)
+                corrupted, weight = distributed.weighted_share(corrupt(clean, mask))
+                clean, _ = distributed.weighted_share(clean)
                 if distributed.rank():  # dropout and teacher forcing of its own
                     torch.manual_seed(torch.initial_seed() + distributed.rank())
                 with autocast(device, options.precision):
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     path = result_folder(options, prepared.folder) / "model_dictionary.pt"
     require_writable(path.parent)
     try:
-        with only_run(path.parent):
+        with locked(path.parent):
             train(options, prepared, path, device)
     except KeyboardInterrupt:
         command = command_to_continue(argv, options.resume)

@@ -27,7 +27,7 @@ from common.files import (
     append_text,
     atomic_write,
     first_process,
-    only_run,
+    locked,
     plain,
     read_json,
     write_csv,
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         "device": device.type,  # not its number, which differs between processes
     }
     found: list[Scored] = []
-    with only_run(output), goes_on(output):
+    with locked(output), goes_on(output):
         kept = _kept(output / PROGRESS, plain(key))
         distributed.anywhere(False, device)  # every process has looked before the first one writes
         with atomic_write(output / PROGRESS, "w") as file:

@@ -66,7 +66,7 @@ def reconstruct(
     """
     model.eval()
     outputs = []
-    own = distributed.part(sequences)
+    own = distributed.share(sequences)
     # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
     for batch in (own if len(own) else sequences[:1]).split(batch_size):
         with autocast(device, precision):

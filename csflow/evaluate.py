@@ -17,7 +17,7 @@ import torch
 from common import checkpoint
 from common.cli import notes, progress, say, script
 from common.figures import drawn, drawn_mask, map_sheet, roc_figure, score_histogram
-from common.files import first_process, only_run, require_writable, write_csv, write_json
+from common.files import first_process, locked, require_writable, write_csv, write_json
 from common.images import read_image, read_mask, same_images
 from common.metrics import (
     MaskedPixels,
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     require_same_weights(test_set, about, config.model_file)
     for folder in (config.score_picture_dir, config.map_picture_dir):
         require_writable(folder)
-    with only_run(config.result_dir):
+    with locked(config.result_dir):
         evaluate(config, dataset, model, test_set, about, device)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from common.checkpoint import versions
 from common.cli import note, progress, say, script, stop_on_request
-from common.files import UserError, atomic_write, digest, naming, only_run, read_json, regular, write_json
+from common.files import UserError, atomic_write, digest, locked, naming, read_json, regular, write_json
 from common.images import same_images
 from common.runtime import pick_device
 from csflow.config import Config, parse
@@ -54,7 +54,7 @@ def extract(config: Config, dataset: Dataset, device: torch.device) -> None:
     }
     folder, progress_file = feature_file(config, "features.json").parent, feature_file(config, "extracting.json")
     kept = "what is extracted so far is kept"
-    with only_run(folder), naming(folder, kept), stop_on_request() as stop:
+    with locked(folder), naming(folder, kept), stop_on_request() as stop:
         done = _done_before(progress_file, about)
         if not any(done.values()):  # or, killed soon, this extraction would leave its rows to another one's count
             progress_file.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import distributed
 from common.cli import command_to_continue, say, script
-from common.files import only_run, require_writable
+from common.files import locked, require_writable
 from common.runtime import autocast, pick_device
 from csflow.config import parse
 from csflow.dummy_data import ensure_dummy_data
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         for folder in (config.model_file.parent, config.result_dir, config.score_picture_dir, config.map_picture_dir):
             require_writable(folder)
         train_set, test_set, extractor = load_features(config, dataset, device)
-    with only_run(config.result_dir):
+    with locked(config.result_dir):
         try:
             model, about = train(config, dataset, train_set, test_set, extractor, device)
         except KeyboardInterrupt:

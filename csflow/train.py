@@ -95,7 +95,7 @@ def train(
             if epoch % config.sub_epochs == 0 and first_step == 0:
                 about["loss_sum"] = 0.0
             for step in range(first_step, len(batches)):
-                rows, weight = distributed.share(batches[step])
+                rows, weight = distributed.weighted_share(batches[step])
                 features = [x.to(device) for x in train_set.batch(rows)]
                 with autocast(device, config.precision):
                     z, log_det = network(features)

@@ -192,7 +192,7 @@ def run_flow(
         return dict.fromkeys(("std", "mean", "loss"), np.empty(0)) | {"map": np.empty((0, *config.map_size))}
     autocast(device, "fp32")  # in a training with tf32, too: scores and thresholds of all devices belong together
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
-    own = distributed.part(indices)
+    own = distributed.share(indices)
     # A process for which nothing is left scores the first image, to be left out: networks take no empty batch.
     for batch in torch.tensor(own if len(own) else indices[:1]).split(config.batch_size):
         z, log_det = model([x.to(device) for x in features.batch(batch.tolist())])

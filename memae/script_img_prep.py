@@ -26,7 +26,7 @@ from scipy.io import savemat
 
 from common import images
 from common.cli import MAX_PIXELS, MAX_VALUE, ArgumentParser, goes_on, note, notes, number_of, progress, say, script
-from common.files import UserError, atomic_write, only_run, plain, read_json, read_mat, read_text, reason, write_json
+from common.files import UserError, atomic_write, locked, plain, read_json, read_mat, read_text, reason, write_json
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 from memae.options.base_options import HERE
 
@@ -370,7 +370,7 @@ def prepare(opt: Namespace) -> Path:
     folders = [folder for place in (train, test) if place for folder in (place.resolve(), *place.resolve().parents)]
     generated = any((folder / images.MARK).is_file() for folder in folders)
     command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
-    with only_run(root):
+    with locked(root):
         record = _begin(root, plain(settings))
 
         def save() -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scipy.io import savemat
 
 from common.cli import ArgumentParser, note, progress, say, script
-from common.files import UserError, only_run
+from common.files import UserError, locked
 from common.images import MARK, made_by, mark_synthetic
 from memae.data.video_datasets import frame_files, require_prepared, subfolders, windows
 from memae.options.base_options import HERE
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"there is neither {root / 'Train'} nor {root / 'Test'}: prepare videos with script_img_prep.py"
         )
-    with only_run(root):
+    with locked(root):
         # All is looked at before an index is replaced.
         for part in ("Train", "Test"):
             require_prepared(root / part)

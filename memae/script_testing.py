@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common import checkpoint, distributed
 from common.cli import goes_on, notes, progress, say, script
 from common.figures import map_sheet
-from common.files import UserError, atomic_write, digest, first_process, naming, only_run, plain, read_json, write_json
+from common.files import UserError, atomic_write, digest, first_process, locked, naming, plain, read_json, write_json
 from common.images import synthetic
 from common.runtime import autocast, channels_last, reuse_memory
 from memae.data import VideoDatasetOneDir
@@ -65,7 +65,7 @@ def score_clips(
 ) -> np.ndarray:
     """Errors of these clips of a video, (N,) float64. Several processes share them."""
     dataset.decode(clips)
-    own = distributed.part(clips)
+    own = distributed.share(clips)
     # A process for which nothing is left scores the first clip, to be left out.
     batches = torch.tensor(own if len(own) else clips[:1]).split(opt.BatchSize)
     loaded = load_batches(dataset, [batch.tolist() for batch in batches], opt.NumWorker, pin=device.type == "cuda")
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = plain_settings(opt)
     about = {"data": "synthetic" if made else str(root), "model": str(path.absolute()), "model_sha256": digest(path)}
     about |= {"device": device.type, "settings": settings}
-    with only_run(output):
+    with locked(output):
         with distributed.first_alone():
             scored = begin(work, about)
         say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")

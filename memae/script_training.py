@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.cli import command_to_continue, notes, progress, say, script, stop_on_request
-from common.files import UserError, atomic_write, digest, naming, only_run, read_tensors, require_writable, write_json
+from common.files import UserError, atomic_write, digest, locked, naming, read_tensors, require_writable, write_json
 from common.images import same_images, synthetic
 from common.runtime import autocast, channels_last, reuse_memory, seed_all
 from memae.data import VideoDataset
@@ -194,7 +194,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, about: di
         ahead = progress(range(iteration, opt.EpochNum * steps), "training")
         while epoch < opt.EpochNum:
             batches = batches_of(len(dataset), opt, epoch, step)
-            own = [distributed.share(batch) for batch in batches]
+            own = [distributed.weighted_share(batch) for batch in batches]
             loaded = load_batches(dataset, [clips for clips, _ in own], opt.NumWorker, pin=device.type == "cuda")
             for batch, (_, weight), frames in zip(batches, own, loaded):
                 next(ahead)
@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         require_writable(opt.ModelRoot)
-        with only_run(opt.ModelRoot / f"model_{name}"):
+        with locked(opt.ModelRoot / f"model_{name}"):
             final = train(opt, dataset, device, about)
     except KeyboardInterrupt:
         command = command_to_continue(argv, opt.resume)

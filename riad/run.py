@@ -14,7 +14,7 @@ import torch
 
 from common import distributed
 from common.cli import command_to_continue, say, script
-from common.files import UserError, only_run, require_writable
+from common.files import UserError, locked, require_writable
 from common.images import set_max_pixels
 from common.runtime import autocast, pick_device, reuse_memory, seed_all
 from riad.source import datamanager, options, procedure
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     seed_all(settings.seed)
     agent = Agent(settings, data.channels, -(-len(data.train) // settings.batch), device)
-    with only_run(settings.output):
+    with locked(settings.output):
         try:
             history = procedure.training(settings, data, agent)
             procedure.test(settings, data, agent, history)

@@ -65,11 +65,11 @@ def crn_step(norm, x, weight) -> CompetitiveReconstructionNetwork:
 def crn() -> dict[str, float]:
     """Gradients and what units are chosen by, without norms; running statistics, which are to be the same in both."""
     x = torch.rand(3, 3, 32, 32)
-    alone, together = crn_step("none", x, 1.0), crn_step("none", *distributed.share(x))
+    alone, together = crn_step("none", x, 1.0), crn_step("none", *distributed.weighted_share(x))
     after = gradients(together)
     far = max((after[key] - value).abs().max().item() for key, value in gradients(alone).items())
     noted = [torch.tensor(model.reconstruction_losses + model.advantages) for model in (alone, together)]
-    normed = crn_step("batch", *distributed.share(x))
+    normed = crn_step("batch", *distributed.weighted_share(x))
     statistics = torch.cat([b.float().flatten() for b in normed.buffers()])
     rows = distributed.gathered(statistics[None].numpy())
     assert len(rows) == 2 and rows.std() > 0
@@ -93,7 +93,7 @@ for name, make in METHODS.items():
     loss_of(model, *inputs).backward()
     alone = gradients(model)
     model.zero_grad()
-    parts, weights = zip(*(distributed.share(x) for x in inputs))
+    parts, weights = zip(*(distributed.weighted_share(x) for x in inputs))
     wrapped = distributed.parallel(model, unused="no part" in name)
     (weights[0] * loss_of(wrapped, *parts)).backward()
     together = gradients(model)

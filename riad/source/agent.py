@@ -99,7 +99,7 @@ class Agent:
             g = magnitudes(x, self.scales)  # once for all masks
         sums: dict[str, Tensor] = {}
         for inputs, numbers in zip(masked.split(len(x)), image_of_each.split(len(x))):
-            (inputs, weight), (numbers, _) = distributed.share(inputs), distributed.share(numbers)
+            (inputs, weight), (numbers, _) = distributed.weighted_share(inputs), distributed.weighted_share(numbers)
             with autocast(self.device, self.settings.precision):
                 output = self.forward(inputs)
             losses = self._repo_losses(x[numbers], [g_s[numbers] for g_s in g], output)
@@ -111,7 +111,7 @@ class Agent:
         """The paper's: one cell size and one mask set for the batch, n passes, one step on the assembled image."""
         key = epoch_keys(self.settings.seed, epoch, rows[:1])
         masks = self._masks(key, self.settings.list_k[int(mix(key)) % len(self.settings.list_k)])
-        x, weight = distributed.share(x)
+        x, weight = distributed.weighted_share(x)
         losses = self._paper_losses(x, assemble(self.inpaint(x, masks), masks))
         self._step(losses, weight)
         return self._reported({name: weight * value.detach() for name, value in losses.items()}, epoch, batch)
@@ -170,7 +170,7 @@ class Agent:
         Raises UserError where it is not finite.
         """
         self.network.eval()
-        images, weight = distributed.share(images)
+        images, weight = distributed.weighted_share(images)
         x, keys = self.prepare(images), content_keys(self.settings.seed, images.to(self.device))
         masks = self._masks(keys, k)
         outputs = self.inpaint(x, masks)

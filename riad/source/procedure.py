@@ -247,7 +247,7 @@ def score_batches(agent: Agent, images: Images, settings: Namespace, title: str)
     size = settings.batch_score * distributed.size()
     for start in progress(range(0, len(images), size), title):
         rows = range(start, min(start + size, len(images)))
-        own = distributed.part(rows)
+        own = distributed.share(rows)
         maps = agent.score(images.batch(own or rows[:1]))[1]  # all call the network equally often
         yield start, torch.from_numpy(distributed.gathered(maps[: len(own)].cpu().numpy()))
 

@@ -31,7 +31,7 @@ def main() -> None:
     wrapped = distributed.parallel(model, unused=True)
     data = torch.linspace(-1, 1, 15).view(5, 3)  # 5 does not divide by the processes
 
-    x, weight = distributed.share(data)
+    x, weight = distributed.weighted_share(data)
     loss = weight * wrapped(x).square().mean()
     loss.backward()
     by_wrapper = [parameter.grad.clone() for parameter in network.parameters()]
@@ -60,10 +60,10 @@ def main() -> None:
                 "found": found,
                 "loss": [distributed.mean_of(loss.item(), device), whole.item()],
                 "by_wrapper": furthest(by_wrapper),
-                "few": distributed.share([7])[1],
+                "few": distributed.weighted_share([7])[1],
                 "anywhere": [distributed.anywhere(rank == 1, device), distributed.anywhere(False, device)],
                 "gathered": [
-                    distributed.gathered(np.array(distributed.part(range(n)), dtype=np.int64).reshape(-1, 1))
+                    distributed.gathered(np.array(distributed.share(range(n)), dtype=np.int64).reshape(-1, 1))
                     .ravel()
                     .tolist()
                     for n in (5, 1)

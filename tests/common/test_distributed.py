@@ -42,7 +42,7 @@ def test_one_process_that_fails_ends_all():
 def test_one_process_needs_nothing():
     device = torch.device("cpu")
     assert distributed.join(device) is device and (distributed.rank(), distributed.size()) == (0, 1)
-    assert distributed.share([1, 2, 3]) == ([1, 2, 3], 1.0)
+    assert distributed.weighted_share([1, 2, 3]) == ([1, 2, 3], 1.0)
     assert distributed.mean_of(2.5, device) == 2.5 and distributed.anywhere(True, device)
     model = torch.nn.Linear(1, 1)
     assert distributed.parallel(model) is model

@@ -21,7 +21,7 @@ from common.files import (
     append_csv,
     atomic_write,
     digest,
-    only_run,
+    locked,
     read_json,
     read_mat,
     read_tensors,
@@ -313,10 +313,10 @@ def test_links_stay_links(tmp_path):
 
 def test_only_one_run_at_a_time(tmp_path):
     folder = tmp_path / "new"
-    with only_run(folder):
-        with pytest.raises(UserError, match="another run"), only_run(folder):
+    with locked(folder):
+        with pytest.raises(UserError, match="another run"), locked(folder):
             pass
-        with only_run(tmp_path / "other"):
+        with locked(tmp_path / "other"):
             pass
-    with only_run(folder):
+    with locked(folder):
         assert list(folder.iterdir()) == []

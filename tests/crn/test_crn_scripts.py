@@ -20,7 +20,7 @@ from scipy import stats
 
 import crn.inference
 from common.cli import notes
-from common.files import UserError, only_run
+from common.files import UserError, locked
 from common.images import synthetic
 from common.metrics import image_auroc
 from crn import demo_data, score, sweep, train
@@ -998,7 +998,7 @@ def test_places_that_do_not_fit(place, monkeypatch, capsys):
     assert train.main(training("RoadImages", "--training-steps", "24", "--log-dir", "other")) == 0
     assert Path("other/version_0/metrics.csv").read_text() == "another run's"
     assert [row["batch"] for row in rows("other/version_1/metrics.csv")] == ["10", "12"]
-    with only_run("ck"):
+    with locked("ck"):
         refused(capsys, train.main, training("RoadImages", "--training-steps", "24"), "another run", "ck")
 
 

@@ -20,7 +20,7 @@ from torchvision.models import efficientnet_b5
 
 import csflow.config
 from common.demo_data import make_textures
-from common.files import digest, only_run, read_json, write_json
+from common.files import digest, locked, read_json, write_json
 from common.images import Sample
 from common.metrics import best_f1
 from csflow import dummy_data, evaluate, extract_features, main, score
@@ -204,10 +204,10 @@ def test_interrupted_extraction_goes_on(bricks, place, monkeypatch, capsys):
 
 
 def test_one_run_at_a_time(bricks, trained, capsys):
-    with only_run(trained / "results/m"):
+    with locked(trained / "results/m"):
         refused(capsys, main.main, options(bricks, trained, *TRAINED), "another run")
         refused(capsys, evaluate.main, options(bricks, trained, "--cpu"), "another run")
-    with only_run(trained / "features/brick"):
+    with locked(trained / "features/brick"):
         refused(capsys, extract_features.main, options(bricks, trained, *TINY), "another run")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from common.cli import MAX_PIXELS
-from common.files import UserError, only_run
+from common.files import UserError, locked
 from common.images import set_max_pixels, synthetic
 from memae import script_eval_video, script_img_prep, script_index_gen, script_training
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
@@ -407,10 +407,10 @@ def test_names_that_are_no_utf8_are_prepared_once(tmp_path, capsys):
 def test_two_preparations_of_one_data_set_do_not_mix(tmp_path, capsys):
     make_video(tmp_path / "v/a", 18)
     argv = ["--Test", tmp_path / "v", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 16]
-    with only_run(tmp_path / "d"):
+    with locked(tmp_path / "d"):
         refused(capsys, script_img_prep.main, argv, "another run is writing to")
     assert prep(*argv) == 0
-    with only_run(tmp_path / "d"):
+    with locked(tmp_path / "d"):
         refused(capsys, script_index_gen.main, ["--DataRoot", tmp_path, "--Dataset", "d"], "another run is writing to")
     (tmp_path / "d/Test/a/018.jpg").unlink()
     refused(capsys, script_img_prep.main, argv, "d/Test/a has 17 frames", "made 18")

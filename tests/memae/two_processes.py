@@ -32,7 +32,7 @@ def gradients(network, x, weight):
 
 
 wanted = gradients(model, clips, 1.0)
-found = gradients(distributed.parallel(model), *distributed.share(clips))
+found = gradients(distributed.parallel(model), *distributed.weighted_share(clips))
 furthest = max((one - other).abs().max().item() for one, other in zip(found, wanted))
 (folder / f"furthest_{distributed.rank()}.json").write_text(json.dumps(furthest))
 

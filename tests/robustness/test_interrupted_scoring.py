@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.demo_data import make_textures
-from common.files import only_run
+from common.files import locked
 from tests.crrn.test_crrn_scripts import CYCLE, write_boards
 from tests.robustness.methods import METHODS, assert_same, write_video
 from tests.robustness.processes import Script, full_disk, stop_at_append
@@ -104,7 +104,7 @@ def test_interrupted_scoring_goes_on(scored):
         (file,) = (place / "out").glob(scoring.growing)
         assert file.stat().st_size > max(kept, 75)  # more than a header; nothing is scored twice
         kept = file.stat().st_size
-    with only_run(file.parents[file.parent.name == "unfinished"]):
+    with locked(file.parents[file.parent.name == "unfinished"]):
         second = start(scoring, place)
         assert second.end() == 2 and "another run is writing to" in second.errors, second.errors
     last = start(scoring, place)
