@@ -15,28 +15,29 @@ import shlex
 import shutil
 import statistics
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-from PIL import Image
-
-import crn.options
-import csflow.config
-import riad.source.options
 from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
-from common import figures
-from common.checkpoint import versions
-from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, ArgumentParser, goes_on, notes, say, script
-from common.figures import map_sheet, roc_figure, score_histogram
+from common.cli import (
+    MAX_PIXELS,
+    MAX_VALUE,
+    PRECISIONS,
+    ArgumentParser,
+    answer_early,
+    multiple_of,
+    notes,
+    resumable,
+    say,
+    script,
+    share,
+    whole,
+)
 from common.files import UserError, digest, locked, read_csv, read_json, require_writable, write_json
-from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
-from common.metrics import image_auroc
-from common.report import Section, write_report
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
@@ -60,6 +61,71 @@ FIXED = {
     "model", "modelname", "output", "output_path", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device",
     "resume", "max_value", "max_pixels",
 }  # fmt: skip
+
+
+def method_options(text: str) -> list[str]:
+    """Type of an option: more options for a method's training, in one string."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from None
+    for word in words:
+        if word.startswith("--") and word[2:].split("=")[0].replace("-", "_") in FIXED:
+            raise ArgumentTypeError(f"{word} is the same for all methods, or this program's affair")
+    return words
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    """The options."""
+    parser = ArgumentParser(
+        description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.",
+        example="python benchmarks/compare.py --data my_data --seeds 0 1 2",
+    )
+    add = parser.add_argument_group("what to compare").add_argument
+    add("--data", type=Path, required=True, help="a category in MVTec AD's layout, or a folder of several")
+    add("--only", "--methods", nargs="+", choices=TITLES, default=list(TITLES), help="methods")
+    seeds = "of weights, batches and the images held out"
+    add("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0, 1, 2], help=seeds)
+
+    add = parser.add_argument_group("alike for all").add_argument
+    size = "side of the images for the networks, a multiple of 128"
+    add("--img_size", type=multiple_of(128, 2**16), default=256, help=size)
+    add("--max_value", **MAX_VALUE)
+    add("--max_pixels", **MAX_PIXELS)
+    add("--epochs", type=whole(1, 10**9), default=36, help="passes over the training images")
+    add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
+    add("--held_out", type=share, default=0.1, help="share of the good images that is not trained on")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
+
+    add = parser.add_argument_group("of one method").add_argument
+    of_both = "of the features of CS-Flow and the nearest neighbour; auto: effnetB5, else lite0"
+    add("--extractor", choices=("auto", "effnetB5", "lite0"), default="auto", help=of_both)
+    add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights; unset: downloaded")
+    for method in ("csflow", "crn", "riad"):
+        more = "more options for its training, in one string, which win; unset: none"
+        add(f"--{method}_options", type=method_options, default=[], help=more)
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
+    return parser.parse_args(argv)
+
+
+answer_early(__name__, parse)
+
+import numpy as np
+from PIL import Image
+
+import crn.options
+import csflow.config
+import riad.source.options
+from common import figures
+from common.checkpoint import versions
+from common.figures import map_sheet, roc_figure, score_histogram
+from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
+from common.metrics import image_auroc
+from common.report import Section, write_report
+
 MODEL = "compare"  # CS-Flow's --modelname
 SHOWN = 6  # images whose maps the report shows
 
@@ -167,11 +233,7 @@ def _machine(options: Namespace) -> list[Any]:
 
 def _more(options: Namespace, method: str) -> list[str]:
     """What the user adds to a method's training."""
-    text = getattr(options, f"{method}_options", "")
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"--{method}_options {text}: {error}") from error
+    return getattr(options, f"{method}_options", [])
 
 
 def _crn_batch(words: list[str], category: Category, options: Namespace) -> int:
@@ -188,11 +250,6 @@ def check(options: Namespace, category: Category) -> None:
         "riad": lambda argv: riad.source.options.check_size(riad.source.options.parse(argv)),
     }
     for method in options.only:
-        for word in _more(options, method):
-            if word.startswith("--") and word[2:].split("=")[0].replace("-", "_") in FIXED:
-                raise UserError(
-                    f"--{method}_options {word}: that is the same for all methods, or this program's affair"
-                )
         if method in parsers:
             parsers[method](plan(method, category, options, 0, Path("run"))[0][1:])
 
@@ -385,49 +442,8 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
 @script
 def main(argv: list[str] | None = None) -> None:
     """Train, test, compare; seed by seed."""
-    parser = ArgumentParser(
-        description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.",
-        example="python benchmarks/compare.py --data my_data --seeds 0 1 2",
-    )
-    add = parser.add_argument_group("what to compare").add_argument
-    add("--data", type=Path, required=True, help="a category in MVTec AD's layout, or a folder of several")
-    add("--only", "--methods", nargs="+", choices=TITLES, default=list(TITLES), help="methods")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, batches and the images held out")
-
-    add = parser.add_argument_group("alike for all").add_argument
-    add("--img_size", type=int, default=256, help="side of the images for the networks, a multiple of 128")
-    add("--max_value", **MAX_VALUE)
-    add("--max_pixels", **MAX_PIXELS)
-    add("--epochs", type=int, default=36, help="passes over the training images")
-    add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
-    add("--held_out", type=float, default=0.1, help="share of the good images that is not trained on")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
-
-    add = parser.add_argument_group("of one method").add_argument
-    add(
-        "--extractor",
-        choices=("auto", "effnetB5", "lite0"),
-        default="auto",
-        help="of the features of CS-Flow and the nearest neighbour; auto: effnetB5, else lite0",
-    )
-    add("--extractor_weights", type=Path, help="file with EfficientNet-B5's weights; unset: downloaded")
-    for method in ("csflow", "crn", "riad"):
-        more = "more options for its training, in one string, which win; unset: none"
-        add(f"--{method}_options", default="", help=more)
-
-    add = parser.add_argument_group("machine and files").add_argument
-    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     set_max_pixels(options.max_pixels)
-    if not 0 < options.held_out < 1:
-        raise UserError(f"--held_out {options.held_out}: expected a share between 0 and 1")
-    if options.img_size < 128 or options.img_size % 128:
-        raise UserError(f"--img_size {options.img_size}: expected a multiple of 128")
-    if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs}: expected at least 1")
-    if not all(0 <= seed < 2**32 for seed in options.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
     options.output, options.seeds = options.output.resolve(), list(dict.fromkeys(options.seeds))
     options.only = list(dict.fromkeys(options.only))
     if options.extractor_weights:
@@ -435,7 +451,7 @@ def main(argv: list[str] | None = None) -> None:
     categories = categories_of(options.data, options.max_value)
     for category in categories:
         check(options, category)
-    with locked(options.output), goes_on(options.output):
+    with locked(options.output), resumable(options.output):
         compare(options, categories)
 
 

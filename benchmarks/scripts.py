@@ -11,12 +11,28 @@ from common.cli import run_script
 from common.files import UserError, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-Command = Sequence[Any]  # a script of this repository, relative to ROOT, and its options
 
 
 def run(program: str, *options: Any) -> None:
-    """Run a script of this repository, as `common.runtime.run_script` does."""
+    """Run a script of this repository, as `common.cli.run_script` does."""
     run_script(ROOT / program, *options)
+
+
+def commands(lines: Sequence[str], **values: Any) -> list[list[str]]:
+    """A command for each line: a script, relative to ROOT, and its options, with {name} replaced by the value of that
+    name; words that are empty then are left out."""
+    filled = [[word.format(**values) for word in line.split()] for line in lines]
+    return [[word for word in words if word] for words in filled]
+
+
+def number_at(results: Any, *key: str | int) -> float | None:
+    """The number at this place of a results file; None where there is none, such as pixel metrics without masks."""
+    for part in key:
+        try:
+            results = results[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return results
 
 
 def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -27,9 +43,9 @@ def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     return record
 
 
-def key_of(about: Any) -> str:
+def key_of(content: Any) -> str:
     """10 hexadecimal digits that tell runs of other commands apart, for the names of their folders."""
-    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:10]
 
 
 def mean_and_spread(values: Sequence[float | None]) -> str:

@@ -11,164 +11,202 @@ import multiprocessing
 import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import PRECISIONS, ArgumentParser, answer_early, say, script, whole
+from common.files import UserError, require_writable, write_json
+
+METHODS = ("csflow", "crrn", "memae", "crn", "riad")
+TASKS = ("step", "scoring")
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    """The options."""
+    parser = ArgumentParser(
+        description="Time training steps and scoring of the methods.",
+        example="python benchmarks/speed.py --only crn riad --tasks step --precisions fp32",
+    )
+    add = parser.add_argument_group("what to time").add_argument
+    add("--only", nargs="+", choices=METHODS, default=METHODS, help="methods")
+    add("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to time")
+    add("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of the networks")
+    add("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="of the memory")
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--repeats", type=whole(5), default=5, help="timed repetitions of each case")
+    add("--threads", type=whole(0, 1024), default=0, help="threads on a CPU; 0: PyTorch's choice")
+    add("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results")
+    options = parser.parse_args(argv)
+    if options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: give a file")
+    return options
+
+
+answer_early(__name__, parse)
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.checkpoint import versions
-from common.cli import PRECISIONS, ArgumentParser, say, script
-from common.files import UserError, require_writable, write_json
 from common.runtime import DTYPES, autocast, pick_device, reuse_memory
 
-LAYOUTS = ("contiguous", "channels_last")
-TASKS = ("step", "scoring")
-Work = tuple[Callable[[], object], Callable[[], object], int]  # a training step, a scoring, and how much that scores
+
+class Where(NamedTuple):
+    """How a network computes."""
+
+    device: torch.device
+    precision: str
+    layout: str
+
+    def put(self, what: Any, dimensions: int = 4) -> Any:
+        """A network or tensor, on the device and in the layout for images (4 dimensions) or videos (5)."""
+        layout = torch.channels_last if dimensions == 4 else torch.channels_last_3d
+        return what.to(self.device, memory_format=layout if self.layout == "channels_last" else torch.contiguous_format)
+
+    def random(self, *shape: int) -> Tensor:
+        """Numbers of a normal distribution."""
+        return self.put(torch.randn(shape, device=self.device), len(shape))
+
+    def autocast(self) -> torch.autocast:
+        """In the precision."""
+        return autocast(self.device, self.precision)
 
 
-def csflow(
-    device: torch.device, precision: str, layout: str, image: int = 512, blocks: int = 1, hidden: int = 512, batch=16
+class Work(NamedTuple):
+    """What is timed: a training step, a scoring, and how many images, cycles or clips that scores."""
+
+    step: Callable[[], object]
+    scoring: Callable[[], object]
+    items: int
+
+
+def work(
+    where: Where, model: nn.Module, forward: Callable, loss: Callable, score: Callable, items: int, clip=0.0, **adam
 ) -> Work:
+    """The usual step, by Adam; forward() -> output, loss(output), score(output); clip: norm of the gradients."""
+    optimizer = torch.optim.Adam(model.parameters(), fused=True, **adam)
+
+    def step():
+        model.train()
+        with where.autocast():
+            output = forward()
+        value = loss(output)
+        optimizer.zero_grad()
+        value.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+    @torch.no_grad()
+    def scoring():
+        model.eval()
+        with where.autocast():
+            return score(forward())
+
+    return Work(step, scoring, items)
+
+
+def csflow(where: Where, image: int = 512, blocks: int = 1, hidden: int = 512, batch: int = 16) -> Work:
     """Features of EfficientNet-B5 at three scales, kernel 3, in the last block 5."""
     from csflow.config import Config
     from csflow.model import N_FEAT, get_cs_flow_model
     from csflow.utils import get_loss, image_scores
 
-    model = get_cs_flow_model(Config(n_coupling_blocks=blocks, fc_internal=hidden), N_FEAT["effnetB5"]).to(device)
-    model.to(memory_format=_format(layout, 4))
-    optimizer = torch.optim.Adam(model.parameters(), 2e-4, eps=1e-4, weight_decay=1e-5, fused=True)
-    x = [_random((batch, 304, image // 32 >> s, image // 32 >> s), device, layout) for s in range(3)]
-
-    def step():
-        with autocast(device, precision):
-            z, log_det = model(x)
-        loss = get_loss(z, log_det)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    @torch.no_grad()
-    def scoring():
-        with autocast(device, precision):
-            return image_scores(model(x)[0])
-
-    return step, scoring, batch
+    model = where.put(get_cs_flow_model(Config(n_coupling_blocks=blocks, fc_internal=hidden), N_FEAT["effnetB5"]))
+    x = [where.random(batch, 304, image // 32 >> s, image // 32 >> s) for s in range(3)]
+    adam = {"lr": 2e-4, "eps": 1e-4, "weight_decay": 1e-5}
+    return work(
+        where, model, lambda: model(x), lambda out: get_loss(*out), lambda out: image_scores(out[0]), batch, 1.0, **adam
+    )
 
 
-def crrn(
-    device: torch.device, precision: str, layout: str, height: int = 61, width: int = 77, boards: int = 20, batch=5
-) -> Work:
+def crrn(where: Where, height: int = 61, width: int = 77, boards: int = 20, batch: int = 5) -> Work:
     """ConvConjLSTM, 2 layers; boards: of a cycle."""
     from crrn.checkpoints import CHANNELS, KERNELS
     from crrn.model.ConvRRN import ST_EncDec
 
-    model = ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2).to(device)
-    model.to(memory_format=_format(layout, 4))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, weight_decay=1e-5, fused=True)
-    x = torch.randn(batch, boards, 1, height, width, device=device)
+    model = where.put(ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2))
+    x = torch.randn(batch, boards, 1, height, width, device=where.device)
 
-    def step():
-        model.train()
-        with autocast(device, precision):
-            output = model(x, 0.25)
-        loss = F.mse_loss(output.float(), x)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
+    def forward():
+        return model(x, 0.25) if model.training else model(x)
 
-    @torch.no_grad()
-    def scoring():
-        model.eval()
-        with autocast(device, precision):
-            return x - model(x).float()
-
-    return step, scoring, batch
+    adam = {"lr": 1e-4, "weight_decay": 1e-5}
+    return work(
+        where, model, forward, lambda out: F.mse_loss(out.float(), x), lambda out: x - out.float(), batch, 0.5, **adam
+    )
 
 
-def memae(
-    device: torch.device, precision: str, layout: str, image: int = 128, frames: int = 16, items: int = 2000, batch=2
-) -> Work:
+def memae(where: Where, image: int = 128, frames: int = 16, items: int = 2000, batch: int = 2) -> Work:
     """conv3d with its memory."""
     from memae.models import AutoEncoderCov3DMem, EntropyLossEncap
     from memae.utils import clip_errors
 
-    model = AutoEncoderCov3DMem(1, items).to(device)
-    model.to(memory_format=_format(layout, 5))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-    x = _random((batch, 1, frames, image, image), device, layout)
+    model = where.put(AutoEncoderCov3DMem(1, items), 5)
+    x = where.random(batch, 1, frames, image, image)
 
-    def step():
-        model.train()
-        with autocast(device, precision):
-            out = model(x)
-        loss = F.mse_loss(out["output"].float(), x) + 0.0002 * EntropyLossEncap()(out["att"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def loss(out):
+        return F.mse_loss(out["output"].float(), x) + 0.0002 * EntropyLossEncap()(out["att"])
 
-    @torch.no_grad()
-    def scoring():
-        model.eval()
-        with autocast(device, precision):
-            return clip_errors(model(x)["output"], x, "MemAE")
+    def score(out):
+        return clip_errors(out["output"], x, "MemAE")
 
-    return step, scoring, batch
+    return work(where, model, lambda: model(x), loss, score, batch, lr=1e-4)
 
 
-def crn(device: torch.device, precision: str, layout: str, image: int = 128, units: int = 2, batch=8, depth=7) -> Work:
+def crn(where: Where, image: int = 128, units: int = 2, batch: int = 8, depth: int = 7) -> Work:
     """Improved units with batch norm."""
     from crn.training.crn import CompetitiveReconstructionNetwork
 
-    model = CompetitiveReconstructionNetwork(units, depth).to(device)
-    model.to(memory_format=_format(layout, 4))
+    model = where.put(CompetitiveReconstructionNetwork(units, depth))
     optimizers = [torch.optim.Adam(unit.parameters(), 1e-4, fused=True) for unit in model.competitive_units]
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    x = _random((batch, 3, image, image), device, layout).clamp(-1, 1)
+    scaler = torch.amp.GradScaler(where.device.type, enabled=where.precision == "fp16")
+    x = where.random(batch, 3, image, image).clamp(-1, 1)
 
     def step():
         model.train()
-        model.training_step(x, optimizers, (0, units - 1), scaler, lambda: autocast(device, precision))
+        model.training_step(x, optimizers, (0, units - 1), scaler, where.autocast)
         model.choose_best()
 
     @torch.no_grad()
     def scoring():
         model.eval()
-        with autocast(device, precision):
+        with where.autocast():
             return model.scores(x)["validation"]
 
-    return step, scoring, batch
+    return Work(step, scoring, batch)
 
 
-def riad(device: torch.device, precision: str, layout: str, image: int = 28, batch=16, scored: int = 1000) -> Work:
+def riad(where: Where, image: int = 28, batch: int = 16, scored: int = 1000) -> Work:
     """Seed variant: a batch in all six slices. run.py trains contiguous; scoring is channels last by itself."""
     from riad.source import options
     from riad.source.agent import Agent
 
-    settings = options.parse(["--mode_optim", "adam", "--precision", precision, "--batch", str(batch)])
+    settings = options.parse(["--mode_optim", "adam", "--precision", where.precision, "--batch", str(batch)])
     settings.img_size = image
-    agent = Agent(settings, 1, 100, device)
-    agent.network.to(memory_format=_format(layout, 4))
+    agent = Agent(settings, 1, 100, where.device)
+    where.put(agent.network)
     images = torch.randint(256, (scored, 1, image, image), dtype=torch.uint8)
 
     def step():
         agent.train_batch(images[:batch], torch.arange(batch), 0, 0)
 
-    def scoring():
-        return [agent.score(part)[1] for part in images.split(settings.batch_score)]
-
-    return step, scoring, scored
+    return Work(step, lambda: [agent.score(part)[1] for part in images.split(settings.batch_score)], scored)
 
 
-METHODS = {"csflow": csflow, "crrn": crrn, "memae": memae, "crn": crn, "riad": riad}
+WORKS = {function.__name__: function for function in (csflow, crrn, memae, crn, riad)}
 # The papers' sizes, for a GPU; the defaults are those that the authors' code was timed at on two cores.
 LARGE = {
     "csflow": {"image": 768, "blocks": 4, "hidden": 1024},
@@ -177,46 +215,30 @@ LARGE = {
 }
 
 
-def _format(layout: str, dimensions: int) -> torch.memory_format:
-    if layout == "contiguous":
-        return torch.contiguous_format
-    return torch.channels_last if dimensions == 4 else torch.channels_last_3d
-
-
-def _random(shape: tuple[int, ...], device: torch.device, layout: str) -> torch.Tensor:
-    return torch.randn(shape, device=device).to(memory_format=_format(layout, len(shape)))
-
-
-def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+def seconds(function: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Durations of `repeats` calls, after one to warm up, each until the device has finished."""
 
-    def finished() -> None:
+    def timed() -> float:
+        started = time.perf_counter()
+        function()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
+        return time.perf_counter() - started
 
-    work()
-    durations = []
-    for _ in range(repeats):
-        finished()
-        started = time.perf_counter()
-        work()
-        finished()
-        durations.append(time.perf_counter() - started)
-    return durations
+    return [timed() for _ in range(repeats + 1)][1:]
 
 
 def peak(device: torch.device, precision: str) -> float:
     """Floating-point operations per second of a large 5 x 5 convolution, the best of 5 and of both layouts."""
     side, batch = (64, 64) if device.type == "cuda" else (64, 4)
     autocast(device, precision)  # tf32 or not; the numbers have their precision themselves
-    best = 0.0
+    best = math.inf
     for layout in LAYOUTS:
-        x = _random((batch, 256, side, side), device, layout).to(DTYPES[precision])
-        weight = _random((256, 256, 5, 5), device, layout).to(DTYPES[precision])
+        where = Where(device, precision, layout)
+        x, weight = (where.random(n, 256, s, s).to(DTYPES[precision]) for n, s in ((batch, side), (256, 5)))
         with torch.no_grad():
-            fastest = min(seconds(lambda: F.conv2d(x, weight, padding=2), device, 5))  # noqa: B023
-        best = max(best, 2 * batch * side**2 * 256**2 * 25 / fastest)
-    return best
+            best = min(best, *seconds(lambda: F.conv2d(x, weight, padding=2), device, 5))  # noqa: B023
+    return 2 * batch * side**2 * 256**2 * 25 / best
 
 
 def memory(device: torch.device) -> float:
@@ -243,30 +265,26 @@ def measure(case: Case) -> dict[str, object]:
     device = torch.device(device_name)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
-    step, scoring, items = METHODS[method](device, precision, layout, **sizes)
-    work = step if task == "step" else scoring
+    what = WORKS[method](Where(device, precision, layout), **sizes)
+    function = what.step if task == "step" else what.scoring
     before = peak(device, precision)
-    durations = seconds(work, device, repeats)
-    after = peak(device, precision)
+    durations = seconds(function, device, repeats)
+    highest = max(before, peak(device, precision))
     with FlopCounterMode(display=False) as counter:
-        work()
+        function()
     operations, median = counter.get_total_flops(), statistics.median(durations)
     return {
-        "method": method, "task": task, "precision": precision, "layout": layout, "sizes": sizes, "items": items,
+        "method": method, "task": task, "precision": precision, "layout": layout, "sizes": sizes, "items": what.items,
         "median_s": median, "min_s": min(durations), "max_s": max(durations), "repeats": repeats,
-        "gflop": operations / 1e9, "gflops": operations / median / 1e9, "peak_gflops": max(before, after) / 1e9,
-        "share_of_peak": operations / median / max(before, after), "memory_gib": memory(device),
+        "gflop": operations / 1e9, "gflops": operations / median / 1e9, "peak_gflops": highest / 1e9,
+        "share_of_peak": operations / median / highest, "memory_gib": memory(device),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
-def alone(case: Case) -> dict[str, object]:
-    """`measure` in a process of its own: its peak memory is its own, and nothing that was allocated before helps it."""
-    return in_own_process(measure, case)
-
-
-def in_own_process(function: Callable, *arguments: object) -> Any:
-    """What the function returns in a new process. UserError where that dies, as for lack of memory."""
+def alone(function: Callable, *arguments: object) -> Any:
+    """What the function returns in a new process: its peak memory is its own, and nothing that was allocated before
+    helps it. UserError where that dies, as for lack of memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
@@ -275,46 +293,18 @@ def in_own_process(function: Callable, *arguments: object) -> Any:
 
 
 HEADER = (
-    "| method | task | precision | layout | median | min to max | GFLOP/s | of peak | memory |\n" + "|---" * 9 + "|"
+    "| method | task | precision | layout | median | min to max | GFLOP/s | of peak | memory |\n" + 9 * "|---" + "|"
 )
-
-
-def line(result: dict) -> str:
-    """One row of the table."""
-    low, high = result["min_s"], result["max_s"]
-    return (
-        f"| {result['method']} | {result['task']} | {result['precision']} | {result['layout']} "
-        f"| {result['median_s']:.3f} s | {low:.3f} to {high:.3f} s "
-        f"| {result['gflops']:.0f} | {result['share_of_peak']:.0%} | {result['memory_gib']:.1f} GiB |"
-    )
+ROW = (
+    "| {method} | {task} | {precision} | {layout} | {median_s:.3f} s | {min_s:.3f} to {max_s:.3f} s | {gflops:.0f} "
+    "| {share_of_peak:.0%} | {memory_gib:.1f} GiB |"
+)
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     """Measure all cases, one process after the other."""
-    parser = ArgumentParser(
-        description="Time training steps and scoring of the methods.",
-        example="python benchmarks/speed.py --only crn riad --tasks step --precisions fp32",
-    )
-    add = parser.add_argument_group("what to time").add_argument
-    add("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods")
-    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to time")
-    add("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of the networks")
-    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the memory")
-
-    add = parser.add_argument_group("machine and files").add_argument
-    add("--repeats", type=int, default=5, help="timed repetitions of each case")
-    add("--threads", type=int, default=0, help="threads on a CPU; 0: PyTorch's choice")
-    add("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results")
-    options = parser.parse_args(argv)
-    if options.repeats < 5:
-        raise UserError(f"--repeats {options.repeats}: expected at least 5, fewer say nothing")
-    if not 0 <= options.threads <= 1024:
-        raise UserError(f"--threads {options.threads}: expected 0 to 1024")
-    if options.output.is_dir():
-        raise UserError(f"--output {options.output} is a folder: give a file")
+    options = parse(argv)
     require_writable(options.output.parent)
     device = pick_device(options.device)
     if device.type != "cuda" and (wrong := {"fp16", "tf32"} & set(options.precisions)):
@@ -330,8 +320,8 @@ def main(argv: list[str] | None = None) -> None:
     say(HEADER)
     results = []
     for case in cases:
-        results.append(alone(case))
-        say(line(results[-1]))
+        results.append(alone(measure, case))
+        say(ROW.format(**results[-1]))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
     say(f"results: {options.output}")

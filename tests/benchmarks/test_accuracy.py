@@ -2,8 +2,6 @@
 
 import importlib
 import json
-from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,9 @@ from memae.script_img_prep import labels_from_intervals, read_intervals
 from tests.helpers import refused
 
 ONE = Experiment(
-    "riad, one", "mvtec", (("train", "{data}", "{seed}", "{cpu}"), ("test", "{place}")), "{place}/*/results.json",
+    "riad, one", "mvtec", ("train {data} {seed} {cpu}", "test {place}"), "{place}/r*/results.json",
     {"AUROC": ("models", "a.pth", "auroc"), "AUPRO": ("aupro",)}, {"AUROC": (0.9, "a paper, mean of 15")},
-    (("prepare", "{shared}/{name}"),),
+    ("prepare {shared}/{name}",),
 )  # fmt: skip
 
 
@@ -75,11 +73,11 @@ def test_interrupted(tmp_path, called, monkeypatch, capsys):
 
     monkeypatch.setattr(accuracy, "run", stop)
     assert accuracy.main(["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out")]) == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command to resume" in capsys.readouterr().out
 
 
 def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypatch, capsys):
-    other = replace(ONE, name="crn, other", seeds=(4,))
+    other = ONE._replace(name="crn, other", seeds=(4,))
     monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, other])
     argv = ["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out")]
 
@@ -100,7 +98,7 @@ def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypat
     (tmp_path / "mvtec/screw/train/good/000.png").unlink()
 
     # What another version of an experiment has found is not its own, and other data have no place in this table.
-    monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, replace(other, commands=(("train", "--more"), ONE.commands[1]))])
+    monkeypatch.setattr(accuracy, "EXPERIMENTS", [ONE, other._replace(commands=("train --more", ONE.commands[1]))])
     assert accuracy.main([*argv, "--only", "one", "--seeds", "0"]) == 0 and len(rows()) == 3
     (tmp_path / "elsewhere/bottle/train/good").mkdir(parents=True)
     argv[1] = f"mvtec={tmp_path / 'elsewhere'}"
@@ -135,28 +133,32 @@ def test_list_and_wrong_input(tmp_path, called, capsys):
     assert not called
 
 
+def check_commands(capsys, commands):
+    """Every command is given to its script's own main with an option more that it does not know: it names that one."""
+    for program, *words in commands:
+        module = importlib.import_module(program.removesuffix(".py").replace("/", "."))
+        refused(capsys, module.main, [*words, "--no_such_option"], "unknown option --no_such_option")
+
+
 PARSED = [one for one in accuracy.EXPERIMENTS if not one.name.startswith("crrn")]  # crrn/compare.py takes any option
 
 
-@pytest.mark.parametrize("experiment", PARSED, ids=lambda one: one.name)
-def test_the_scripts_know_the_options(experiment, tmp_path, capsys, monkeypatch):
-    """Every command is given to its script's own main with an option more that it does not know: it names that one."""
-    commands = []
-    monkeypatch.setattr(accuracy, "run", lambda *words: commands.append(words))
-    options = Namespace(output=tmp_path, cpu=True, folders={})
-    with pytest.raises(UserError):  # there are no results
-        accuracy.run_once(experiment, "unit", tmp_path / "data/unit", 3, options)
-    assert len(commands) == len(experiment.prepare) + len(experiment.commands)
-    for program, *words in commands:
-        path = Path(program)
-        assert not any("{" in word for word in words)
-        module = importlib.import_module(f"{path.parent}.{path.stem}")
-        refused(capsys, module.main, [*words, "--no_such_option"], "unknown option --no_such_option")
+def test_the_scripts_know_the_options(tmp_path, capsys, monkeypatch):
+    commands = set()
+    monkeypatch.setattr(accuracy, "run", lambda *words: commands.add(words))
+    for experiment in PARSED:
+        with pytest.raises(UserError, match="expected one"):  # there are no results
+            accuracy.run_once(experiment, "unit", tmp_path / "data/unit", 3, accuracy.Given(tmp_path, True, {}, {}))
+    assert len(commands) > len(PARSED) and not any("{" in word for words in commands for word in words)
+    check_commands(capsys, commands)
 
 
 def test_names_are_unlike():
     names = [one.name for one in accuracy.EXPERIMENTS]
-    assert len(set(names)) == len(names) and {one.data for one in accuracy.EXPERIMENTS} == set(accuracy.DATA)
+    assert len(set(names)) == len(names) and {one.data for one in accuracy.EXPERIMENTS} == {
+        *accuracy.DATA,
+        *accuracy.GENERATED,
+    }
 
 
 def image(path, value=0, size=(6, 4)):
@@ -203,7 +205,7 @@ def test_avenue(tmp_path):
     root = tmp_path / "Avenue"
     for name in ("training_videos", "testing_videos", "ground_truth/testing_label_mask"):
         (root / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="ground truth"):
+    with pytest.raises(UserError, match="Avenue's labels"):
         accuracy.avenue(root, tmp_path / "out")
     for video, abnormal in ((1, (1, 2, 3, 7)), (10, (9,)), (2, (0, 5))):
         masks = np.empty((1, 10), object)

@@ -132,7 +132,7 @@ def test_runs_are_of_the_masks_and_weights_of_now(textures, tmp_path, monkeypatc
     weights.write_text("a")
     options = Namespace(
         output=tmp_path / "out", img_size=128, epochs=2, extractor="effnetB5", extractor_weights=weights, held_out=0.2,
-        cpu=True, precision="fp32", networks="small", max_value=65535, max_pixels=None, csflow_options="",
+        cpu=True, precision="fp32", networks="small", max_value=65535, max_pixels=None, csflow_options=[],
     )  # fmt: skip
 
     def ran():
@@ -186,13 +186,11 @@ def test_wrong_input(textures, tmp_path, programs, capsys):
     no("test/<kind of defect>/", data=tmp_path / "unlabelled")
     (tmp_path / "unlabelled/test/good").rename(tmp_path / "unlabelled/test/bad")
     no("labelled test images", data=tmp_path / "unlabelled")
-    no("--img_size", "100", "--img_size 100")
-    no("--held_out", "0", "--held_out 0")
-    no("--epochs", "0", "--epochs 0")
-    no("--crn_options", "--seed 4", "the same for all methods")
+    for name, value in (("--img_size", "100"), ("--held_out", "0"), ("--epochs", "0"), ("--crn_options", "--seed 4")):
+        no(name, value, name)
     no("--crn_options", "--sed 4", "--seed")  # did you mean
     no("--riad_options", "--list_k 'x", "No closing quotation")
-    no("--csflow_options=--n_coupling_blocks=0", "--n_coupling_blocks 0")
+    no("--csflow_options=--n_coupling_blocks=0", "--n_coupling_blocks")
     assert not programs and not (tmp_path / "out").exists()
 
 

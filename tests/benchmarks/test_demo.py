@@ -1,8 +1,6 @@
 """The demo's table and page, from methods that are done at once; and each of its commands has options that exist."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +9,15 @@ from PIL import Image
 from benchmarks import demo
 from common.files import UserError
 from common.report import Section, write_report
+from tests.benchmarks.test_accuracy import check_commands
 from tests.helpers import Report, refused
 
 
 def method(title, epochs):
     """One that has two commands, "train" and "test"."""
-    return demo.Method(
-        title, "some data", 60,
-        lambda folder: [["train", epochs, folder], ["test", epochs, folder]],
-        lambda folder: demo.Found(
-            [(title, "image AUROC", 0.98765), ("a baseline", "image AUROC", 0.5)], folder / "report.html"
-        ),
-    )  # fmt: skip
+    lines = f"train {epochs} {{folder}}", f"test {epochs} {{folder}}"
+    results = [(title, "results.json", "one", 0), ("a baseline", "results.json", "baseline")]
+    return demo.Method(title, "some data", 60, lines, "image AUROC", results, "report.html")
 
 
 @pytest.fixture
@@ -31,12 +26,13 @@ def ran(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "p.png")
     calls = []
 
-    def run(program, *options):
-        calls.append((program, options[1].name.split("_")[0]))
+    def run(program, epochs, folder):
+        folder = demo.Path(folder)
+        calls.append((program, folder.name.split("_")[0]))
         if program == "test":
-            folder = options[1]
             pictures = [(tmp_path / "p.png", "Best found: p"), (tmp_path / "p.png", "Worst missed: p")]
             write_report(folder / "report.html", f"Page of {folder.name}", [Section("About", pictures=pictures)])
+            (folder / "results.json").write_text('{"one": [0.98765], "baseline": 0.5}')
 
     for name in ("train", "test", "one/model.py", "other/model.py", "common/files.py"):
         (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,68 +60,40 @@ def test_table_and_page(tmp_path, ran, capsys):
 
 
 def test_what_is_finished_is_not_run_again(tmp_path, ran, monkeypatch, capsys):
-    argv = ["--output", str(tmp_path / "out")]
-    whole = demo.run
+    argv, whole = ["--output", str(tmp_path / "out")], demo.run
 
-    def stopped(program, *options):
-        if (program, options[0]) == ("test", 2):
+    def stopped(program, epochs, folder):
+        if (program, epochs) == ("test", "2"):
             raise KeyboardInterrupt
-        whole(program, *options)
+        whole(program, epochs, folder)
+        if (program, epochs) == ("test", "1"):
+            raise KeyboardInterrupt(0)  # asked for as it came to its end all the same
 
     monkeypatch.setattr(demo, "run", stopped)
-    assert demo.main(argv) == 130
-    assert "the same command goes on" in capsys.readouterr().out and not (tmp_path / "out/report.html").exists()
-    assert ran == [("train", "one"), ("test", "one"), ("train", "other")]
+    for done in ([("train", "one"), ("test", "one")], [("train", "other")]):
+        ran.clear()
+        assert demo.main(argv) == 130 and ran == done
+    assert "run the same command to resume" in capsys.readouterr().out and not (tmp_path / "out/report.html").exists()
 
     monkeypatch.setattr(demo, "run", whole)
     ran.clear()
-    capsys.readouterr()
     assert demo.main(argv) == 0 and ran == [("test", "other")]
     told = [line for line in capsys.readouterr().out.splitlines() if "taken over" in line]
     assert len(told) == 2 and "2 of 2 steps" in told[0] and "1 of 2 steps" in told[1]
     ran.clear()
     assert demo.main(argv) == 0 and ran == []
-    # Other options are other results, in a folder of their own.
+    # Other options, and other code, are other results, in folders of their own.
     monkeypatch.setitem(demo.METHODS, "one", method("One", 3))
     assert demo.main(argv) == 0 and ran == [("train", "one"), ("test", "one")]
-    assert len(list((tmp_path / "out").glob("one_*"))) == 2
-
-
-@pytest.mark.parametrize(
-    "file, again", [("one/model.py", {"one"}), ("common/files.py", {"one", "other"}), ("test", {"one", "other"})]
-)
-def test_changed_code_is_run_again(file, again, tmp_path, ran, capsys):
-    argv = ["--output", str(tmp_path / "out")]
-    assert demo.main(argv) == 0
-    (tmp_path / "repo" / file).write_text("2")
-    ran.clear()
-    capsys.readouterr()
-    assert demo.main(argv) == 0 and {name for _, name in ran} == again
-    assert capsys.readouterr().out.count("taken over") == 2 - len(again)
-
-
-def test_a_command_that_ended_though_a_stop_was_asked_for_is_not_run_again(tmp_path, ran, monkeypatch):
-    whole = demo.run
-
-    def stopped(program, *options):
-        whole(program, *options)
-        raise KeyboardInterrupt(0)
-
-    argv = ["--output", str(tmp_path / "out")]
-    monkeypatch.setattr(demo, "run", stopped)
-    assert demo.main(argv) == 130 and ran == [("train", "one")]
-    monkeypatch.setattr(demo, "run", whole)
-    assert demo.main(argv) == 0 and ran.count(("train", "one")) == 1
+    for file, again in (("one/model.py", {"one"}), ("common/files.py", {"one", "other"}), ("test", {"one", "other"})):
+        (tmp_path / "repo" / file).write_text("2")
+        ran.clear()
+        assert demo.main(argv) == 0 and {name for _, name in ran} == again
+    assert len(list((tmp_path / "out").glob("one_*"))) == 5
 
 
 @pytest.mark.parametrize("name", demo.METHODS)
 def test_the_scripts_know_the_options(name, tmp_path, capsys):
-    """Every command is given to its script's own main with an option more that it does not know: it names that one."""
-    for program, *options in demo.METHODS[name].commands(tmp_path):
-        path = Path(program)
-        assert (demo.ROOT / path).exists()
-        module = importlib.import_module(f"{path.parent}.{path.stem}")
-        # The first thing that a parser complains about is what it does not know.
-        refused(capsys, module.main, [*map(str, options), "--no_such_option"], "--no_such_option")
+    check_commands(capsys, demo.commands(demo.METHODS[name].lines, folder=tmp_path))
     with pytest.raises(UserError):  # nothing was computed: its results are missing
-        demo.METHODS[name].found(tmp_path)
+        demo.numbers_of(demo.METHODS[name], tmp_path)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import in_own_process
 from common.files import UserError, read_tensors
 from crn.training.dataset import Images, Item
 from memae.data.video_datasets import load_batches
@@ -36,11 +35,6 @@ def test_threads_that_assemble_clips_pass_on_what_ends_them(threads):
     assert [next(batches) for _ in range(3)] == [[0], [1], [2]]
     with pytest.raises(MemoryError):
         next(batches)
-
-
-def test_a_process_that_dies_is_reported():
-    with pytest.raises(UserError, match="the process that measures died"):
-        in_own_process(os._exit, 9)
 
 
 @pytest.mark.slow
