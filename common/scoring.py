@@ -1,18 +1,24 @@
-"""Verdicts on images that nobody has labelled: thresholds from good images, and the scoring of files."""
+"""What trained models are used for: the scoring of images that nobody has labelled, and ONNX files."""
 
 import hashlib
+import importlib
 import json
 import math
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 
 from common.cli import (
     complain,
@@ -392,3 +398,92 @@ def _save_pictures(
 def _save(image: Image.Image, path: Path, format: str) -> None:
     with atomic_write(path) as file:
         image.save(file, format)
+
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what the export needs beside the project's own
+TOLERANCE = 1e-3  # of the largest value of an output
+LARGEST = 2 * 2**30 - 2**24  # bytes of parameters: such an ONNX file has less than 2 GiB in all
+SMOOTHED = "bilinear, antialiased (Pillow's resize of 8-bit images)"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained network as `export` takes it: one tensor, whose first dimension is free, to a tuple of tensors.
+
+    checkpoint: its file, which stays; output: the ONNX file, unset: the checkpoint's name with .onnx; inputs: at least
+    three examples; metadata: method, channels (such as RGB), resizing (how images come to the network's size), and what
+    else users of the file need to know.
+    """
+
+    checkpoint: Path
+    output: Path | None
+    network: nn.Module
+    inputs: Tensor
+    outputs: Sequence[str]
+    metadata: Mapping[str, str]
+    threshold: Mapping[str, Any] | None = None
+    input_name: str = "image"
+
+
+def examples(channels: int, *sides: int) -> Tensor:
+    """Three smooth random images (3, channels, *sides) in steps of 1/255 from 0 to 1; sides: of space, or time and
+    space."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, channels, *(max(side // 16, 2) for side in sides), generator=generator)
+    fine = F.interpolate(coarse, sides, mode="bilinear" if len(sides) == 2 else "trilinear")
+    return (fine * 255).round() / 255
+
+
+@torch.no_grad()
+def export(model: Exported) -> None:
+    """Write a network as an ONNX file, which runs without PyTorch and without this project, once ONNX Runtime gives the
+    same outputs for its example inputs.
+
+    The file's metadata hold `model.metadata`, values (the inputs' range, 0..1), size (height x width), threshold and
+    pixel_threshold ("none" where there is none). The old file survives every failure. UserError where a package is
+    missing, the network is too large, the file cannot be written, or outputs differ by more than TOLERANCE.
+    """
+    path, network, inputs = model.output or model.checkpoint.with_suffix(".onnx"), model.network.eval(), model.inputs
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, such as --output {path / 'model.onnx'}")
+    if path.exists() and path.samefile(model.checkpoint):
+        raise UserError(f"{path} is the checkpoint itself: give another file as --output")
+    require_writable(path.parent)
+    for name in PACKAGES:  # after all that can be wrong without them
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"the export needs the package {name}: pip install {' '.join(PACKAGES)}") from error
+    import onnxruntime
+
+    say(f"exporting to {path}, which takes a minute")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own affairs
+        program = torch.onnx.export(
+            network, (inputs[:2],), dynamo=True, verbose=False, input_names=[model.input_name],
+            output_names=list(model.outputs), dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+    limits = model.threshold or {"image": "none", "pixel": "none"}
+    metadata = {**model.metadata, "values": "0..1", "size": " x ".join(map(str, inputs.shape[-2:]))}
+    metadata |= {"threshold": str(limits["image"]), "pixel_threshold": str(limits["pixel"])}
+    program.model.metadata_props.update(metadata)
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    if size > LARGEST:
+        raise UserError(f"the network's parameters take {size / 2**30:.1f} GiB, an ONNX file holds less than 2")
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run(None, {model.input_name: inputs.numpy()})
+    difference = largest_difference(found, [value.numpy() for value in network(inputs)])
+    if not difference <= TOLERANCE:
+        raise UserError(f"ONNX Runtime's outputs are off by {difference:.1e} of the largest value: nothing is written")
+    with atomic_write(path) as file:
+        file.write(content)
+    shapes = [f"{name} (batch, {', '.join(map(str, value.shape[1:]))})" for name, value in zip(model.outputs, found)]
+    say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): {', '.join(shapes)}")
+    say(f"ONNX Runtime agrees with PyTorch to {difference:.0e} of the largest value")
+
+
+def largest_difference(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """The largest difference between outputs, each as a share of the largest value wanted of it; nan where any is."""
+    shares = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-12) for a, b in zip(found, wanted, strict=True)]
+    return float(np.max(shares))

@@ -7,22 +7,39 @@ and how it scores. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.cli import answer_early, script
+from csflow.config import MODEL_SETTINGS, Config, build_parser
+
+OPTIONS = {"modelname", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr"}
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    """The options, of which `output` need not be there."""
+    parser = build_parser(
+        "Write a saved model, with its extractor, as an ONNX file.",
+        "python csflow/export.py --modelname bottle",
+        OPTIONS,
+    )
+    add = parser.add_argument_group("ONNX").add_argument
+    add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
+    return parser.parse_args(argv)
+
+
+answer_early(__name__, parse)
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cli import script
-from common.onnx_export import SMOOTHED, examples, export
-from csflow.config import MODEL_SETTINGS, Config, build_parser
+from common.scoring import SMOOTHED, Exported, examples, export
 from csflow.model import CSFlow, FeatureExtractor
 from csflow.score import load
 from csflow.utils import anomaly_maps, image_scores
-
-OPTIONS = {"modelname", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr"}
 
 
 class Scorer(nn.Module):
@@ -35,32 +52,29 @@ class Scorer(nn.Module):
         self.register_buffer("std", torch.tensor(config.norm_std)[:, None, None])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         z, _ = self.flow(self.extractor((images - self.mean) / self.std))
         maps = F.interpolate(anomaly_maps(z)[:, None], images.shape[2:], mode="bilinear", align_corners=False)
         return image_scores(z)[self.score], maps[:, 0]
 
 
+def scorer(options: Namespace) -> Exported:
+    """The model that the options name, as it is exported."""
+    given = vars(options)
+    output = given.pop("output", None)
+    model = load(**given, cpu=True)
+    config, network = model.config, Scorer(model.extractor, model.flow, model.config)
+    about = {"method": "CS-Flow", "channels": "RGB", "resizing": SMOOTHED, "score": config.score}
+    about["extractor"] = config.extractor
+    output = output or config.result_dir / f"{config.modelname}.onnx"
+    return Exported(
+        config.model_file, output, network, examples(3, *config.img_size), ["score", "map"], about, model.threshold
+    )
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export config.modelname."""
-    parser = build_parser(
-        "Write a saved model, with its extractor, as an ONNX file.",
-        "python csflow/export.py --modelname bottle",
-        OPTIONS,
-    )
-    add = parser.add_argument_group("ONNX").add_argument
-    add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
-    options = vars(parser.parse_args(argv))
-    output = options.pop("output", None)
-    model = load(**options, cpu=True)
-    config = model.config
-    output = output or config.result_dir / f"{config.modelname}.onnx"
-    export(
-        output, config.model_file, Scorer(model.extractor, model.flow, config), examples(3, *config.img_size), "image",
-        ["score", "map"], "CS-Flow", "RGB", SMOOTHED, model.threshold, score=config.score,
-        extractor=config.extractor,
-    )  # fmt: skip
+    export(scorer(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,39 @@ script_testing.py that say which model it is. Needs the packages onnx, onnxscrip
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch import Tensor, nn
-
-from common.cli import script
-from common.files import UserError
-from common.onnx_export import examples, export
+from common.cli import answer_early, script, whole
 from memae.options import TestOptions
-from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
 
 OPTIONS = {
     "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth", "MemDim",
-    "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "ModelRoot", "ModelFilePath",
+    "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "ModelRoot",
 }  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    """The options."""
+    options = TestOptions(
+        "Write a trained model as an ONNX file.", "python memae/script_export.py --Dataset mine --Size 256", OPTIONS
+    )
+    add = options.parser.add_argument_group("ONNX").add_argument
+    add("--Size", type=whole(16, 4096), default=256, help="width and height of the frames in pixels")
+    checkpoint = "trained model; unset: <ModelRoot>/<setting>.pt"
+    add("--ModelFilePath", "--checkpoint", dest="ModelFilePath", type=Path, help=checkpoint)
+    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+    return options.parse(argv)
+
+
+answer_early(__name__, parse)
+
+from torch import Tensor, nn
+
+from common.scoring import Exported, examples, export
+from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
 
 
 class Scorer(nn.Module):
@@ -32,35 +49,27 @@ class Scorer(nn.Module):
         self.model, self.name = model, name
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         x = (clips - 0.5) / 0.5
         out = self.model(x)
         errors = error_maps(out["output"] if isinstance(out, dict) else out, x, self.name)
         return errors.flatten(1).mean(dim=1), errors
 
 
+def scorer(opt: Namespace) -> Exported:
+    """The model that the options name, as it is exported."""
+    require_fitting((opt.Size, opt.Size), opt)
+    path, model = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt", make_model(opt)
+    load_weights(model, path, opt)
+    about = {"method": opt.ModelName, "channels": "RGB" if opt.ImgChnNum == 3 else "grey"}
+    about["resizing"] = "bicubic, antialiased (Pillow's resize of 8-bit images)"
+    inputs, network = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size), Scorer(model, opt.ModelName)
+    return Exported(path, opt.output, network, inputs, ["score", "error"], about, input_name="clip")
+
+
 @script(memory="a smaller --Size")
 def main(argv: list[str] | None = None) -> None:
     """Export one model."""
-    options = TestOptions(
-        "Write a trained model as an ONNX file.", "python memae/script_export.py --Dataset mine --Size 256", OPTIONS
-    )
-    add = options.parser.add_argument_group("ONNX").add_argument
-    add("--Size", type=int, default=256, help="width and height of the frames in pixels")
-    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
-    opt = options.parse(argv)
-    if not 16 <= opt.Size <= 4096:
-        raise UserError(f"--Size {opt.Size}: expected 16 to 4096")
-    require_fitting((opt.Size, opt.Size), opt)
-    path = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
-    model = make_model(opt)
-    load_weights(model, path, opt)
-    inputs = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size)
-    output = opt.output or path.with_suffix(".onnx")
-    channels = "RGB" if opt.ImgChnNum == 3 else "grey"
-    resizing = "bicubic, antialiased (Pillow's resize of 8-bit images)"
-    network = Scorer(model, opt.ModelName)
-    export(output, path, network, inputs, "clip", ["score", "error"], opt.ModelName, channels, resizing)
+    export(scorer(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,34 @@ threshold of the verdicts. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import ArgumentParser, answer_early, say, script, share
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    """The options."""
+    parser = ArgumentParser(
+        description="Write a trained network as an ONNX file.",
+        example="python riad/export.py --checkpoint bottle/Checkpoint/model_2_best_val_loss.pth",
+    )
+    add = parser.add_argument_group("files").add_argument
+    add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
+    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
+    add = parser.add_argument_group("verdicts").add_argument
+    add("--fpr", type=share, help="share of good images that the threshold may call defective; unset: as in training")
+    return parser.parse_args(argv)
+
+
+answer_early(__name__, parse)
+
 import torch
 from torch import Tensor, nn
 
-from common.cli import ArgumentParser, say, script
-from common.onnx_export import SMOOTHED, examples, export
+from common.scoring import SMOOTHED, Exported, examples, export
 from riad.score import chosen_checkpoint, load
 from riad.source.agent import Agent
 
@@ -28,36 +47,27 @@ class Scorer(nn.Module):
         self.network, self.agent = agent.network, agent
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         _, maps = self.agent.maps((images * 255).round())
         return maps.amax(dim=(1, 2)), maps
+
+
+def scorer(options: Namespace) -> Exported:
+    """The network in --checkpoint, as it is exported."""
+    file = options.checkpoint or chosen_checkpoint()
+    model = load(file, torch.device("cpu"), options.fpr, "fp32")
+    agent, stored = model.agent, model.stored
+    if stored["settings"]["precision"] != "fp32":
+        say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
+    about = {"method": "RIAD", "channels": "RGB" if stored["channels"] == 3 else "grey", "resizing": SMOOTHED}
+    about["algorithm"] = agent.settings.algorithm
+    inputs = examples(stored["channels"], *agent.size)
+    return Exported(file, options.output, Scorer(agent), inputs, ["score", "map"], about, model.threshold)
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export one checkpoint."""
-    parser = ArgumentParser(
-        description="Write a trained network as an ONNX file.",
-        example="python riad/export.py --checkpoint bottle/Checkpoint/model_2_best_val_loss.pth",
-    )
-    add = parser.add_argument_group("files").add_argument
-    add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
-    add("--output", type=Path, help="the file; unset: the checkpoint's name with .onnx")
-
-    add = parser.add_argument_group("verdicts").add_argument
-    add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
-    given = parser.parse_args(argv)
-    file = given.checkpoint or chosen_checkpoint()
-    model = load(file, torch.device("cpu"), given.fpr, "fp32")
-    agent, stored = model.agent, model.stored
-    if stored["settings"]["precision"] != "fp32":
-        say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
-    inputs = examples(stored["channels"], *agent.size)
-    output = given.output or file.with_suffix(".onnx")
-    export(
-        output, file, Scorer(agent), inputs, "image", ["score", "map"], "RIAD",
-        "RGB" if stored["channels"] == 3 else "grey", SMOOTHED, model.threshold, algorithm=agent.settings.algorithm,
-    )  # fmt: skip
+    export(scorer(parse(argv)))
 
 
 if __name__ == "__main__":

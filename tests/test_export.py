@@ -12,7 +12,8 @@ import csflow.config
 import csflow.export
 import memae.script_export
 import riad.export
-from common import checkpoint, onnx_export
+from common import checkpoint, scoring
+from common.files import UserError
 from common.images import read_image
 from common.metrics import upsample
 from crn.inference import score_batches
@@ -186,32 +187,33 @@ def test_outputs_that_differ_or_are_too_large_are_not_written(tmp_path, monkeypa
         def forward(self, images):
             return (images + (0 if torch.compiler.is_exporting() else 1),)
 
-    file, inputs = tmp_path / "m.onnx", onnx_export.examples(1, 8, 8)
+    file, inputs = tmp_path / "m.onnx", scoring.examples(1, 8, 8)
     file.write_text("before")
     file.with_name("m.pt").write_text("the checkpoint")
-    for limit, words in ((onnx_export.LIMIT, "nothing is written"), (-1, "less than 2")):
-        monkeypatch.setattr(onnx_export, "LIMIT", limit)
-        with pytest.raises(onnx_export.UserError, match=words):
-            onnx_export.export(file, file.with_name("m.pt"), Random(), inputs, "image", ["out"], "m", "", "")
+    model = scoring.Exported(file.with_name("m.pt"), file, Random(), inputs, ["out"], {"method": "m"})
+    for limit, words in ((scoring.LARGEST, "nothing is written"), (-1, "less than 2")):
+        monkeypatch.setattr(scoring, "LARGEST", limit)
+        with pytest.raises(UserError, match=words):
+            scoring.export(model)
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.pt"} and file.read_text() == "before"
 
 
 def test_largest_difference():
     wanted = [np.array([1.0, -2.0]), np.array([10.0])]
-    assert onnx_export.largest_difference([np.array([1.0, -1.9]), np.array([9.0])], wanted) == pytest.approx(0.1)
-    assert np.isnan(onnx_export.largest_difference([wanted[0], np.array([np.nan])], wanted))
+    assert scoring.largest_difference([np.array([1.0, -1.9]), np.array([9.0])], wanted) == pytest.approx(0.1)
+    assert np.isnan(scoring.largest_difference([wanted[0], np.array([np.nan])], wanted))
 
 
-@pytest.mark.parametrize("missing", onnx_export.PACKAGES)
+@pytest.mark.parametrize("missing", scoring.PACKAGES)
 def test_missing_packages_are_named(missing, tmp_path, monkeypatch, capsys):
     argv, _ = riad_of(tmp_path, "--filters", "2", "2", "2", "2", channels=1)
-    for name in onnx_export.PACKAGES:
+    for name in scoring.PACKAGES:
         monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
     words = f"needs the package {missing}: pip install onnx onnxscript onnxruntime"
     refused(capsys, riad.export.main, argv, words, keeps=tmp_path)
 
 
 def test_examples():
-    images = onnx_export.examples(3, 20, 24)
+    images = scoring.examples(3, 20, 24)
     assert images.shape == (3, 3, 20, 24) and 0 <= images.min() < images.max() <= 1
-    assert torch.equal((images * 255).round() / 255, images) and onnx_export.examples(1, 16, 32, 32).dim() == 5
+    assert torch.equal((images * 255).round() / 255, images) and scoring.examples(1, 16, 32, 32).dim() == 5
