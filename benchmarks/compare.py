@@ -245,7 +245,7 @@ def _crn_batch(words: list[str], category: Category, options: Namespace) -> int:
 def check(options: Namespace, category: Category) -> None:
     """UserError for what a method would refuse hours later, or what would make the comparison unfair."""
     parsers = {
-        "csflow": lambda argv: csflow.config.parse(argv, ""),
+        "csflow": csflow.config.parse,
         "crn": crn.options.parse,
         "riad": lambda argv: riad.source.options.check_size(riad.source.options.parse(argv)),
     }

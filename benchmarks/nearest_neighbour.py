@@ -8,29 +8,41 @@ order of scores.csv, at the features' resolution) to --output.
 """
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.cli import answer_early
+from csflow.config import FEATURES, Config, build_parser, complete, given_by
+
+
+def parse(argv: list[str] | None = None) -> Config:
+    """CS-Flow's settings of the data, the features and the split, and `output`."""
+    does = "Nearest-neighbour baseline on CS-Flow's features."
+    example = "python benchmarks/nearest_neighbour.py --dataset_path my_data --class_name bottle"
+    parser = build_parser(does, example, (*FEATURES, "calibration_share", "seed"))
+    add = parser.add_argument_group("results").add_argument
+    add("--output", type=Path, default=None, help="folder for the results; unset: in benchmarks/results")
+    given = given_by(parser, argv)
+    output = given.pop("output")
+    return complete(given).but(output=output)
+
+
+answer_early(__name__, parse)
+
+import time
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from common.cli import notes, progress, say, script
-from common.files import UserError, atomic_write, require_writable, write_csv, write_json
-from common.metrics import MaskedPixels, image_auroc
+from common.files import UserError, atomic_write, locked, require_writable, write_json
+from common.images import set_max_pixels
+from common.metrics import MaskedPixels, evaluate, say_results, write_scores
 from common.runtime import pick_device
-from csflow.config import build_parser, from_options
 from csflow.dummy_data import ensure_dummy_data
-from csflow.evaluate import load_features
-from csflow.utils import load_dataset
-
-# CS-Flow's options that matter here: those of the data, the features and the split.
-USED = (
-    "dataset_path", "class_name", "feature_path", "img_size", "extractor", "extractor_weights", "n_scales", "norm_mean",
-    "norm_std", "batch_size", "calibration_share", "seed", "hide_tqdm_bar", "device", "gpu_ids", "cpu", "max_value",
-    "max_pixels",
-)  # fmt: skip
+from csflow.extract_features import load_features
+from csflow.utils import Preparation, load_dataset
 
 
 def patches(maps: np.ndarray) -> np.ndarray:
@@ -47,58 +59,52 @@ def distance_maps(train: np.ndarray, test: np.ndarray) -> np.ndarray:
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    """Score the test part of config.class_name and print the metrics."""
-    parser = build_parser(
-        "Nearest-neighbour baseline on CS-Flow's features.",
-        "python benchmarks/nearest_neighbour.py --dataset_path my_data --class_name bottle",
-        USED,
-    )
-    add = parser.add_argument_group("results").add_argument
-    add("--output", type=Path, help="folder for the results; unset: in benchmarks/results")
-    options = vars(parser.parse_args(argv))
-    output = options.pop("output", None)
-    config = from_options(options)
-    device = pick_device(config.device, config.gpu_ids, config.cpu)
-    ensure_dummy_data(config)
-    dataset = load_dataset(config)
+    """Data, features, distances, evaluation."""
+    options = parse(argv)
+    set_max_pixels(options.max_pixels)
+    device = pick_device(options.device, options.gpu_ids, options.cpu)
+    ensure_dummy_data(options.root)
+    dataset = load_dataset(options.root, options.max_value, options.img_size)
     if not dataset.test:
         raise UserError(f"{dataset.root} has no test images, and nothing is trained here")
-    config.pre_extracted = True
-    train, test, extractor = load_features(config, dataset, device)
-    size = "x".join(map(str, config.img_size))
-    name = f"nearest_neighbour_{config.class_name}_{extractor}_{size}"
-    output = output or Path(__file__).resolve().parent / "results" / name
+    prepare = Preparation(options.img_size, options.n_scales, options.norm_mean, options.norm_std, dataset.max_value)
+    train, test = load_features(
+        options.feature_dir, dataset, prepare, options.extractor, options.extractor_weights, options.batch_size, device,
+        hide=options.hide_tqdm_bar,
+    )  # fmt: skip
+    name = f"nearest_neighbour_{options.class_name}_{train.extractor}_{'x'.join(map(str, options.img_size))}"
+    output = options.output or Path(__file__).resolve().parent / "results" / name
     require_writable(output)
-    rows, _ = dataset.split(config)
+    rows, _ = dataset.split(options.calibration_share, options.seed)
     start = time.monotonic()
     maps = distance_maps(train.maps[0][rows], test.maps[0])
     seconds = time.monotonic() - start
-    labels = [sample.label for sample in dataset.test]
-    scores = {"mean": maps.mean(axis=(1, 2)), "max": maps.max(axis=(1, 2))}
-    results = {
-        "method": "nearest neighbour",
-        "data": dataset.data,
-        "extractor": extractor,
-        "img_size": config.img_size,
-        "images": {"train": len(rows), "good": labels.count(0), "defective": len(labels) - labels.count(0)},
-        "image_auroc_mean": image_auroc(labels, scores["mean"]),
-        "image_auroc_max": image_auroc(labels, scores["max"]),
-        "seconds": seconds,
-        "settings": config.as_dict(),
-    }
-    if any(sample.mask for sample in dataset.test):
-        pixels = MaskedPixels()
-        for sample, distances in zip(dataset.test, maps):
-            pixels.update(sample.path, sample.label, sample.mask, distances.astype(np.float32))
-        results |= pixels.compute()
-    for name in ("image_auroc_mean", "image_auroc_max", "pixel_auroc", "aupro", "seconds"):
-        if name in results:
-            say(f"{name} {results[name]:.4f}")
-    table = [[dataset.name(s), s.class_name, s.label, *pair] for s, *pair in zip(dataset.test, *scores.values())]
-    write_csv(output / "scores.csv", ["path", "class", "label", "score_mean", "score_max"], table)
-    with atomic_write(output / "maps.npy") as file:
-        np.save(file, maps.astype(np.float32), allow_pickle=False)
-    write_json(output / "results.json", {**results, "notes": notes()})
+    labels = np.array([sample.label for sample in dataset.test])
+    scores = {"score_mean": maps.mean(axis=(1, 2)), "score_max": maps.max(axis=(1, 2))}
+    pixels = MaskedPixels() if any(sample.mask for sample in dataset.test) else None
+    for sample, distances in zip(dataset.test, maps) if pixels else ():
+        pixels.update(sample.path, sample.label, sample.mask, distances.astype(np.float32))
+    results = evaluate(labels, scores["score_mean"], None, pixels)
+    largest = evaluate(labels, scores["score_max"])
+    say_results(results, "mean distance")
+    say_results(largest, "largest distance")
+    with locked(output):
+        images = [(dataset.name(sample), sample.class_name, sample.label) for sample in dataset.test]
+        write_scores(output / "scores.csv", images, scores, [""] * len(images))
+        with atomic_write(output / "maps.npy") as file:
+            np.save(file, maps.astype(np.float32), allow_pickle=False)
+        metadata = {
+            "method": "nearest neighbour",
+            "data": dataset.data,
+            "trained_on": dataset.data,
+            "chosen_on": None,
+            "extractor": train.extractor,
+            "img_size": options.img_size,
+            "training_images": len(rows),
+        }
+        aurocs = {"image_auroc_mean": results["image_auroc"], "image_auroc_max": largest["image_auroc"]}
+        settings = {"seconds": seconds, "settings": options.as_dict(), "notes": notes()}
+        write_json(output / "results.json", {**metadata, **results, **aurocs, **settings})
     say(f"results: {output}")
 
 

@@ -120,11 +120,12 @@ def work(
 
 def csflow(where: Where, image: int = 512, blocks: int = 1, hidden: int = 512, batch: int = 16) -> Work:
     """Features of EfficientNet-B5 at three scales, kernel 3, in the last block 5."""
-    from csflow.config import Config
+    from csflow.config import complete
     from csflow.model import N_FEAT, get_cs_flow_model
     from csflow.utils import get_loss, image_scores
 
-    model = where.put(get_cs_flow_model(Config(n_coupling_blocks=blocks, fc_internal=hidden), N_FEAT["effnetB5"]))
+    settings = complete({"n_coupling_blocks": blocks, "fc_internal": hidden})
+    model = where.put(get_cs_flow_model(N_FEAT["effnetB5"], **settings.flow))
     x = [where.random(batch, 304, image // 32 >> s, image // 32 >> s) for s in range(3)]
     adam = {"lr": 2e-4, "eps": 1e-4, "weight_decay": 1e-5}
     return work(

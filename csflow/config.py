@@ -6,136 +6,134 @@ n_coupling_blocks 4, fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean 
 """
 
 import argparse
-import dataclasses
-import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import MAX_PIXELS, MAX_VALUE, PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, default_text, words_of
-from common.files import UserError
-from common.images import set_max_pixels
+from common.cli import (
+    MAX_PIXELS,
+    MAX_VALUE,
+    PRECISIONS,
+    REPORT_HELP,
+    SCORING_OPTIONS,
+    YES_NO,
+    ArgumentParser,
+    add_scoring_options,
+    default_text,
+    folder_name,
+    number,
+    positive,
+    share,
+    whole,
+)
+from common.files import UserError, plain, require_like, using
 
 HERE = Path(__file__).resolve().parent
-# Beyond these, no machine has the memory or the time, and some numbers would not even fit into torch's integers.
-LARGEST = {
-    "n_scales": 8, "n_coupling_blocks": 1000, "fc_internal": 65536, "batch_size": 65536,
-    "meta_epochs": 10**6, "sub_epochs": 10**6, "map_every": 10**9, "map_columns": 40,
-}  # fmt: skip
 
 
-def _setting(default: Any, help: str, kind: Callable = str, **options: Any) -> Any:
-    """A setting and its option; `group` begins the next group of --help."""
-    metadata = {"help": help, "type": kind, **options}
-    return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+def _setting(default: Any, help: str, type: Callable = str, **more: Any) -> dict[str, Any]:
+    return {"default": default, "help": help, "type": type, **more}
 
 
-@dataclass
-class Config:
-    """The settings of a run. Raises UserError for values that make no sense; `given`: names from the command line."""
+SETTINGS = {
+    "data": {
+        "dataset_path": _setting(HERE / "data/images", "folder that holds the class folders", Path),
+        "class_name": _setting("dummy_data", "class folder: train/good, test/good, test/<defect>", folder_name),
+        "feature_path": _setting(HERE / "data/features", "folder for the extracted features", Path),
+        "max_value": MAX_VALUE,
+        "max_pixels": MAX_PIXELS,
+        "pre_extracted": _setting(True, "store features once and reuse them; no: compute them in each epoch", **YES_NO),
+    },
+    "model": {
+        "modelname": _setting("dummy_test", "name of the model file and of the folders of its results", folder_name),
+        "checkpoint": _setting(None, "the model file; unset: models/tmp/<modelname> in --output_path", Path),
+    },
+    "feature extractor": {
+        "img_size": _setting([512, 512], "height and width (one number: both)", whole(32, 2**15), nargs="+"),
+        "extractor": _setting(
+            "auto",
+            "effnetB5 as in the paper, lite0 (weights need no download), or auto: effnetB5, else lite0",
+            choices=("auto", "effnetB5", "lite0"),
+        ),
+        "extractor_weights": _setting(None, "file with EfficientNet-B5's weights; unset: downloaded", Path),
+        "n_scales": _setting(3, "image sizes: the full one, 1/2, 1/4, ...", whole(1, 8)),
+        "norm_mean": _setting([0.485, 0.456, 0.406], "mean of R, G and B (ImageNet's)", number(-1e6, 1e6), nargs=3),
+        "norm_std": _setting([0.229, 0.224, 0.225], "their standard deviation", number(1e-6), nargs=3),
+    },
+    "flow": {
+        "n_coupling_blocks": _setting(1, "coupling blocks", whole(1, 1000)),
+        "fc_internal": _setting(512, "hidden channels of the subnets", whole(1, 65536)),
+        "kernel_sizes": _setting(
+            None, "kernel size of each block's convolutions; unset: 3, and 5 in the last block", whole(1, 99), nargs="+"
+        ),
+        "clamp": _setting(3.0, "the log of the scale stays within +-clamp; 0: unlimited", number()),
+        "use_gamma": _setting(True, "multiply each scale's subnet output by its learned gamma", **YES_NO),
+    },
+    "training": {
+        "batch_size": _setting(16, "images per step", whole(1, 65536)),
+        "lr_init": _setting(2e-4, "Adam's learning rate", positive),
+        "max_grad_norm": _setting(1.0, "the gradient's norm is clipped to this", positive),
+        "meta_epochs": _setting(50, "how often to train sub_epochs epochs and evaluate", whole(1, 10**6)),
+        "sub_epochs": _setting(10, "epochs between evaluations", whole(1, 10**6)),
+        "seed": _setting(0, "of the initial weights, the batches and the held-out share", whole(0, 2**32 - 1)),
+        "precision": _setting(
+            "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=PRECISIONS
+        ),
+        "save_model": _setting(True, "keep the model, and what is needed to resume its training", **YES_NO),
+        "save_every": _setting(60.0, "seconds of training between saves", number(0)),
+        "resume": _setting(True, "resume an interrupted training of the same name; no: start again", **YES_NO),
+    },
+    "scores and verdicts": {
+        "score": _setting(
+            "std",
+            "image score: std of z^2/2 (the published fork) or its mean (the paper)",
+            choices=("std", "mean"),
+        ),
+        "calibration_share": _setting(
+            0.1,
+            "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts",
+            number(0, 1, below=True),
+        ),
+        "fpr": _setting(0.05, "share of good images that the threshold may call defective", share),
+    },
+    "output": {
+        "map_every": _setting(4, "draw every n-th defective image", whole(1, 10**9)),
+        "map_columns": _setting(8, "images per picture", whole(1, 40)),
+        "output_path": _setting(None, "folder for models/, results/ and viz/; unset: csflow/", Path),
+        "report": _setting(False, REPORT_HELP, **YES_NO),
+        "verbose": _setting(True, "print the losses of each evaluation", **YES_NO),
+        "hide_tqdm_bar": _setting(False, "no progress", **YES_NO),
+    },
+    "machine": {
+        "device": _setting("auto", "auto, cpu, cuda, cuda:1 or mps"),
+        "gpu_ids": _setting(None, "GPU to use, such as 0; torchrun: one for each process; unset: as --device"),
+        "cpu": _setting(False, "use the CPU even where there is a GPU", **YES_NO),
+        "deterministic": _setting(False, "on a GPU: the same numbers every time, more slowly", **YES_NO),
+    },
+}
+ALL = {name: setting for group in SETTINGS.values() for name, setting in group.items()}
+DEFAULTS = {name: setting["default"] for name, setting in ALL.items()}
 
-    dataset_path: Path = _setting(HERE / "data/images", "folder that holds the class folders", Path, group="data")
-    class_name: str = _setting("dummy_data", "class folder, with train/good, test/good and test/<defect>")
-    modelname: str = _setting("dummy_test", "name of the model file and of the folders of its results")
-    feature_path: Path = _setting(HERE / "data/features", "folder for the extracted features", Path)
-    max_value: int | str = _setting(MAX_VALUE["default"], MAX_VALUE["help"], MAX_VALUE["type"])
-    max_pixels: int = _setting(MAX_PIXELS["default"], MAX_PIXELS["help"], int)
-    pre_extracted: bool = _setting(True, "store features once and reuse them; no: anew from the images", **YES_NO)
+FLOW = ("n_coupling_blocks", "fc_internal", "kernel_sizes", "clamp", "use_gamma", "n_scales")
+# What must agree for a model to be used at all, and what else for its training to be resumed.
+MODEL_SETTINGS = ("max_value", "img_size", "extractor", "norm_mean", "norm_std", *FLOW)
+TRAINING_SETTINGS = (
+    "class_name", "batch_size", "lr_init", "max_grad_norm", "sub_epochs", "seed", "precision", "calibration_share",
+)  # fmt: skip
+# What a trained model brings, where the command line does not say otherwise.
+BROUGHT = (*MODEL_SETTINGS, *TRAINING_SETTINGS, "dataset_path", "meta_epochs", "score", "fpr")
+# What the scripts use.
+MACHINE = ("hide_tqdm_bar", "device", "gpu_ids", "cpu")
+FEATURES = (
+    "dataset_path", "class_name", "feature_path", "max_value", "max_pixels", "img_size", "extractor",
+    "extractor_weights", "n_scales", "norm_mean", "norm_std", "batch_size", *MACHINE,
+)  # fmt: skip
+TRAINED = ("modelname", "checkpoint", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr")
 
-    img_size: tuple[int, int] = _setting(
-        (512, 512), "height and width (one number: both)", int, nargs="+", group="feature extractor"
-    )
-    extractor: str = _setting(
-        "auto",
-        "effnetB5 as in the paper, lite0 (weights need no download), or auto: effnetB5, else lite0",
-        choices=("auto", "effnetB5", "lite0"),
-    )
-    extractor_weights: Path | None = _setting(None, "file with EfficientNet-B5's weights; unset: downloaded", Path)
-    n_scales: int = _setting(3, "image sizes: the full one, 1/2, 1/4, ...", int)
-    norm_mean: tuple[float, ...] = _setting((0.485, 0.456, 0.406), "mean of R, G and B (ImageNet's)", float, nargs=3)
-    norm_std: tuple[float, ...] = _setting((0.229, 0.224, 0.225), "their standard deviation", float, nargs=3)
 
-    n_coupling_blocks: int = _setting(1, "coupling blocks", int, group="flow")
-    fc_internal: int = _setting(512, "hidden channels of the subnets", int)
-    kernel_sizes: list[int] | None = _setting(
-        None, "kernel size of each block's convolutions; unset: 3, and 5 in the last block", int, nargs="+"
-    )
-    clamp: float = _setting(3.0, "the log of the scale stays within +-clamp; 0: unlimited", float)
-    use_gamma: bool = _setting(True, "multiply each scale's subnet output by its learned gamma", **YES_NO)
-
-    batch_size: int = _setting(16, "images per step", int, group="training")
-    lr_init: float = _setting(2e-4, "Adam's learning rate", float)
-    max_grad_norm: float = _setting(1.0, "the gradient's norm is clipped to this", float)
-    meta_epochs: int = _setting(50, "how often to train sub_epochs epochs and evaluate", int)
-    sub_epochs: int = _setting(10, "epochs between evaluations", int)
-    seed: int = _setting(0, "of the initial weights, the batches and the held-out share", int)
-    precision: str = _setting(
-        "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=PRECISIONS
-    )
-    save_model: bool = _setting(True, "keep the model, and what is needed to continue its training", **YES_NO)
-    save_every: float = _setting(60.0, "seconds of training between saves, which follow evaluations", float)
-    resume: bool = _setting(True, "continue an interrupted training of the same name; no: start anew", **YES_NO)
-
-    score: str = _setting(
-        "std",
-        "image score: std of z^2/2 (the published fork) or its mean (the paper)",
-        choices=("std", "mean"),
-        group="scores and verdicts",
-    )
-    calibration_share: float = _setting(
-        0.1, "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts", float
-    )
-    fpr: float = _setting(0.05, "share of good images that the threshold may call defective", float)
-
-    map_every: int = _setting(4, "draw every n-th defective image", int, group="output")
-    map_columns: int = _setting(8, "images per picture", int)
-    output_path: Path | None = _setting(None, "folder for models/, results/ and viz/; unset: csflow/", Path)
-    report: bool = _setting(False, REPORT_HELP, **YES_NO)
-    verbose: bool = _setting(True, "print the losses of each evaluation", **YES_NO)
-    hide_tqdm_bar: bool = _setting(False, "no progress", **YES_NO)
-
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:1 or mps", group="machine")
-    gpu_ids: str | None = _setting(None, "GPU to use, such as 0; torchrun: one for each process; unset: as --device")
-    cpu: bool = _setting(False, "use the CPU even where there is a GPU", **YES_NO)
-    deterministic: bool = _setting(False, "on a GPU: the same numbers every time, more slowly", **YES_NO)
-
-    given: frozenset[str] = frozenset()  # names of the settings on the command line
-
-    def __post_init__(self):
-        """Fill in what follows from other settings; raise UserError for values that make no sense."""
-        for field in _fields():  # texts and numbers from Python
-            if field.metadata["type"] is Path and isinstance(getattr(self, field.name), str):
-                setattr(self, field.name, Path(getattr(self, field.name)))
-        sides = (self.img_size,) if isinstance(self.img_size, int) else tuple(self.img_size)
-        self.img_size = sides * 2 if len(sides) == 1 else sides
-        for name, highest in LARGEST.items():
-            self._require(name, 1 <= getattr(self, name) <= highest, f"from 1 to {highest}")
-        self._require("save_every", self.save_every >= 0, "at least 0")
-        self._require("clamp", math.isfinite(self.clamp), "a finite number")
-        for name in ("lr_init", "max_grad_norm"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
-        self._require("norm_mean", all(abs(mean) <= 1e6 for mean in self.norm_mean), "at most 1e6")
-        self._require("norm_std", all(1e-6 <= std < math.inf for std in self.norm_std), "at least 1e-6")
-        self._require("calibration_share", 0 <= self.calibration_share < 1, "from 0 to below 1")
-        self._require("fpr", 0 < self.fpr < 1, "between 0 and 1")
-        for name in ("class_name", "modelname"):
-            value = getattr(self, name)
-            plain = value not in ("", ".", "..") and value.isprintable() and not set(value) & set("/\\")
-            self._require(name, plain, "the name of one folder, without slashes and control characters")
-        step = 32 * 2 ** (self.n_scales - 1)
-        fits = len(self.img_size) == 2 and all(0 < size <= 2**15 and size % step == 0 for size in self.img_size)
-        self._require("img_size", fits, f"height and width, multiples of {step} (the coarsest stride) up to 32768")
-        if self.kernel_sizes is None:
-            self.kernel_sizes = [3] * (self.n_coupling_blocks - 1) + [5]
-        odd = all(1 <= kernel <= 99 and kernel % 2 for kernel in self.kernel_sizes)
-        one_each = len(self.kernel_sizes) == self.n_coupling_blocks
-        self._require("kernel_sizes", one_each and odd, "one odd size, up to 99, per block")
-
-    def _require(self, name: str, fits: bool, expected: str) -> None:
-        if not fits:
-            raise UserError(f"--{name} {getattr(self, name)}: expected {expected}")
+class Config(argparse.Namespace):
+    """Settings by name; `given`: the names of those that the command line brought. Nobody changes them."""
 
     @property
     def _output(self) -> Path:
@@ -144,7 +142,7 @@ class Config:
     @property
     def model_file(self) -> Path:
         """What keeps the trained model."""
-        return self._output / "models/tmp" / self.modelname
+        return self.checkpoint or self._output / "models/tmp" / self.modelname
 
     @property
     def result_dir(self) -> Path:
@@ -162,108 +160,162 @@ class Config:
         return self._output / "viz/maps" / self.modelname
 
     @property
-    def map_size(self) -> tuple[int, int]:
-        """Height and width of the features at the finest scale."""
-        return self.img_size[0] // 32, self.img_size[1] // 32
+    def root(self) -> Path:
+        """The class folder."""
+        return self.dataset_path / self.class_name
+
+    @property
+    def feature_dir(self) -> Path:
+        """The folder of its features."""
+        return self.feature_path / self.class_name
+
+    @property
+    def flow(self) -> dict[str, Any]:
+        """What `csflow.model.get_cs_flow_model` takes."""
+        return {name: getattr(self, name) for name in FLOW}
+
+    def but(self, **changes: Any) -> "Config":
+        """The same settings but for these."""
+        return Config(**{**vars(self), **changes})
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain values, as they are stored beside the weights; paths in this folder relative to it."""
-        plain = {}
-        for field in _fields():
-            value = getattr(self, field.name)
+        values = {name: getattr(self, name) for name in DEFAULTS}
+        for name, value in values.items():
             if isinstance(value, Path):
-                value = str(value.relative_to(HERE) if value.is_relative_to(HERE) else value.absolute())
-            plain[field.name] = list(value) if isinstance(value, tuple) else value
-        return plain
+                values[name] = value.relative_to(HERE) if value.is_relative_to(HERE) else value.absolute()
+        return plain(values)
 
-    def same_training(self, stored: dict[str, Any], path: Path) -> None:
-        """Raise UserError unless a training with the `stored` settings can be continued with these."""
-        ours = self.as_dict()
-        remedy = "Use these, or another --modelname, or --resume False to train anew in its place"
-        self._compare({name: ours[name] for name in MODEL_SETTINGS + TRAINING_SETTINGS}, stored, path, remedy)
+    def with_trained(self, stored: Mapping[str, Any], path: Path) -> "Config":
+        """The settings that the model in `path` was trained with (`stored`), but for those of the command line.
 
-    def with_trained(self, stored: dict[str, Any], path: Path) -> "Config":
-        """The settings that a model was trained with, but for those on the command line and those of the machine.
-
-        Raises UserError where an option on the command line contradicts the trained model.
+        Raises UserError where these contradict the model, or stored ones make no sense.
         """
         ours = self.as_dict()
-        given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given}
-        self._compare(given, stored, path, "Leave these options out: a trained model brings its own settings")
-        kept = self.given | MACHINE_SETTINGS
-        values = {field.name: getattr(self, field.name) for field in _fields()}
+        given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given and ours[name] != "auto"}
+        unlike = [f"{name} {stored.get(name)}, not {given[name]}" for name in given if given[name] != stored.get(name)]
+        if unlike:
+            raise UserError(
+                f"{path} was trained with other settings: {'; '.join(unlike)}. Leave these options out: a trained "
+                "model brings its own settings"
+            )
+        brought = {name: stored[name] for name in BROUGHT if name in stored}
+        kinds = {**plain(DEFAULTS), "kernel_sizes": [3]}
+        with using(path, "csflow"):
+            require_like(brought, {name: kinds[name] for name in brought})
         try:
-            for name, value in _checked(stored).items():
-                if name not in kept or name in MODEL_SETTINGS:
-                    values[name] = HERE / value if isinstance(value, Path) else value
-            return Config(**values, given=self.given)
+            return complete({name: getattr(self, name) for name in self.given}, brought)
         except UserError as error:
             raise UserError(f"{path} is damaged: its settings make no sense ({error})") from error
 
-    def _compare(self, ours: dict[str, Any], stored: dict[str, Any], path: Path, remedy: str) -> None:
-        if ours.get("extractor") == "auto":
-            del ours["extractor"]
-        differing = [
-            f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value
-        ]
-        if differing:
-            raise UserError(f"{path} was trained with other settings: {'; '.join(differing)}. {remedy}")
+
+def complete(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Config:
+    """The settings `given`, those `stored` with a model, and the defaults, in this order.
+
+    Raises UserError for values that make no sense together, TypeError for other names.
+    """
+    if unknown := given.keys() - DEFAULTS.keys():
+        raise TypeError(f"there are no settings {', '.join(sorted(unknown))}")
+    values = {**DEFAULTS, **(stored or {}), **given}
+    for name, value in values.items():
+        if ALL[name]["type"] is Path and isinstance(value, str):
+            values[name] = HERE / value if name not in given else Path(value)
+    if values["checkpoint"] and "modelname" not in given:
+        values["modelname"] = values["checkpoint"].name
+    sides = values["img_size"]
+    sides = [sides] if isinstance(sides, int) else list(sides)
+    values["img_size"] = sides = sides * 2 if len(sides) == 1 else sides
+    blocks, kernels = values["n_coupling_blocks"], values["kernel_sizes"]
+    values["kernel_sizes"] = kernels = [3] * (blocks - 1) + [5] if kernels is None else list(kernels)
+
+    scales = values["n_scales"]
+    _require(values, "n_scales", 1 <= scales <= 8, "from 1 to 8")
+    step = 32 * 2 ** (scales - 1)
+    fits = len(sides) == 2 and all(0 < side <= 2**15 and side % step == 0 for side in sides)
+    _require(values, "img_size", fits, f"height and width, multiples of {step} (the coarsest stride) up to 32768")
+    fits = len(kernels) == blocks and all(kernel % 2 for kernel in kernels)
+    _require(values, "kernel_sizes", fits, "one odd size per block")
+    for name in ("norm_mean", "norm_std"):
+        _require(values, name, len(values[name]) == 3, "three numbers")
+    _require(values, "norm_std", min(values["norm_std"]) >= 1e-6, "at least 1e-6")
+    for name in ("extractor", "score", "precision"):
+        _require(values, name, values[name] in ALL[name]["choices"], f"one of {', '.join(ALL[name]['choices'])}")
+    return Config(**values, given=frozenset(given))
 
 
-# What must agree for a model to be used at all, and what else for its training to be continued.
-MODEL_SETTINGS = (
-    "max_value", "img_size", "extractor", "n_scales", "norm_mean", "norm_std",
-    "n_coupling_blocks", "fc_internal", "kernel_sizes", "clamp", "use_gamma",
-)  # fmt: skip
-TRAINING_SETTINGS = (
-    "class_name", "batch_size", "lr_init", "max_grad_norm", "sub_epochs", "seed", "precision", "calibration_share",
-)  # fmt: skip
-# What belongs to the run and the machine, not to a trained model.
-MACHINE_SETTINGS = {
-    "modelname", "feature_path", "pre_extracted", "extractor_weights", "save_model", "save_every", "resume",
-    "map_every", "map_columns", "output_path", "report", "verbose", "hide_tqdm_bar", "device", "gpu_ids", "cpu",
-    "deterministic", "max_pixels",
-}  # fmt: skip
+def _require(values: Mapping[str, Any], name: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"--{name} {values[name]}: expected {expected}")
 
 
-def _checked(stored: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings as their options would be given; UserError where one could not be."""
-    for field in _fields():
-        if field.name in stored and stored[field.name] is None and field.default_factory() is not None:
-            raise UserError(f"--{field.name} has no value")
-    argv = words_of({field.name: stored.get(field.name) for field in _fields()})
-    given = vars(build_parser("").parse_args(argv))
-    for name, value in given.items():
-        if (str(value) if isinstance(value, Path) else value) != stored[name]:  # a string for a number, say
-            raise UserError(f"--{name} {stored[name]!r}")
-    return {field.name: given.get(field.name) for field in _fields() if field.name in stored}
+def build_parser(description: str, example: str, names: Collection[str], output: str | None = None) -> ArgumentParser:
+    """A parser with an option for each setting of `names`; those that are given appear in its result.
 
-
-def _fields() -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(Config) if field.name != "given"]
-
-
-def build_parser(description: str, example: str = "", only: Collection[str] | None = None) -> ArgumentParser:
-    """A parser with one option per setting, or per setting of `only`; those that are given appear in its result."""
+    output: the setting that --output stands for, too.
+    """
     parser = ArgumentParser(description=description, example=example, argument_default=argparse.SUPPRESS)
-    for field in _fields():
-        options = dict(field.metadata)
-        if "group" in options:
-            group = parser.add_argument_group(options.pop("group"))
-        if only is not None and field.name not in only:
-            continue
-        options["help"] += default_text(field.default_factory())
-        group.add_argument(f"--{field.name}", **options)
+    for title, settings in SETTINGS.items():
+        chosen = {name: setting for name, setting in settings.items() if name in names}
+        group = parser.add_argument_group(title) if chosen else None
+        if "dataset_path" in chosen:
+            group.add_argument("--data", type=Path, help="the class folder; unset: --dataset_path and --class_name")
+        for name, setting in chosen.items():
+            options = {key: value for key, value in setting.items() if key != "default"}
+            options["help"] += default_text(setting["default"])
+            group.add_argument(f"--{name}", *(["--output"] if name == output else []), **options)
     return parser
 
 
-def parse(argv: list[str] | None, description: str = "", example: str = "") -> Config:
-    """The settings of this file, overridden by the command line."""
-    return from_options(vars(build_parser(description, example).parse_args(argv)))
+def given_by(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The options on the command line, --data as --dataset_path and --class_name."""
+    given = vars(parser.parse_args(argv))
+    if data := given.pop("data", None):
+        if both := given.keys() & {"dataset_path", "class_name"}:
+            raise UserError(f"--data {data} and --{min(both)} contradict one another: give one of them")
+        root = Path(os.path.abspath(data))  # noqa: PTH100 - without following links; "." gets its name
+        given |= {"dataset_path": root.parent, "class_name": root.name}
+    return given
 
 
-def from_options(options: dict[str, Any]) -> Config:
-    """A Config from what the parser returned; its limit on pixels holds from now on."""
-    config = Config(**options, given=frozenset(options))
-    set_max_pixels(config.max_pixels)
-    return config
+def parse(argv: Sequence[str] | None = None) -> Config:
+    """The settings of main.py."""
+    does = "Train CS-Flow on the good images of a class and evaluate it on the test images."
+    example = "python csflow/main.py --dataset_path my_data --class_name bottle --modelname bottle"
+    return complete(given_by(build_parser(does, example, DEFAULTS.keys() - {"checkpoint"}, "output_path"), argv))
+
+
+def parse_extract(argv: Sequence[str] | None = None) -> Config:
+    """The settings of extract_features.py."""
+    does = "Extract and store the features of all images of a class."
+    example = "python csflow/extract_features.py --dataset_path my_data --class_name bottle"
+    return complete(given_by(build_parser(does, example, FEATURES, "feature_path"), argv))
+
+
+def parse_evaluate(argv: Sequence[str] | None = None) -> Config:
+    """The settings of evaluate.py."""
+    does = "Evaluate a saved model on the test images of its class."
+    names = {*FEATURES, *TRAINED, "pre_extracted", "map_every", "map_columns", "report"}
+    parser = build_parser(does, "python csflow/evaluate.py --modelname bottle --report", names, "output_path")
+    return complete(given_by(parser, argv))
+
+
+def parse_score(argv: Sequence[str] | None = None) -> Config:
+    """The settings of score.py, with those of `common.cli.add_scoring_options`."""
+    does = "Score a folder of images without labels with a saved model."
+    example = "python csflow/score.py --modelname bottle --images my_new_images"
+    parser = build_parser(does, example, {*TRAINED, "max_pixels", *MACHINE})
+    add_scoring_options(parser, "results/<modelname>/<folder's name>")
+    given = given_by(parser, argv)
+    scoring = {name: given.pop(name) for name in SCORING_OPTIONS}
+    return complete(given).but(**scoring)
+
+
+def parse_export(argv: Sequence[str] | None = None) -> Config:
+    """The settings of export.py, with `output`, its file."""
+    does = "Write a saved model, with its extractor, as an ONNX file."
+    parser = build_parser(does, "python csflow/export.py --modelname bottle", TRAINED)
+    add = parser.add_argument_group("ONNX").add_argument
+    add("--output", type=Path, default=None, help="the file; unset: results/<modelname>/<modelname>.onnx")
+    given = given_by(parser, argv)
+    output = given.pop("output")
+    return complete(given).but(output=output)

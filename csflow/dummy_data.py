@@ -7,15 +7,14 @@ from PIL import Image, ImageDraw
 
 from common.cli import say
 from common.images import new_synthetic_folder
-from csflow.config import HERE, Config
+from csflow.config import HERE
 
 SIZE = 448  # px
 PARTS = {"train/good": 4, "test/good": 8, "test/anomaly": 8}  # images
 
 
-def ensure_dummy_data(config: Config) -> None:
-    """Draw the dummy data where they are asked for, at their default place, and not there yet."""
-    folder = config.dataset_path / config.class_name
+def ensure_dummy_data(folder: Path) -> None:
+    """Draw the dummy data where `folder`, which is asked for, is their default place and not there yet."""
     if folder == HERE / "data/images/dummy_data" and not folder.exists():
         make_dummy_data(folder)
         say(f"drew the dummy data: {folder}")

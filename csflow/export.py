@@ -7,30 +7,14 @@ and how it scores. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import answer_early, script
-from csflow.config import MODEL_SETTINGS, Config, build_parser
+from csflow.config import Config, parse_export
 
-OPTIONS = {"modelname", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr"}
-
-
-def parse(argv: list[str] | None) -> Namespace:
-    """The options, of which `output` need not be there."""
-    parser = build_parser(
-        "Write a saved model, with its extractor, as an ONNX file.",
-        "python csflow/export.py --modelname bottle",
-        OPTIONS,
-    )
-    add = parser.add_argument_group("ONNX").add_argument
-    add("--output", type=Path, help="the file; unset: results/<modelname>/<modelname>.onnx")
-    return parser.parse_args(argv)
-
-
-answer_early(__name__, parse)
+answer_early(__name__, parse_export)
 
 import torch
 import torch.nn.functional as F
@@ -57,24 +41,22 @@ class Scorer(nn.Module):
         return image_scores(z)[self.score], maps[:, 0]
 
 
-def scorer(options: Namespace) -> Exported:
+def scorer(options: Config) -> Exported:
     """The model that the options name, as it is exported."""
-    given = vars(options)
-    output = given.pop("output", None)
-    model = load(**given, cpu=True)
+    model = load(**{name: getattr(options, name) for name in options.given}, cpu=True)
     config, network = model.config, Scorer(model.extractor, model.flow, model.config)
-    about = {"method": "CS-Flow", "channels": "RGB", "resizing": SMOOTHED, "score": config.score}
-    about["extractor"] = config.extractor
-    output = output or config.result_dir / f"{config.modelname}.onnx"
+    metadata = {"method": "CS-Flow", "channels": "RGB", "resizing": SMOOTHED, "score": config.score}
+    metadata["extractor"] = config.extractor
+    output = options.output or config.result_dir / f"{config.modelname}.onnx"
     return Exported(
-        config.model_file, output, network, examples(3, *config.img_size), ["score", "map"], about, model.threshold
+        config.model_file, output, network, examples(3, *config.img_size), ["score", "map"], metadata, model.threshold
     )
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     """Export config.modelname."""
-    export(scorer(parse(argv)))
+    export(scorer(parse_export(argv)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csflow.winograd import Conv2d
-
 
 class ParallelPermute(nn.Module):
     """Fixed permutation of the channels, another one at each scale: output channel i is input channel perm[i].
@@ -47,11 +45,11 @@ class CrossConvolutions(nn.Module):
         pad = kernel // 2
         for s in range(n_scales):
             setattr(self, f"gamma{s}", nn.Parameter(torch.zeros(1)))
-            setattr(self, f"conv_scale{s}_0", Conv2d(in_channels, hidden, kernel, padding=pad))
-            setattr(self, f"conv_scale{s}_1", Conv2d(hidden, channels, kernel, padding=pad))
+            setattr(self, f"conv_scale{s}_0", nn.Conv2d(in_channels, hidden, kernel, padding=pad))
+            setattr(self, f"conv_scale{s}_1", nn.Conv2d(hidden, channels, kernel, padding=pad))
         for s in range(n_scales - 1):  # the digits are "from scale" and "to scale"
-            setattr(self, f"up_conv{s + 1}{s}", Conv2d(hidden, channels, kernel, padding=pad))
-            setattr(self, f"down_conv{s}{s + 1}", Conv2d(hidden, channels, kernel, padding=pad, stride=2))
+            setattr(self, f"up_conv{s + 1}{s}", nn.Conv2d(hidden, channels, kernel, padding=pad))
+            setattr(self, f"down_conv{s}{s + 1}", nn.Conv2d(hidden, channels, kernel, padding=pad, stride=2))
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
         y = [F.leaky_relu(getattr(self, f"conv_scale{s}_0")(x_s), 0.1) for s, x_s in enumerate(x)]

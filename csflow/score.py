@@ -7,52 +7,60 @@ image's relative path. In Python: `load` once, then `score_images`.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.cli import answer_early
+from csflow.config import parse_score
+
+answer_early(__name__, parse_score)
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 
-from common.cli import SCORING_OPTIONS, add_scoring_options, say, script
-from common.images import read_image
+from common.cli import say, script
+from common.images import read_image, set_max_pixels
 from common.runtime import pick_device
 from common.scoring import Scored, default_output, named_images, score_folder, scored
-from csflow.config import MODEL_SETTINGS, Config, build_parser, from_options
+from csflow.config import MODEL_SETTINGS, Config, complete
 from csflow.evaluate import NO_THRESHOLD, thresholds_of
-from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model
-from csflow.utils import ComputedFeatures, require_same_weights, run_flow
+from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model, require_same_weights
+from csflow.utils import ComputedFeatures, Preparation, run_flow
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained flow with its extractor and settings, ready to score; `about` is the rest of its file."""
+    """A trained flow with its extractor and settings, ready to score."""
 
     flow: CSFlow
     extractor: FeatureExtractor
+    prepare: Preparation
     config: Config
-    about: dict[str, Any]
-    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+    trained_on: str | None
+    threshold: dict[str, Any] | None  # as `common.metrics.thresholds` gives it
     device: torch.device
 
 
 def load(**options: Any) -> Loaded:
     """The model that the options name, settings of config.py such as modelname="bottle". UserError where it is missing,
     damaged, or of other weights of the extractor."""
-    config = from_options(options)
+    config = complete(options)
+    set_max_pixels(config.max_pixels)
     device = pick_device(config.device, config.gpu_ids, config.cpu)
-    flow, config, about = load_model(config.model_file, config, device)
-    config.extractor = about["extractor"]
-    extractor, _ = load_extractor(config, device)
-    require_same_weights(ComputedFeatures([], config, extractor, device), about, config.model_file)
-    threshold = thresholds_of(about.get("calibration"), config)
+    flow, config, content = load_model(config.model_file, config, device)
+    extractor = load_extractor(config.extractor, config.extractor_weights, config.n_scales, device)
+    require_same_weights(extractor.checksum(), content, config.model_file)
+    threshold = thresholds_of(content, config.model_file, config.score, config.fpr)
     if threshold is None:
         say(NO_THRESHOLD)
-    return Loaded(flow, extractor, config, about, threshold, device)
+    prepare = Preparation(config.img_size, config.n_scales, config.norm_mean, config.norm_std, config.max_value)
+    return Loaded(flow, extractor, prepare, config, content.get("data"), threshold, device)
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
@@ -60,9 +68,9 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
     arrays, UserError where scores are not finite."""
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
-        features = ComputedFeatures(images, model.config, model.extractor, model.device)
-        found = run_flow(model.flow, features, range(len(images)), model.config, model.device)
-        return zip(found[model.config.score], found["map"])
+        features = ComputedFeatures(images, model.prepare, model.extractor, model.device)
+        rows = run_flow(model.flow, features, range(len(images)), model.config.batch_size)
+        return zip(rows[model.config.score], rows["map"])
 
     return scored(images, score, model.threshold)
 
@@ -70,15 +78,10 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
 @script(memory="smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = build_parser(
-        "Score a folder of images without labels with a saved model.",
-        "python csflow/score.py --modelname bottle --images my_new_images",
-    )
-    add_scoring_options(parser, "results/<modelname>/<folder's name>")
-    given = parser.parse_args(argv)
+    given = parse_score(argv)
     paths = named_images(given.images)
-    model = load(**{name: value for name, value in vars(given).items() if name not in SCORING_OPTIONS})
-    config, about = model.config, model.about
+    model = load(**{name: getattr(given, name) for name in given.given})
+    config = model.config
     return score_folder(
         given,
         given.output or default_output(config.result_dir, given.images),
@@ -88,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         partial(score_images, model=model),
         1,
         {
-            "trained_on": about.get("data"),
+            "trained_on": model.trained_on,
             "weights": model.extractor.checksum(),
             "settings": {name: config.as_dict()[name] for name in MODEL_SETTINGS},  # the authors' files hold none
             "score": config.score,

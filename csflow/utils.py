@@ -1,23 +1,21 @@
 """Data, loss and scores of CS-Flow: what training, evaluation and scoring share."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import transforms
 
 from common import distributed
 from common.files import UserError
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
 from common.runtime import autocast
-from csflow.config import Config
 from csflow.model import FeatureExtractor
 
 FeatureBatch = list[Tensor]  # per scale s: (B, C, H / 32 / 2^s, W / 32 / 2^s), float32
@@ -34,6 +32,7 @@ class Dataset:
     class_names: list[str]
     synthetic: bool
     fingerprint: str
+    max_value: int  # white in 16-bit images
 
     @property
     def data(self) -> str:
@@ -44,40 +43,49 @@ class Dataset:
         """The sample's path within the class folder, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()
 
-    def split(self, config: Config) -> tuple[list[int], list[int]]:
+    def split(self, calibration_share: float, seed: int) -> tuple[list[int], list[int]]:
         """Indices of `train` to train on, and of the images held out to set the threshold."""
         count = len(self.train) - self.held_out
-        rows, held = split_calibration(count, config.calibration_share, config.seed)
+        rows, held = split_calibration(count, calibration_share, seed)
         return rows, held + list(range(count, len(self.train)))
 
 
-def load_dataset(config: Config) -> Dataset:
-    """List the images of config.class_name and check that each can be read; resolves config.max_value. UserError names
-    what is wrong."""
-    root = config.dataset_path / config.class_name
-    found = mvtec_dataset(root, config.max_value)
-    config.max_value = found.max_value
-    note_squeezed(found.paths, config.img_size, "--img_size takes a height and a width")
-    train, mark = found.train + found.held_out, fingerprint(found.paths, root)
-    return Dataset(root, train, len(found.held_out), found.test, found.class_names, found.synthetic, mark)
-
-
-def load_images(images: Sequence[Path | np.ndarray], config: Config) -> Tensor:
-    """Images, files or arrays (H, W, 3) uint8, as the extractor wants them: (B, 3, H, W), resized to config.img_size
-    and normalised."""
-    transform = transforms.Compose(
-        [
-            transforms.Resize(config.img_size),  # bilinear, antialiased
-            transforms.ToTensor(),
-            transforms.Normalize(config.norm_mean, config.norm_std),
-        ]
+def load_dataset(root: Path, max_value: int | str, img_size: Sequence[int]) -> Dataset:
+    """List the images of a class folder and check that each can be read; max_value: "auto" or a number, img_size:
+    (height, width) to which they will be resized. UserError names what is wrong."""
+    parts = mvtec_dataset(root, max_value)
+    note_squeezed(parts.paths, img_size, "--img_size takes a height and a width")
+    train, mark = parts.train + parts.held_out, fingerprint(parts.paths, root)
+    return Dataset(
+        root, train, len(parts.held_out), parts.test, parts.class_names, parts.synthetic, mark, parts.max_value
     )
 
-    def load(image: Path | np.ndarray) -> Tensor:
-        return transform(read_image(image, config.max_value) if isinstance(image, Path) else Image.fromarray(image))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.stack(list(pool.map(load, images)))
+@dataclass(frozen=True)
+class Preparation:
+    """How images become the extractor's input; the settings of these names."""
+
+    img_size: Sequence[int]  # height, width
+    n_scales: int
+    norm_mean: Sequence[float]
+    norm_std: Sequence[float]
+    max_value: int
+
+    def __call__(self, images: Sequence[Path | np.ndarray]) -> Tensor:
+        """Files or arrays (H, W, 3) uint8 -> (B, 3, height, width), resized and normalised."""
+        transform = transforms.Compose(
+            [
+                transforms.Resize(self.img_size),  # bilinear, antialiased
+                transforms.ToTensor(),
+                transforms.Normalize(self.norm_mean, self.norm_std),
+            ]
+        )
+
+        def load(image: Path | np.ndarray) -> Tensor:
+            return transform(read_image(image, self.max_value) if isinstance(image, Path) else Image.fromarray(image))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(load, images)))
 
 
 @dataclass
@@ -85,18 +93,19 @@ class StoredFeatures:
     """Extracted features, mapped from their files: only the rows of a batch are ever in memory."""
 
     maps: list[np.memmap]  # per scale (N, C, h, w)
-    weights: str  # checksum of the extractor's weights
+    extractor: str  # its name
+    weights: str  # their checksum
 
     def __len__(self) -> int:
         return len(self.maps[0])
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
         """Features of the images `indices`, on the CPU. UserError names a file that holds nan or infinite values."""
-        found = [array[np.asarray(indices)] for array in self.maps]
-        for array, features in zip(self.maps, found):
+        batch = [array[np.asarray(indices)] for array in self.maps]
+        for array, features in zip(self.maps, batch):
             if not np.isfinite(features).all():
                 raise UserError(f"{array.filename} holds nan or infinite values: extract the features anew")
-        return [torch.from_numpy(features) for features in found]
+        return [torch.from_numpy(features) for features in batch]
 
 
 @dataclass
@@ -104,34 +113,29 @@ class ComputedFeatures:
     """Features computed from the images, files or arrays, whenever they are asked for (pre_extracted False)."""
 
     images: Sequence[Path | np.ndarray]
-    config: Config
-    extractor: FeatureExtractor
+    prepare: Preparation
+    network: FeatureExtractor
     device: torch.device
+
+    @property
+    def extractor(self) -> str:
+        """The extractor's name."""
+        return self.network.name
 
     @property
     def weights(self) -> str:
         """Checksum of the extractor's weights."""
-        return self.extractor.checksum()
+        return self.network.checksum()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
         """Features of the images `indices`, on the device."""
-        images = load_images([self.images[index] for index in indices], self.config)
-        return self.extractor(images.to(self.device))
+        return self.network(self.prepare([self.images[index] for index in indices]).to(self.device))
 
 
 Features = StoredFeatures | ComputedFeatures
-
-
-def require_same_weights(features: Features, about: Mapping[str, Any], path: Path) -> None:
-    """UserError unless the model in `path`, with `about` stored beside it, was trained on this extractor's features."""
-    if about.get("weights") not in (None, features.weights):  # None: an authors' state dict, which does not tell
-        raise UserError(
-            f"{path} was trained on features of other weights of the extractor (checksum {about['weights']}, not "
-            f"{features.weights}): use the --extractor_weights it was trained with, and extract the features anew"
-        )
 
 
 def image_losses(z: list[Tensor], log_det: list[Tensor]) -> Tensor:
@@ -156,7 +160,7 @@ def image_scores(z: list[Tensor]) -> dict[str, Tensor]:
 
 
 def anomaly_maps(z: list[Tensor]) -> Tensor:
-    """Mean over channels of z^2 at the finest scale: (B, h, w) with h, w = config.map_size."""
+    """Mean over channels of z^2 at the finest scale: (B, h, w), 1/32 of the image's size."""
     return (z[0] ** 2).mean(dim=1)
 
 
@@ -177,32 +181,26 @@ def split_calibration(count: int, share: float, seed: int) -> tuple[list[int], l
 
 
 @torch.no_grad()
-def run_flow(
-    model: Callable[[FeatureBatch], tuple[list[Tensor], list[Tensor]]],
-    features: Features,
-    indices: Sequence[int],
-    config: Config,
-    device: torch.device,
-) -> dict[str, np.ndarray]:
+def run_flow(model: nn.Module, features: Features, indices: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
     """Score images: "std" and "mean" (N,), "map" (N, h, w), and "loss" (N,), each image's negative log-likelihood.
 
     Raises UserError where any of these is not finite: such a score ranks nowhere.
     """
     if not len(indices):
-        return dict.fromkeys(("std", "mean", "loss"), np.empty(0)) | {"map": np.empty((0, *config.map_size))}
+        return dict.fromkeys(("std", "mean", "loss"), np.empty(0)) | {"map": np.empty((0, 0, 0))}
+    device = next(model.parameters()).device
     autocast(device, "fp32")  # in a training with tf32, too: scores and thresholds of all devices belong together
     rows: dict[str, list[Tensor]] = {"std": [], "mean": [], "map": [], "loss": []}
-    own = distributed.share(indices)
+    rank_indices = distributed.share(indices)
     # A process for which nothing is left scores the first image, to be left out: networks take no empty batch.
-    for batch in torch.tensor(own if len(own) else indices[:1]).split(config.batch_size):
+    for batch in torch.tensor(rank_indices if len(rank_indices) else indices[:1]).split(batch_size):
         z, log_det = model([x.to(device) for x in features.batch(batch.tolist())])
-        scores = image_scores(z)
-        rows["std"].append(scores["std"])
-        rows["mean"].append(scores["mean"])
-        rows["map"].append(anomaly_maps(z))
-        rows["loss"].append(image_losses(z, log_det))
+        scores = image_scores(z) | {"map": anomaly_maps(z), "loss": image_losses(z, log_det)}
+        for name, values in scores.items():
+            rows[name].append(values)
     scored = {
-        name: distributed.gathered(torch.cat(values)[: len(own)].float().cpu().numpy()) for name, values in rows.items()
+        name: distributed.gathered(torch.cat(values)[: len(rank_indices)].float().cpu().numpy())
+        for name, values in rows.items()
     }
     if not all(np.isfinite(values).all() for values in scored.values()):
         raise UserError("the scores are not finite: the model is diverged or the features are damaged")

@@ -20,8 +20,8 @@ from crn.inference import score_batches
 from crn.options import parse, plain
 from crn.training.dataset import Images, Item
 from crn.training.utils import make_model
-from csflow.model import get_cs_flow_model, load_extractor, save_model
-from csflow.utils import ComputedFeatures, run_flow
+from csflow.model import get_cs_flow_model, load_extractor
+from csflow.utils import ComputedFeatures, Preparation, run_flow
 from memae.options import TestOptions
 from memae.script_testing import reconstruct
 from memae.utils import clip_errors, error_maps, load_weights
@@ -51,11 +51,11 @@ def flow_of(place, monkeypatch):
     monkeypatch.setattr(csflow.config, "HERE", place)
     words = ["--modelname", "m", "--img_size", "128", "--extractor", "lite0", "--fc_internal", "160", "--cpu"]
     words += ["--n_coupling_blocks", "2"]
-    config = csflow.config.parse(words, "")
-    model = wake(get_cs_flow_model(config, 192))
+    config = csflow.config.parse(words)
+    model = wake(get_cs_flow_model(192, **config.flow))
     calibration = dict.fromkeys(("std", "mean", "map"), THRESHOLD)
-    content = {"extractor": "lite0", "calibration": calibration, "history": []}
-    save_model(config.model_file, model, config, **content)
+    content = {"extractor": "lite0", "calibration": calibration, "history": [], "settings": config.as_dict()}
+    checkpoint.save(config.model_file, "csflow", model=model.state_dict(), **content)
     return ["--modelname", "m", "--output", place / "m.onnx"], (model, config)
 
 
@@ -114,9 +114,9 @@ def test_csflow(tmp_path, monkeypatch):
     argv, (model, config) = flow_of(tmp_path, monkeypatch)
     path = picture(tmp_path, 128)
     found, about = runtime(csflow.export.main, argv, tmp_path, image=in_unit_range(path))
-    extractor, _ = load_extractor(config, torch.device("cpu"))
-    features = ComputedFeatures([path], config, extractor, torch.device("cpu"))
-    scored = run_flow(model, features, [0], config, torch.device("cpu"))
+    extractor = load_extractor("lite0", None, 3, torch.device("cpu"))
+    prepare = Preparation(config.img_size, 3, config.norm_mean, config.norm_std, 65535)
+    scored = run_flow(model, ComputedFeatures([path], prepare, extractor, torch.device("cpu")), [0], 1)
     assert found["score"] == pytest.approx(scored["std"], rel=1e-3)
     maps = upsample(scored["map"][0], (128, 128))
     assert found["map"].shape == (1, 128, 128) and found["map"][0] == pytest.approx(

@@ -13,6 +13,7 @@ from scipy import ndimage
 from scipy.io import savemat
 from sklearn import metrics as sklearn_metrics
 
+from common.checkpoint import shuffled
 from common.files import UserError, plain, read_json, write_json
 from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
 from crn.train import draw_epoch, split_calibration
@@ -20,7 +21,6 @@ from crn.training.dataset import prepare, viewable
 from crrn.boards import grid_side
 from crrn.utils import Counts, at_pads, make_colormaps, place
 from csflow import utils as csflow_utils
-from csflow.train import _batches
 from memae.data.video_datasets import read_index, windows
 from memae.script_eval_video import middle_frames, scaled, spans
 from memae.script_img_prep import labels_from_intervals, natural, read_intervals
@@ -321,12 +321,11 @@ def test_epochs_go_through_all_images_once_and_on_from_anywhere(count, size, see
 
     memae = Namespace(Seed=seed % 2**31, BatchSize=size)
     crn = Namespace(seed=seed % 2**31, batch_size=size)
-    csflow = Namespace(seed=seed % 2**31, batch_size=size)
     first = data.draw(st.integers(0, -(-count // size)))
     for batches in (
         batches_of(count, memae, epoch, 0),
         [rows for rows, _ in draw_epoch(crn, Units(), count, epoch)],
-        _batches(list(range(count)), csflow, epoch),
+        shuffled(count, size, seed % 2**31, epoch),
     ):
         assert sorted(row for batch in batches for row in batch) == list(range(count))
         assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1) and 1 <= len(batches[-1]) <= size
