@@ -131,7 +131,8 @@ def _done_before(path: Path, metadata: dict[str, Any], shapes: Sequence[tuple[in
         if type(rows := stored["done"].get(part)) is int and len(files) == len(shapes):
             held = [(file.stat().st_size - HEADER) // (4 * math.prod(shape)) for file, shape in zip(files, shapes)]
             done[part] = max(0, min(rows, count, *held))
-    say(f"resuming an interrupted extraction after {_counted(done)}")
+    if any(done.values()):
+        say(f"resuming an interrupted extraction after {_counted(done)}")
     return done
 
 

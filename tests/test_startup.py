@@ -37,7 +37,6 @@ print(json.dumps({script: [ended(script, option) for option in options] for scri
 """
 # These do not yet.
 LATE = {
-    "benchmarks/nearest_neighbour.py",
     "common/demo_data.py",
     "crn/demo_data.py",
     "crn/export.py",
@@ -50,11 +49,6 @@ LATE = {
     "crrn/3_score_boards.py",
     "crrn/compare.py",
     "crrn/demo_boards.py",
-    "csflow/evaluate.py",
-    "csflow/export.py",
-    "csflow/extract_features.py",
-    "csflow/main.py",
-    "csflow/score.py",
     "memae/script_eval_video.py",
     "memae/script_export.py",
     "memae/script_img_prep.py",
