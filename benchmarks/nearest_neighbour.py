@@ -100,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
             "chosen_on": None,
             "extractor": train.extractor,
             "img_size": options.img_size,
-            "training_images": len(rows),
         }
+        results["images"] = {"train": len(rows), **results["images"]}
         aurocs = {"image_auroc_mean": results["image_auroc"], "image_auroc_max": largest["image_auroc"]}
         settings = {"seconds": seconds, "settings": options.as_dict(), "notes": notes()}
         write_json(output / "results.json", {**metadata, **results, **aurocs, **settings})
