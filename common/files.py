@@ -21,21 +21,19 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
+from filelock import FileLock, Timeout
 
 MOST_DEPTH, MOST_PARTS = 50, 10**6  # of what a file holds
 MOST_BYTES = 17 * MOST_PARTS  # of MOST_PARTS complex numbers and their name
 MATLAB_CLASSES = {"single", "double", "char", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 UNFINISHED = ".writing-"  # begins the name of a file that is being written
 MAKING = ".making-"  # and this that of a folder that is being filled
+ABANDONED = 3600  # seconds without a change after which these are taken for a killed run's
+LOCK = ".lock"
 _swept: set[Path] = set()  # folders in which atomic_write has looked for what killed runs left
 
 
@@ -98,8 +96,6 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
         descriptor, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
         with os.fdopen(descriptor, mode, **text) as file:
-            with suppress(OSError):  # of systems without locks
-                _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -117,7 +113,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 def require_writable(folder: str | Path) -> None:
     """Make `folder` and try to write in it, before hours of work whose results go there. UserError where that fails.
 
-    Removes what killed runs were writing in it.
+    Removes what killed runs left in it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -130,22 +126,19 @@ def require_writable(folder: str | Path) -> None:
 
 def _remove_unfinished(folder: Path) -> None:
     for path in (*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"{MAKING}*")):
-        with suppress(OSError):  # its writer lives, or another run was faster
-            # A writer locks what it makes as soon as it is there, which a minute is ample for.
-            if time.time() - regular(path).stat().st_mtime > 60:
-                with _holding(path):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):  # another run was faster
+            inside = [*path.rglob("*")] if path.is_dir() else [regular(path)]
+            if time.time() - max(part.stat().st_mtime for part in (path, *inside)) > ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def temporary_folder(parent: str | Path) -> Iterator[Path]:
     """A new folder in `parent`, from which what is complete can be moved to its place; it ends with the block, or,
-    after a kill, when somebody next writes in `parent`. OSError where it cannot be made."""
+    after a kill, when somebody writes in `parent` an hour later. OSError where it cannot be made."""
     Path(parent).mkdir(parents=True, exist_ok=True)
     _remove_unfinished(Path(parent))
-    with tempfile.TemporaryDirectory(prefix=MAKING, dir=parent) as folder, ExitStack() as stack:
-        with suppress(OSError):  # of systems without locks
-            stack.enter_context(_holding(folder))
+    with tempfile.TemporaryDirectory(prefix=MAKING, dir=parent) as folder:
         yield Path(folder)
 
 
@@ -153,38 +146,24 @@ def temporary_folder(parent: str | Path) -> Iterator[Path]:
 def locked(folder: str | Path) -> Iterator[None]:
     """Within the block, no other run can enter it for the same folder; UserError where one is in it already.
 
-    Two runs that write to one folder would spoil each other's results. The system keeps the lock as long as the process
-    lives, whatever ends it; on systems without such locks (Windows) there is none.
+    Two runs that write to one folder would spoil each other's results. The lock ends with the process, whatever ends
+    it.
     """
-    if fcntl is None or not first_process():
+    if not first_process():
         yield
         return
     require_writable(folder)
+    lock = FileLock(Path(folder, LOCK))
     try:
-        with _holding(folder):
-            yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"another run is writing to {folder}: wait for its end, or give this one another name"
-        ) from error
-
-
-@contextmanager
-def _holding(path: str | Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another run is writing to {folder}: wait until it ends, or choose another output") from None
     try:
-        _lock(descriptor)
         yield
     finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file or folder until its descriptor is closed or the process ends. BlockingIOError where another has it,
-    OSError where the system has no locks."""
-    if fcntl is None:
-        raise OSError("no locks")
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # while it is held: who opened it meanwhile sees that it is gone
+            Path(folder, LOCK).unlink()
+        lock.release()
 
 
 def _umask() -> int:

@@ -101,6 +101,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def _multiply_float32(how: str) -> None:
     """how: "ieee", or "tf32", which PyTorch takes for convolutions unless told otherwise."""
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        backend.allow_tf32 = how == "tf32"  # the older flag: torch.export fails where both disagree
     for operations in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
         operations.fp32_precision = how
 

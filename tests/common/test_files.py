@@ -5,6 +5,8 @@ import os
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -75,34 +77,26 @@ def test_impossible_places(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
+def test_what_killed_runs_left_goes_after_an_hour_and_what_others_write_stays(tmp_path):
     left, new = tmp_path / f"{UNFINISHED}left", tmp_path / f"{UNFINISHED}new"
-    new.write_text("its writer has just made it")
-    left.write_text("its writer is dead")
-    with atomic_write(tmp_path / "file", "w") as file:
-        (own,) = set(tmp_path.iterdir()) - {left, new}
-        for path in (left, own):
-            os.utime(path, (0, 0))
-        require_writable(tmp_path)
-        assert set(tmp_path.iterdir()) == {own, new}
-        file.write("whole")
-    assert (tmp_path / "file").read_text() == "whole"
-
-
-def test_what_killed_runs_left_in_folders_below_goes_with_the_next_file_there(tmp_path):
-    maps = tmp_path / "maps"
-    (maps / f"{MAKING}left").mkdir(parents=True)
-    left = [maps / f"{MAKING}left/1.png", maps / f"{UNFINISHED}left", maps / f"{MAKING}left"]
-    left[0].write_text("a frame")
-    left[1].write_text("half a map")
-    for path in left:
+    folders = [tmp_path / f"{MAKING}left", tmp_path / f"{MAKING}new"]
+    for path in (left, new, *(folder / "made/1.png" for folder in folders)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half a picture")
+    for path in (left, *folders, *(folder / "made" for folder in folders), folders[0] / "made/1.png"):
         os.utime(path, (0, 0))
+    with temporary_folder(tmp_path) as folder:
+        assert set(tmp_path.iterdir()) == {new, folders[1], folder}
+    left.write_text("half a map")
+    os.utime(left, (0, 0))
+    require_writable(tmp_path)
+    assert set(tmp_path.iterdir()) == {new, folders[1]}
+    maps = tmp_path / "maps"  # below, with the first file that is written there
+    maps.mkdir()
+    left.write_text("half a map")
+    left.rename(maps / left.name)
+    os.utime(maps / left.name, (0, 0))
     write_csv(maps / "1.csv", ["a"], [])
-    assert [path.name for path in maps.iterdir()] == ["1.csv"]
-    with temporary_folder(maps) as folder:
-        os.utime(folder, (0, 0))
-        require_writable(maps)  # by another run
-        (folder / "made").mkdir()
     assert [path.name for path in maps.iterdir()] == ["1.csv"]
 
 
@@ -319,4 +313,13 @@ def test_only_one_run_at_a_time(tmp_path):
         with locked(tmp_path / "other"):
             pass
     with locked(folder):
-        assert list(folder.iterdir()) == []
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle(tmp_path):
+    code = "import os, sys; from common.files import locked; locked(sys.argv[1]).__enter__(); os.kill(os.getpid(), 9)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False).returncode == -9
+    with locked(tmp_path):
+        pass
