@@ -1,14 +1,16 @@
-"""The five trainings, as small as their options allow, and how to tell whether two of them ended alike."""
+"""The five methods' trainings and scorings, as small as their options allow, and how to tell whether two of them ended
+alike."""
 
 import csv
 import json
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -16,31 +18,38 @@ from common.demo_data import make_textures
 from common.files import UNFINISHED
 from crn.demo_data import ensure_data
 from tests.crrn.test_crrn_scripts import CYCLE, write_boards
+from tests.robustness.processes import Script
 
 TIMES = {"time", "seconds", "training_seconds", "metrics/traintime"}
 
 
 @dataclass
 class Method:
-    """A method's training in the folder `run`, its data beside it."""
+    """A training in {place}/run, its data beside it, and how items in {place}/images are scored into {place}/out."""
 
     name: str
     module: str
-    state: str  # the checkpoint from which it continues
+    training: str  # its options, of {place} and {epochs}
+    state: str  # the checkpoint from which it resumes, in run
     lower: str  # the option that lowers the need of memory
     make_data: Callable[[Path], None]
-    arguments: Callable[[Path, int], str]  # of the folder that holds data and `run`, and of the epochs
+    scorer: str
+    scoring: str
+    make_items: Callable[[Path], None]
+    growing: str = "progress.jsonl"  # the file that grows while the script scores, in out
 
     def argv(self, place: Path, epochs: int) -> list[str]:
-        return self.arguments(place, epochs).split()
-
-    def state_file(self, run: Path) -> Path:
-        """The checkpoint in the folder `run`."""
-        return run / self.state
+        """The training's."""
+        return self.training.format(place=place, epochs=epochs).split()
 
 
 def _bricks(place: Path) -> None:
     make_textures(place / "data", size=64, n_train=8, n_good=3, n_defect=1)
+
+
+def _more_bricks(place: Path) -> None:
+    make_textures(place / "new", size=64, n_train=12, n_good=1, n_defect=1)
+    shutil.move(place / "new/brick/train/good", place / "images")
 
 
 def _videos(place: Path) -> None:
@@ -56,47 +65,57 @@ def write_video(folder: Path, frames: int) -> None:
         Image.fromarray(np.tile(row, (16, 1)).astype(np.uint8)).save(folder / f"{k + 1:03d}.jpg")
 
 
+def _pairs(place: Path) -> None:
+    for kind in ("intensity_files", "height_files"):
+        shutil.copytree(place / "data/good_ones" / kind, place / "images" / kind)
+
+
+CRRN = f"--data {{place}}/data --cycle {CYCLE} --result {{place}}/run/result --cpu --n_layers 1 "
+MEMAE = "--DataRoot {place}/data --Dataset stripes --ModelRoot {place}/run/models --MemDim 8 --UseCUDA no "
+MODEL = "MemAE_Conv3DSpar_stripes_MemDim8_EntW0.0002_ShrThres0.0025_Seed1_Non"
 METHODS = [
     Method(
-        "csflow", "csflow.main", "models/tmp/m", "--batch_size", _bricks,
-        lambda place, epochs: (
-            f"--dataset_path {place}/data --feature_path {place}/features --class_name brick --modelname m --cpu "
-            "--n_scales 2 --img_size 64 --fc_internal 8 --kernel_sizes 3 --batch_size 4 --extractor lite0 "
-            f"--hide_tqdm_bar True --sub_epochs 1 --save_every 0 --meta_epochs {epochs}"
-        ),
+        "csflow", "csflow.main",
+        "--dataset_path {place}/data --feature_path {place}/features --class_name brick --modelname m --cpu "
+        "--output_path {place}/run --n_scales 2 --img_size 64 --fc_internal 8 --kernel_sizes 3 --batch_size 4 "
+        "--extractor lite0 --hide_tqdm_bar True --sub_epochs 1 --save_every 0 --meta_epochs {epochs}",
+        "models/tmp/m", "--batch_size", _bricks,
+        "csflow.score",
+        "--output_path {place}/run --modelname m --images {place}/images --output {place}/out --cpu "
+        "--hide_tqdm_bar True",
+        _more_bricks,
     ),
     Method(
-        "crn", "crn.train", "ck/last.ckpt", "--batch-size",
-        lambda place: ensure_data("RoadImages", place / "data"),
-        lambda place, epochs: (
-            f"--mode train --dataset RoadImages --dataset-path {place}/data --demo --ngf 2 --cpu --batch-size 16 "
-            f"--checkpoint-path ck --log-dir lm --log-file {place}/log --image-output-path oi --save-every 0 "
-            f"--training-steps 1000000 --epochs {epochs}"
-        ),
+        "crn", "crn.train",
+        "--mode train --dataset RoadImages --dataset-path {place}/data --demo --ngf 2 --cpu --batch-size 16 "
+        "--checkpoint-path ck --log-dir lm --log-file {place}/log --image-output-path oi --save-every 0 "
+        "--training-steps 1000000 --epochs {epochs}",
+        "ck/last.ckpt", "--batch-size", lambda place: ensure_data("RoadImages", place / "data"),
+        "crn.score", "--images {place}/images --model-input {place}/run/ck/last.ckpt --output {place}/out --cpu",
+        _pairs,
     ),
     Method(
-        "crrn", "crrn.1_train", "result/ConvConjLSTM/model_dictionary.pt", "--batch_size",
-        lambda place: write_boards(place / "data") and None,
-        lambda place, epochs: (
-            f"--data {place}/data --cycle {CYCLE} --result {place}/run/result --cpu --n_layers 1 --num_instance 4 "
-            f"--batch_size 2 --num_epochs {epochs}"
-        ),
+        "crrn", "crrn.1_train", CRRN + "--num_instance 4 --batch_size 2 --num_epochs {epochs}",
+        "result/ConvConjLSTM/model_dictionary.pt", "--batch_size", lambda place: write_boards(place / "data") and None,
+        "crrn.3_score_boards", CRRN + "--boards {place}/images --output {place}/out",
+        lambda place: write_boards(place / "images", boards=13, seed=1) and None,
     ),
     Method(
         "memae", "memae.script_training",
-        "models/model_{0}/{0}_resume.pt".format("MemAE_Conv3DSpar_stripes_MemDim8_EntW0.0002_ShrThres0.0025_Seed1_Non"),
-        "--BatchSize", _videos,
-        lambda place, epochs: (
-            f"--DataRoot {place}/data --Dataset stripes --ModelRoot {place}/run/models --MemDim 8 --UseCUDA no "
-            f"--BatchSize 2 --SnapInterval 2 --SaveCheckInterval 99 --EpochNum {epochs}"
-        ),
+        MEMAE + "--BatchSize 2 --SnapInterval 2 --SaveCheckInterval 99 --EpochNum {epochs}",
+        f"models/model_{MODEL}/{MODEL}_resume.pt", "--BatchSize", _videos,
+        "memae.script_testing", MEMAE + "--OutRoot {place}/out --BatchSize 8",
+        lambda place: write_video(place / "data/stripes/Test/long", 400), "*/unfinished/long.scoring",
     ),
     Method(
-        "riad", "riad.run", "Checkpoint/resume.pth", "--batch", _bricks,
-        lambda place, epochs: (
-            f"--cpu --filters 2 4 4 4 --mode_optim adam --lr 1e-2 --dataset mvtec --data_path {place}/data/brick "
-            f"--img_size 32 --batch 4 --output {place}/run --save_every 0 --figures_every 0 --epochs {epochs}"
-        ),
+        "riad", "riad.run",
+        "--cpu --filters 2 4 4 4 --mode_optim adam --lr 1e-2 --dataset mvtec --data_path {place}/data/brick "
+        "--img_size 32 --batch 4 --output {place}/run --save_every 0 --figures_every 0 --epochs {epochs}",
+        "Checkpoint/resume.pth", "--batch", _bricks,
+        "riad.score",
+        "--images {place}/images --checkpoint {place}/run/Checkpoint/model_0_finepoch.pth --output {place}/out --cpu "
+        "--batch_score 2",
+        _more_bricks,
     ),
 ]  # fmt: skip
 
@@ -127,11 +146,12 @@ def content_of(path: Path) -> Any:
 
 
 def without_times(value: Any) -> Any:
+    """Tensors as arrays, mappings as dictionaries without what differs between equal runs."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key not in TIMES | {"version"}}
-    if isinstance(value, (list, tuple)):
-        return [without_times(item) for item in value]
-    return value
+    return [without_times(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -139,20 +159,40 @@ def assert_same(one: Path, other: Path) -> None:
     ours, theirs = files_of(one), files_of(other)
     assert ours.keys() == theirs.keys()
     for name, path in ours.items():
-        assert_equal(content_of(path), content_of(theirs[name]), name)
+        np.testing.assert_equal(content_of(path), content_of(theirs[name]), name)  # nan is equal to nan
 
 
-def assert_equal(one: Any, other: Any, name: str) -> None:
-    if isinstance(one, torch.Tensor):
-        # nan is equal to nan here
-        assert one.dtype == other.dtype and torch.equal(one.nan_to_num(0.25), other.nan_to_num(0.25)), name
-    elif isinstance(one, dict):
-        assert list(one) == list(other), name
-        for key in one:
-            assert_equal(one[key], other[key], f"{name}: {key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), name
-        for number, (mine, its) in enumerate(zip(one, other)):
-            assert_equal(mine, its, f"{name}: {number}")
-    else:
-        assert one == pytest.approx(other, rel=0, abs=0, nan_ok=True) if isinstance(one, float) else one == other, name
+class Training:
+    """One method's training in `run`, and an undisturbed one in `whole`."""
+
+    def __init__(self, method: Method, place: Path, epochs: int):
+        self.method, self.place, self.epochs = method, place, epochs
+        self.run, self.whole = place / "run", place / "whole"
+        self.state = self.run / method.state
+        method.make_data(place)
+        self.finish()
+        self.run.rename(self.whole)
+
+    @property
+    def argv(self) -> list[str]:
+        """Of the whole training."""
+        return self.method.argv(self.place, self.epochs)
+
+    def start(self, *preparations: Any, more: int = 0) -> Script:
+        """A process that trains `more` epochs than the whole."""
+        return Script(self.method.module, self.method.argv(self.place, self.epochs + more), self.run, *preparations)
+
+    def finish(self, argv: list[str] | None = None) -> str:
+        """Run the command to its end; returns what it says."""
+        script = Script(self.method.module, argv or self.argv, self.run)
+        assert script.end() == 0, script.errors
+        return script.output
+
+    def wait_for_saves(self, script: Script, count: int) -> None:
+        """Until the state has been written `count` times, or the training has ended."""
+        deadline, before = time.monotonic() + 60, None
+        while count and script.running():
+            assert time.monotonic() < deadline
+            now = self.state.stat().st_mtime_ns if self.state.exists() else None
+            count, before = count - (now != before), now
+            time.sleep(0.001)

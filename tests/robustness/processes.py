@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import multiprocessing
 import os
+import re
 import resource
 import shlex
 import signal
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 
-import csflow.config
 from common.files import UNFINISHED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,7 @@ class Script:
             writer.close()
 
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self.process.is_alive()
 
     def end(self, number: int | None = None, timeout: float = 600) -> int:
@@ -61,13 +62,8 @@ class Script:
             os.kill(self.process.pid, number)
         self.process.join(timeout)
         assert not self.running(), "it hangs"
-        self.output, self.errors = (_rest(reader) for reader in self.printed)
+        self.output, self.errors = (os.fdopen(os.dup(reader.fileno())).read() for reader in self.printed)
         return self.process.exitcode
-
-
-def _rest(reader: Connection) -> str:
-    with open(reader.fileno(), closefd=False) as file:
-        return file.read()
 
 
 def _run(
@@ -85,7 +81,6 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.chdir(folder)
-    csflow.config.HERE = folder  # where its files go; the others have options for it
     script = importlib.import_module(module)
     sys.argv = [f"{module}.py", *argv]
     for prepare, argument in preparations:
@@ -130,13 +125,16 @@ def full_disk(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def without_privileges(_: None) -> None:
-    """root's power to write what is read-only goes; nothing happens to other users."""
+def read_only(folder: Path) -> None:
+    """Nothing can be written in `folder` and those in it, not even by root, until this process ends."""
     if os.getuid() == 0:
         version, nothing = 0x20080522, (ctypes.c_uint32 * 6)()
         header = (ctypes.c_uint32 * 2)(version, 0)
         if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
             raise OSError(ctypes.get_errno(), "capset")
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o555)
 
 
 def out_of_memory(_: None) -> None:
@@ -148,7 +146,9 @@ def out_of_memory(_: None) -> None:
     torch.Tensor.backward = backward
 
 
-def continuing_command(output: str) -> list[str]:
-    """The arguments of the command that a stopped script has told to continue with."""
-    (line,) = [line for line in output.splitlines() if "To continue: python " in line]
-    return shlex.split(line.split("To continue: python ")[1])[1:]
+def continuing_command(output: str, argv: list[str]) -> list[str]:
+    """The arguments of the command with which a stopped script, called with `argv`, tells to resume."""
+    if "run the same command to resume" in output:
+        return argv
+    (line,) = re.findall(r"(?:To continue|to resume): python (.*)", output)
+    return shlex.split(line)[1:]

@@ -15,102 +15,27 @@ import pytest
 import torch
 
 from common import checkpoint
-from tests.robustness.methods import METHODS, Method, assert_same, content_of, files_of
-from tests.robustness.processes import (
-    Script,
-    continuing_command,
-    die_at_rename,
-    full_disk,
-    out_of_memory,
-    without_privileges,
-)
-
-EPOCHS = 4
+from tests.robustness.methods import Training, assert_same, content_of, files_of
+from tests.robustness.processes import continuing_command, die_at_rename, full_disk, out_of_memory, read_only
 
 
-class Training:
-    """One method's training in `run`, and an undisturbed one in `whole`."""
-
-    def __init__(self, method: Method, place: Path, epochs: int):
-        self.method, self.place, self.epochs = method, place, epochs
-        self.run, self.whole = place / "run", place / "whole"
-        method.make_data(place)
-        self.finish()
-        self.run.rename(self.whole)
-
-    def start(self, *preparations, epochs: int | None = None) -> Script:
-        argv = self.method.argv(self.place, epochs or self.epochs)
-        return Script(self.method.module, argv, self.run, *preparations)
-
-    def finish(self) -> str:
-        """Run the command to its end; returns what it says."""
-        script = self.start()
-        assert script.end() == 0, script.errors
-        return script.output
-
-    @property
-    def state(self) -> Path:
-        return self.run / self.method.state
-
-    def wait_for_saves(self, script: Script, count: int) -> None:
-        """Until the state has been written `count` times, or the training has ended."""
-        deadline = time.monotonic() + 60
-        before = self.state.stat().st_mtime_ns if self.state.exists() else 0
-        while count and script.running():
-            assert time.monotonic() < deadline
-            now = self.state.stat().st_mtime_ns if self.state.exists() else 0
-            count, before = count - (now != before), now
-            time.sleep(0.001)
-
-
-@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.name)
-def method(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def undisturbed(method, tmp_path_factory):
-    return Training(method, tmp_path_factory.mktemp(method.name), EPOCHS)
-
-
-@pytest.fixture
-def training(undisturbed):
-    shutil.rmtree(undisturbed.run, ignore_errors=True)
-    return undisturbed
-
-
-@pytest.fixture
-def trained(training):
-    """As above, with a finished training in `run`."""
-    shutil.copytree(training.whole, training.run)
-    return training
-
-
-def kill(training: Training, chance: random.Random, saves: int) -> bool:
-    """Start the training and kill it at a random moment after so many saves; False where it has ended before."""
-    script = training.start()
-    training.wait_for_saves(script, saves)
-    time.sleep(chance.uniform(0, 0.15 if saves else 0.6))
-    status = script.end(signal.SIGKILL)
+def killed(training: Training, *preparations, saves: int | None = None, delay: float = 0.0) -> bool:
+    """Start the training, and kill it a while after so many saves, if given; False where it has ended before."""
+    script = training.start(*preparations)
+    if saves is not None:
+        training.wait_for_saves(script, saves)
+        time.sleep(delay)
+    status = script.end(None if saves is None else signal.SIGKILL)
     assert status in (0, -signal.SIGKILL) and "Traceback" not in script.errors, script.errors
     for path in files_of(training.run).values() if training.state.exists() else ():
         content_of(path)  # is whole
     return status != 0
 
 
-def killed_at_rename(training: Training, number: int, after: bool) -> bool:
-    script = training.start((die_at_rename, (number, after)))
-    status = script.end()
-    assert status in (0, -signal.SIGKILL), script.errors
-    for path in files_of(training.run).values() if training.state.exists() else ():
-        content_of(path)
-    return status != 0
-
-
 def test_killed_trainings_end_with_the_same_numbers(training):
-    for number, after in ((1, True), (2, False)):
-        assert killed_at_rename(training, number, after)
-    while not kill(training, random.Random(0), saves=1):  # on a busy machine, it may come too late
+    for moment in ((1, True), (2, False)):
+        assert killed(training, (die_at_rename, moment))
+    while not killed(training, saves=1):  # on a busy machine, it may come too late
         shutil.rmtree(training.run)
     assert training.state.exists()
     training.finish()
@@ -123,18 +48,19 @@ def test_twenty_kills_at_random_moments_and_some_in_the_midst_of_saving(method, 
     moments = [(number, after) for number in range(1, 6) for after in (False, True)]
     while kills < 30:
         if moments:
-            killed = killed_at_rename(training, *moments.pop(0))
+            died = killed(training, (die_at_rename, moments.pop(0)))
         else:
-            killed = kill(training, chance, chance.choice((0, 1, 1, 2)))
-        kills += killed
-        if not killed:  # it has come to its end before: the next one begins anew
+            saves = chance.choice((0, 1, 1, 2))
+            died = killed(training, saves=saves, delay=chance.uniform(0, 0.15 if saves else 0.6))
+        kills += died
+        if not died:  # it has come to its end before: the next one begins anew
             assert_same(training.run, training.whole)
             shutil.rmtree(training.run)
     training.finish()
     assert_same(training.run, training.whole)
 
 
-def test_a_second_run_is_refused_and_ctrl_c_tells_how_to_continue(training):
+def test_a_second_run_is_refused_and_ctrl_c_tells_how_to_resume(training):
     first = training.start()
     training.wait_for_saves(first, 2)  # RIAD's first state precedes the training
     os.kill(first.process.pid, signal.SIGSTOP)  # or it has ended before the second one has begun
@@ -145,21 +71,20 @@ def test_a_second_run_is_refused_and_ctrl_c_tells_how_to_continue(training):
         os.kill(first.process.pid, number)
     assert first.end() == 130, first.errors
     assert "Traceback" not in first.errors and "stopping after this step" in first.errors
-    argv = continuing_command(first.output)
-    last = Script(training.method.module, argv, training.run)
-    assert last.end() == 0, last.errors
-    assert "continuing" in last.output or "already" in last.output
+    said = training.finish(continuing_command(first.output, training.argv))
+    assert "resuming" in said or "continuing" in said or "already" in said
     assert_same(training.run, training.whole)
 
 
 def refused(trained: Training, *preparations) -> str:
     """The one line with which more epochs are refused; what is saved stays."""
-    before = trained.state.read_bytes()
-    script = trained.start(*preparations, epochs=EPOCHS + 1)
-    assert script.end() == 2
-    assert script.errors.startswith("error: ") and script.errors.count("\n") == 1, script.errors
-    assert trained.state.read_bytes() == before
-    assert not list(trained.run.rglob(".writing-*"))
+    before = {path: path.read_bytes() for path in [trained.state, *trained.run.rglob("*.csv")]}
+    script = trained.start(*preparations, more=1)
+    status = script.end()
+    for folder in [trained.run, *(path for path in trained.run.rglob("*") if path.is_dir())]:
+        folder.chmod(0o755)
+    assert status == 2 and script.errors.startswith("error: ") and script.errors.count("\n") == 1, script.errors
+    assert before == {path: path.read_bytes() for path in before} and not list(trained.run.rglob(".writing-*"))
     return script.errors
 
 
@@ -169,17 +94,8 @@ def test_full_disk_keeps_what_is_saved(trained, size):
 
 
 def test_read_only_folders_are_named_before_the_training(trained):
-    before = {name: path.read_bytes() for name, path in files_of(trained.run).items()}
-    folders = [trained.run, *(path for path in trained.run.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
-        error = refused(trained, (without_privileges, None))
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
+    error = refused(trained, (read_only, trained.run))
     assert "cannot write in " in error and "permission denied" in error
-    assert {name: path.read_bytes() for name, path in files_of(trained.run).items()} == before
 
 
 def test_memory_that_is_short_names_the_option_that_needs_less(trained):
