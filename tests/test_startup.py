@@ -12,7 +12,7 @@ SLOW = ("matplotlib", "scipy", "skimage", "sklearn", "torch", "torchvision")
 # Runs each script with each option in a process forked from this one, in which modules of SLOW cannot be imported.
 PROGRAM = """
 import json, os, runpy, sys, tempfile
-import common.cli
+import common.cli, numpy, PIL.Image
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
