@@ -57,9 +57,9 @@ NETWORKS = {
 # What is the same for all methods, or this program's own affair: not to be changed for one of them.
 FIXED = {
     "img_size", "imsize", "antialias", "seed", "calibration_share", "validation_share", "train_images", "precision",
-    "extractor", "extractor_weights", "dataset", "dataset_path", "data_path", "class_name", "feature_path", "mode",
-    "model", "modelname", "output", "output_path", "checkpoint_path", "log_dir", "image_output_path", "cpu", "device",
-    "resume", "max_value", "max_pixels",
+    "extractor", "extractor_weights", "dataset", "dataset_path", "data", "data_path", "class_name", "feature_path",
+    "mode", "model", "modelname", "output", "output_path", "checkpoint_path", "log_dir", "image_output_path", "cpu",
+    "device", "resume", "max_value", "max_pixels",
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ from PIL import Image
 
 import crn.options
 import csflow.config
-import riad.source.options
+import riad.options
 from common import figures
 from common.checkpoint import versions
 from common.figures import map_sheet, roc_figure, score_histogram
@@ -247,7 +247,7 @@ def check(options: Namespace, category: Category) -> None:
     parsers = {
         "csflow": csflow.config.parse,
         "crn": crn.options.parse,
-        "riad": lambda argv: riad.source.options.check_size(riad.source.options.parse(argv)),
+        "riad": riad.options.parse,
     }
     for method in options.only:
         if method in parsers:

@@ -192,17 +192,26 @@ def crn(where: Where, image: int = 128, units: int = 2, batch: int = 8, depth: i
 
 def riad(where: Where, image: int = 28, batch: int = 16, scored: int = 1000) -> Work:
     """Seed variant: a batch in all six slices. run.py trains contiguous; scoring is channels last by itself."""
-    from riad.source import options
+    from riad import options
     from riad.source.agent import Agent
+    from riad.source.connector import make_optimizer
 
     settings = options.parse(["--mode_optim", "adam", "--precision", where.precision, "--batch", str(batch)])
     settings.img_size = image
-    agent = Agent(settings, 1, 100, where.device)
+    agent = Agent(settings, 1, where.device)
+    optimizer = make_optimizer("adam", agent.network.parameters(), settings.lr, 0.0)
     where.put(agent.network)
     images = torch.randint(256, (scored, 1, image, image), dtype=torch.uint8)
 
     def step():
-        agent.train_batch(images[:batch], torch.arange(batch), 0, 0)
+        agent.network.train()
+        for x, masks in agent.training_passes(images[:batch], torch.arange(batch), 0):
+            with where.autocast():
+                outputs = agent.inpaint(x, masks)
+            loss = sum(agent.losses(x, outputs, masks))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
     return Work(step, lambda: [agent.score(part)[1] for part in images.split(settings.batch_score)], scored)
 

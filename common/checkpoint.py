@@ -72,6 +72,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
         self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
+        self.place = "epoch 1, step 1"  # of the last step
         self.resumed = stored is not None
         if stored is not None:
             self._resume(stored, binding, otherwise)
@@ -131,6 +132,7 @@ class Training:
         for step in range(self.step, last):
             next(self._bar)
             seed_all(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + step) % 2**63)
+            self.place = f"epoch {self.epoch + 1}, step {step + 1}"
             yield step
             self.step = step + 1
             self._ask_to_stop()
@@ -161,8 +163,7 @@ class Training:
         """The error for a training whose loss, parameters or scores are not finite."""
         kept = f"; {self.path} keeps what was saved" if self.path and self.path.exists() else ""
         return UserError(
-            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}: training stops{kept}. Try a lower learning rate, "
-            "or --precision fp32"
+            f"{what} in {self.place}: training stops{kept}. Try a lower learning rate, or --precision fp32"
         )
 
     def finish_epoch(self, **values: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def scorer(options: Namespace) -> Exported:
     if stored["settings"]["precision"] != "fp32":
         say(f"the file computes in float32; training and threshold are of {stored['settings']['precision']}")
     about = {"method": "RIAD", "channels": "RGB" if stored["channels"] == 3 else "grey", "resizing": SMOOTHED}
-    about["algorithm"] = agent.settings.algorithm
+    about["algorithm"] = stored["settings"]["algorithm"]
     inputs = examples(stored["channels"], *agent.size)
     return Exported(file, options.output, Scorer(agent), inputs, ["score", "map"], about, model.threshold)
 

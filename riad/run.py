@@ -10,25 +10,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import answer_early
+from riad.options import parse
+
+answer_early(__name__, parse)
+
 import torch
 
 from common import distributed
-from common.cli import command_to_continue, say, script
+from common.cli import resumable, say, script
 from common.files import UserError, locked, require_writable
 from common.images import set_max_pixels
 from common.runtime import autocast, pick_device, reuse_memory, seed_all
-from riad.source import datamanager, options, procedure
+from riad.source import datamanager, procedure
 from riad.source.agent import Agent
 
 
-def device_of(gpu: str | None, ngpu: int, cpu: bool, deterministic: bool = False) -> torch.device:
-    """The device that --gpu, --ngpu and --cpu name; UserError where they name none."""
+def device_of(device: str, gpu: str | None, ngpu: int, cpu: bool, deterministic: bool = False) -> torch.device:
+    """The device that --device, --gpu, --ngpu and --cpu name; UserError where they name none."""
     if ngpu > 1 and not torch.distributed.is_torchelastic_launched():
-        say(f"one GPU computes, not --ngpu {ngpu}: for several, torchrun --nproc_per_node={ngpu} run.py ...")
+        say(f"using one GPU only ({ngpu} requested): for several, torchrun --nproc_per_node={ngpu} run.py ...")
+    cpu = cpu or ngpu == 0
     try:
-        cpu = cpu or ngpu == 0
-        gpu = "0" if gpu is None and not cpu else gpu
-        return pick_device(gpu_ids=gpu, cpu=cpu, deterministic=deterministic)
+        return pick_device(device, "0" if gpu is None and device == "auto" and not cpu else gpu, cpu, deterministic)
     except UserError as error:
         raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 
@@ -36,15 +40,15 @@ def device_of(gpu: str | None, ngpu: int, cpu: bool, deterministic: bool = False
 @script(memory="a smaller --batch, --batch_score, --img_size or --filters, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Data, training, test."""
-    settings = options.parse(argv)
+    settings = parse(argv)
     set_max_pixels(settings.max_pixels)
-    device = distributed.join(device_of(settings.gpu, settings.ngpu, settings.cpu, settings.deterministic))
+    device = device_of(settings.device, settings.gpu, settings.ngpu, settings.cpu, settings.deterministic)
+    device = distributed.join(device)
     autocast(device, settings.precision)  # refuses what this device cannot do
     if device.type == "cpu":
         reuse_memory()
     with distributed.first_alone():
-        data = datamanager.load(settings)
-        options.check_size(settings)
+        data, settings = datamanager.load(settings)
         for folder in (procedure.PATH_CKPT, "results_tr/gen", "results_te"):
             require_writable(settings.output / folder)
     say(
@@ -52,15 +56,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(data.test.images)} to test; {settings.img_size} x {settings.img_size}, {settings.algorithm}, {device}"
     )
     seed_all(settings.seed)
-    agent = Agent(settings, data.channels, -(-len(data.train) // settings.batch), device)
-    with locked(settings.output):
-        try:
-            history = procedure.training(settings, data, agent)
-            procedure.test(settings, data, agent, history)
-        except KeyboardInterrupt:
-            command = command_to_continue(argv, settings.resume)
-            say(f"stopped; what is saved is in {settings.output / procedure.PATH_CKPT}. To continue: {command}")
-            raise
+    agent = Agent(settings, data.channels, device)
+    state = settings.output / procedure.PATH_CKPT / procedure.STATE
+    with locked(settings.output), resumable(state, argv, settings.resume):
+        history = procedure.training(settings, data, agent)
+        procedure.test(settings, data, agent, history)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import answer_early
+from riad.options import HERE, from_stored, parse_score
+
+answer_early(__name__, parse_score)
+
 import numpy as np
 import torch
 from PIL import Image
 
 from common import checkpoint
-from common.cli import PRECISIONS, ArgumentParser, add_scoring_options, say, script
-from common.files import UserError
+from common.cli import say, script
+from common.files import UserError, using
 from common.images import read_image, set_max_pixels
 from common.metrics import thresholds
 from common.runtime import autocast, pick_device, reuse_memory
 from common.scoring import Scored, default_output, named_images, score_folder, scored
 from riad.run import device_of
-from riad.source import options, procedure
+from riad.source import procedure
 from riad.source.agent import Agent
 from riad.source.connector import connect
 from riad.source.datamanager import to_tensor
@@ -35,11 +40,12 @@ from riad.source.datamanager import to_tensor
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained network with its settings, ready to score; `stored` is the rest of its file."""
+    """A trained network, ready to score; `stored` is the rest of its file."""
 
     agent: Agent
     stored: dict[str, Any]
-    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+    threshold: dict[str, Any] | None  # as `common.metrics.thresholds` gives it
+    batch_score: int  # images scored at once
 
 
 def load(
@@ -51,37 +57,34 @@ def load(
 ) -> Loaded:
     """The network in the checkpoint `path`; what is given takes precedence over the settings it was trained with.
 
-    Raises UserError where the file is missing or damaged, or given values make no sense.
+    Raises UserError where the file is missing or damaged, ValueError for an fpr outside 0..1.
     """
     device, stored = device or pick_device(), procedure.load(path)
-    settings = options.from_stored(stored["settings"], path)
-    for name, value in (("fpr", fpr), ("precision", precision), ("batch_score", batch_score)):
-        if value is not None:
-            setattr(settings, name, value)
-    options.check(settings)
+    settings, threshold = from_stored(stored["settings"], path), None
+    settings.precision = precision or settings.precision
     autocast(device, settings.precision)  # refuses what this device cannot do
-    threshold, calibration = None, stored.get("calibration")
-    with checkpoint.using(path, "riad"):
-        checkpoint.require_fitting(lambda: connect(settings, stored["channels"]), stored["model"], path)
-        if calibration is not None:
-            threshold = thresholds(calibration, calibration, settings.fpr)
-    agent = Agent(settings, stored["channels"], 1, device)
+    with using(path, "riad"):
+        checkpoint.require_fitting(
+            lambda: connect(settings.nn, stored["channels"], settings.filters, settings.ksize), stored["model"], path
+        )
+        if (calibration := stored.get("calibration")) is not None:
+            threshold = thresholds(calibration, calibration, fpr or settings.fpr)
+    agent = Agent(settings, stored["channels"], device)
     checkpoint.load_parameters(agent.network, stored["model"], path)
     if threshold is None:
         say("no threshold, no verdicts: the network was not tested by run.py, which sets it")
-    return Loaded(agent, stored, threshold)
+    return Loaded(agent, stored, threshold, batch_score or settings.batch_score)
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
     """Score, verdict and map of an image (H, W, 3) uint8, RGB, or of each of several. ValueError for other
     arrays, UserError where scores are not finite."""
-    settings = model.agent.settings
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
-        batch = torch.stack([to_tensor(Image.fromarray(image), settings.img_size) for image in images])
+        batch = torch.stack([to_tensor(Image.fromarray(image), model.agent.size[0]) for image in images])
         if model.stored["channels"] == 1:  # as MNIST's
             batch = batch.float().mean(dim=1, keepdim=True).round().byte()
-        for part in batch.split(settings.batch_score):
+        for part in batch.split(model.batch_score):
             maps = model.agent.score(part)[1].cpu().numpy()
             yield from zip(maps.max(axis=(1, 2)), maps)
 
@@ -91,44 +94,33 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
 @script(memory="a smaller --batch_score, or --precision bf16")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = ArgumentParser(
-        description="Score a folder of images without labels with a trained network.",
-        example="python riad/score.py --images my_new_images "
-        "--checkpoint bottle/Checkpoint/model_2_best_val_loss.pth --output scores",
-    )
-    add_scoring_options(parser, "scores/<folder's name> beside the checkpoint's")
-    add = parser.add_argument_group("network, verdicts and precision").add_argument
-    add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
-    add("--fpr", type=float, help="share of good images that the threshold may call defective; unset: as in training")
-    add("--precision", choices=PRECISIONS, help="of the network's passes; unset: as in training, and as the threshold")
-    options.add_machine_options(parser)
-    given = parser.parse_args(argv)
+    given = parse_score(argv)
     set_max_pixels(given.max_pixels)
-    device = device_of(given.gpu, given.ngpu, given.cpu)
+    device = device_of(given.device, given.gpu, given.ngpu, given.cpu)
     if device.type == "cpu":
         reuse_memory()
     paths = named_images(given.images)
     file = given.checkpoint or chosen_checkpoint()
     model = load(file, device, given.fpr, given.precision, given.batch_score)
-    settings = model.agent.settings
+    max_value = model.stored["settings"]["max_value"]
     return score_folder(
         given,
         given.output or default_output(file.absolute().parent.parent / "scores", given.images),
         file,
         {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name], settings.max_value)),
+        lambda name: np.asarray(read_image(paths[name], max_value)),
         partial(score_images, model=model),
-        settings.batch_score,
-        {"trained_on": model.stored["data"], "precision": settings.precision},
+        model.batch_score,
+        {"trained_on": model.stored["data"], "precision": model.agent.precision},
         model.threshold,
-        size=(settings.img_size, settings.img_size),
-        max_value=settings.max_value,
+        size=model.agent.size,
+        max_value=max_value,
     )
 
 
 def chosen_checkpoint() -> Path:
     """The network that the default training's validation chose; UserError where there is none, or two."""
-    folder = options.HERE / procedure.PATH_CKPT
+    folder = HERE / procedure.PATH_CKPT
     files = [folder / name for name in procedure.BEST.values() if (folder / name).exists()]
     if not files:
         raise UserError(f"there is no trained network in {folder}: train one with run.py, or give --checkpoint FILE")

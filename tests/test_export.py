@@ -26,8 +26,9 @@ from memae.options import TestOptions
 from memae.script_testing import reconstruct
 from memae.utils import clip_errors, error_maps, load_weights
 from memae.utils import make_model as make_memae
+from riad import options
 from riad.score import load
-from riad.source import options, procedure
+from riad.source import procedure
 from riad.source.agent import Agent
 from riad.source.datamanager import to_tensor
 from tests.helpers import refused
@@ -70,12 +71,11 @@ def crn_of(place, *words):
 
 
 def riad_of(place, *words, channels=3, side=32):
-    settings = options.parse([*words, "--dataset", "mvtec" if channels == 3 else "mnist"])
-    settings.img_size = side
-    agent = Agent(settings, channels, 1, torch.device("cpu"))
+    settings = options.parse([*words, "--img_size", str(side)])
+    agent = Agent(settings, channels, torch.device("cpu"))
     wake(agent.network)
     about = {"settings": options.plain(settings), "data": "", "fingerprint": "", "channels": channels}
-    procedure.save_network(place / "m.pth", agent, 0, about, calibration=THRESHOLD)
+    procedure.save_network(place / "m.pth", agent.network, 0, about, calibration=THRESHOLD)
     return ["--checkpoint", place / "m.pth"], agent
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from common import cli
 from common.cli import MAX_PIXELS
 from common.demo_data import make_textures
-from riad.source import datamanager, options
+from riad import options
+from riad.source import datamanager
 from tests.common.test_image_decoding import write_png
 from tests.helpers import refused
 

@@ -303,7 +303,7 @@ def test_colours_are_bounded_and_symmetric(maps, limit):
 def test_held_out_images_are_a_share_and_never_trained_on(count, share, seed):
     rows = list(range(count))
     crn = split_calibration(count, Namespace(calibration_share=share, seed=seed, batch_size=1)) if share < 0.9 else None
-    riad = datamanager.split(np.arange(count), Namespace(validation_share=share, seed=seed))
+    riad = datamanager.split(np.arange(count), share, seed)
     for parts in (csflow_utils.split_calibration(count, share, seed), crn, riad):
         if parts is None:
             continue

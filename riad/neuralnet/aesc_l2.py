@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from riad.neuralnet.layers import Layer
 
-LEVELS = 4  # entries of `filters`
-SMALLEST = 16  # smallest side of an image, pixels: three halvings leave 2
-
 
 class NeuralNet(nn.Module):
     """Inpaints (B, C, H, W) in 0..1, with hidden cells at 0, to the same shape in [1e-12, 1 - 1e-12].

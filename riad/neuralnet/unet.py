@@ -7,10 +7,6 @@ from torch import Tensor, nn
 
 from riad.neuralnet.layers import Layer
 
-LEVELS = 5  # entries of `filters`
-SMALLEST = 32  # smallest side of an image, pixels: four halvings leave 2
-MULTIPLE = 16  # of which the sides have to be multiples
-
 
 class NeuralNet(nn.Module):
     """Inpaints (B, C, H, W) in -1..1, with hidden cells at 0, to the same shape in -1..1.

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,17 +22,7 @@ from torchvision.datasets import MNIST
 from common.cli import progress, say
 from common.files import UserError, reason
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
-from riad.source.options import HERE, SIDES
-
-
-class Images(Protocol):
-    """Images that are read when they are needed."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Sequence[int]) -> Tensor:
-        """(len(rows), C, H, W) uint8."""
-        ...
+from riad.options import HERE
 
 
 @dataclass
@@ -46,6 +35,7 @@ class InMemory:
         return len(self.images)
 
     def batch(self, rows: Sequence[int]) -> Tensor:
+        """(len(rows), C, H, W) uint8."""
         return self.images[torch.as_tensor(rows, dtype=torch.long)]
 
 
@@ -61,23 +51,13 @@ class InFiles:
         return len(self.paths)
 
     def batch(self, rows: Sequence[int]) -> Tensor:
+        """(len(rows), 3, side, side) uint8."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             images = pool.map(lambda row: read_image(self.paths[row], self.max_value), rows)
             return torch.stack([to_tensor(image, self.side) for image in images])
 
 
-@dataclass
-class Chosen:
-    """Those of `images` that `chosen` numbers."""
-
-    images: Images
-    chosen: list[int]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(self, rows: Sequence[int]) -> Tensor:
-        return self.images.batch([self.chosen[row] for row in rows])
+Images = InMemory | InFiles  # read when they are needed
 
 
 def to_tensor(image: Image.Image, side: int) -> Tensor:
@@ -109,52 +89,37 @@ class DataSet:
     fingerprint: str
 
     @property
+    def criterion(self) -> str:
+        """What chooses the epoch: "auroc" where the validation images are labelled, else "val_loss"."""
+        return "auroc" if self.validation.labels.any() else "val_loss"
+
+    @property
     def channels(self) -> int:
         """Of each image."""
         return self.train.batch([0]).shape[1]
 
 
-def load(settings: Namespace) -> DataSet:
-    """The data that the options name; sets settings.dataset, img_size and max_value where they were left open.
+def load(settings: Namespace) -> tuple[DataSet, Namespace]:
+    """The data that the options of run.py name, and the options with dataset and max_value as the data decided them.
 
     Raises UserError where images are missing or unreadable.
     """
-    if settings.eval_images and (settings.algorithm == "paper" or settings.dataset == "mvtec"):
-        raise UserError(
-            f"--eval_images {settings.eval_images}: only --algorithm repo on MNIST has labelled validation images; see "
-            "--validation_share"
-        )
-    if settings.validation_share != 0.2 and settings.algorithm == "repo" and settings.dataset != "mvtec":
-        raise UserError(
-            f"--validation_share {settings.validation_share:g}: with --algorithm repo, MNIST's labelled validation "
-            "half chooses the epoch; see --eval_images"
-        )
-    if settings.dataset == "mvtec" and settings.select_norm != 1:
-        raise UserError(f"--select_norm {settings.select_norm}: mvtec's normal images are those in train/good, drop it")
-    if settings.dataset != "mvtec" and settings.max_value != 65535:
-        raise UserError(f"--max_value {settings.max_value}: only images of --dataset mvtec may have 16 bits")
-    if settings.dataset == "digits" and settings.data_path is not None:
-        raise UserError(f"--data_path {settings.data_path}: --dataset digits is installed with scikit-learn, drop one")
     if settings.dataset == "mvtec":
-        settings.img_size = settings.img_size or 256
         return _mvtec(settings)
-    settings.img_size = settings.img_size or SIDES[settings.algorithm, "mnist"]
-    asked, root = settings.dataset is not None, settings.data_path or HERE / "data"
+    asked, root, name, data = settings.dataset is not None, settings.data_path or HERE / "data", "mnist", "MNIST"
     if not asked and (root / "train/good").is_dir() and not (root / "MNIST").exists():
         raise UserError(f"--data_path {root} looks like a category in MVTec's layout, not MNIST: add --dataset mvtec")
-    if settings.dataset != "digits":
-        try:
-            images, digits, test_images, test_digits = _mnist(root)
-            settings.dataset, data = "mnist", "MNIST"
-        except UserError as error:
-            if asked or (root / "MNIST").exists():  # files that are broken are no reason to take others
-                raise
-            say(f"{error}; scikit-learn's digits stand in for it")
-            settings.dataset = "digits"
-    if settings.dataset == "digits":
-        images, digits, test_images, test_digits = _digits()
+    try:
+        arrays = _mnist(root) if settings.dataset != "digits" else None
+    except UserError as error:
+        if asked or (root / "MNIST").exists():  # files that are broken are no reason to take others
+            raise
+        say(f"{error}; scikit-learn's digits stand in for it")
+        arrays = None
+    if arrays is None:
+        arrays, name = _digits(), "digits"
         data = "scikit-learn's digits, 8 x 8, scaled up" + ("" if asked else " (a stand-in for MNIST)")
-    return _of_digits(settings, images, digits, test_images, test_digits, data)
+    return _of_digits(settings, *arrays, data), Namespace(**{**vars(settings), "dataset": name})
 
 
 def _mnist(root: Path) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
@@ -228,7 +193,7 @@ def _of_digits(
         if validation.labels.all() or not validation.labels.any():
             raise UserError(f"--eval_images {settings.eval_images}: too few, all of them are of one class")
     else:
-        train_rows, held = split(rows, settings)
+        train_rows, held = split(rows, settings.validation_share, settings.seed)
         validation = _good(InMemory(_sized(images[held], side)), [f"train/{row}" for row in held], normal)
     train = InMemory(_sized(images[train_rows], side))
     mark = zlib.crc32(test.images.images.numpy().tobytes(), zlib.crc32(train.images.numpy().tobytes()))
@@ -244,48 +209,46 @@ def _sized(images: Tensor, side: int) -> Tensor:
     return resized.round().clamp(0, 255).byte()
 
 
-def _mvtec(settings: Namespace) -> DataSet:
-    if settings.data_path is None:
-        raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
-    root = settings.data_path
+def _mvtec(settings: Namespace) -> tuple[DataSet, Namespace]:
+    root, side = settings.data_path, settings.img_size
     found = mvtec_dataset(root, settings.max_value)
-    settings.max_value = found.max_value
-    note_squeezed(found.paths, (settings.img_size, settings.img_size), "RIAD takes squares, cut them into such first")
+    note_squeezed(found.paths, (side, side), "RIAD takes squares, cut them into such first")
     train, test = found.train[: settings.train_images or None], found.test
-    rows, held = split(np.arange(len(train)), settings)
+    rows, held = split(np.arange(len(train)), settings.validation_share, settings.seed)
     held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))
     train = train + found.held_out
-    files = InFiles([sample.path for sample in train], settings.img_size, settings.max_value)
-    both = []
-    for chosen in (rows, held):  # decoded once, N * 3 * img_size^2 bytes
-        images = torch.empty((len(chosen), 3, settings.img_size, settings.img_size), dtype=torch.uint8)
-        for start in progress(range(0, len(chosen), 64), "reading images"):
-            images[start : start + 64] = files.batch(chosen[start : start + 64])
-        both.append(InMemory(images))
+
+    def decoded(rows: np.ndarray) -> InMemory:  # once, N * 3 * side^2 bytes
+        files = InFiles([train[row].path for row in rows], side, found.max_value)
+        images = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
+        for start in progress(range(0, len(rows), 64), "reading images"):
+            images[start : start + 64] = files.batch(range(start, min(start + 64, len(rows))))
+        return InMemory(images)
 
     def name(sample: Sample) -> str:
         return sample.path.relative_to(root).as_posix()
 
     classes = np.array([sample.label for sample in test])
-    test_files = InFiles([sample.path for sample in test], settings.img_size, settings.max_value)
-    return DataSet(
-        both[0],
-        _good(both[1], [name(train[row]) for row in held], 0),
+    test_files = InFiles([sample.path for sample in test], side, found.max_value)
+    data = DataSet(
+        decoded(rows),
+        _good(decoded(held), [name(train[row]) for row in held], 0),
         Part(test_files, classes, (classes > 0).astype(int), [name(sample) for sample in test], test),
         found.class_names,
         "synthetic" if found.synthetic else str(root.resolve()),
         fingerprint(found.paths, root),
     )
+    return data, Namespace(**{**vars(settings), "max_value": found.max_value})
 
 
 def _good(images: Images, names: list[str], class_number: int) -> Part:
     return Part(images, np.full(len(images), class_number), np.zeros(len(images), int), names)
 
 
-def split(rows: np.ndarray, settings: Namespace) -> tuple[np.ndarray, np.ndarray]:
+def split(rows: np.ndarray, validation_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`rows` to train on and to validate on, both at least one; the draw depends on the seed alone."""
     if len(rows) < 2:
         raise UserError(f"{len(rows)} good image to train on: two are needed, one of them for validation")
-    held = min(max(round(settings.validation_share * len(rows)), 1), len(rows) - 1)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).numpy()
+    held = min(max(round(validation_share * len(rows)), 1), len(rows) - 1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
     return np.sort(rows[order[held:]]), np.sort(rows[order[:held]])

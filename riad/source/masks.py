@@ -7,7 +7,7 @@ ones: an image's masks do not depend on the batch, the device or an interruption
 import torch
 from torch import Tensor
 
-from common.files import UserError
+from riad.options import require_cells
 
 _GAMMA, _A, _B = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # as signed 64-bit integers
 _HALF = 2**32 - 1
@@ -55,12 +55,3 @@ def disjoint_masks(keys: Tensor, size: tuple[int, int], k: int, n: int) -> Tenso
     hidden = part == torch.arange(n, device=keys.device).view(1, n, 1, 1)  # (B, n, h, w)
     hidden = hidden.repeat_interleave(k, dim=2).repeat_interleave(k, dim=3)
     return 1.0 - hidden[:, :, : size[0], : size[1]].float()
-
-
-def require_cells(size: tuple[int, int], k: int, n: int) -> None:
-    """UserError where an image of `size` has fewer cells of k x k pixels than parts."""
-    cells = -(-size[0] // k) * -(-size[1] // k)
-    if cells < n:
-        raise UserError(
-            f"--disjoint_n {n}: {size[0]} x {size[1]} pixels have {cells} cells of {k} x {k}; lower it, or --list_k"
-        )

@@ -1,37 +1,29 @@
 """Training with its validation, checkpoints and pictures, and the test of what was saved."""
 
 import math
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import checkpoint, distributed
-from common.cli import notes, progress, say, stop_on_request
-from common.files import UserError, write_csv, write_json
-from common.images import same_images
-from common.metrics import (
-    MaskedPixels,
-    average_precision,
-    image_auroc,
-    in_words,
-    met_in_words,
-    rates,
-    thresholds,
-    verdict_of,
-)
-from riad.source import options, report, utils
-from riad.source.agent import Agent
-from riad.source.datamanager import Chosen, DataSet, Images, Part
-from riad.source.masks import content_keys, disjoint_masks
+from common.checkpoint import Training
+from common.cli import notes, progress, say
+from common.files import UserError, require_like, using, write_csv, write_json
+from common.metrics import MaskedPixels, evaluate, image_auroc, in_words, say_results, thresholds, verdict_of
+from common.runtime import autocast
+from riad.options import TRAINING, plain
+from riad.source import report, utils
+from riad.source.agent import Agent, learning_rate
+from riad.source.connector import make_optimizer
+from riad.source.datamanager import DataSet, Images, Part
+from riad.source.masks import content_keys
 
-PATH_CKPT = "Checkpoint"
-STATE = "resume.pth"
+PATH_CKPT, STATE = "Checkpoint", "resume.pth"
 LAST_EPOCH, LOWEST_L2 = "model_0_finepoch.pth", "model_1_best_loss.pth"
 BEST = {"auroc": "model_2_best_auroc.pth", "val_loss": "model_2_best_val_loss.pth"}
 CHOSEN_BY = {
@@ -41,388 +33,303 @@ CHOSEN_BY = {
     BEST["val_loss"]: "lowest loss on the validation share of the good images",
 }
 LOSSES = ("loss", "l2", "ssim", "msgms")
-COLUMNS = ("epoch", "time", *LOSSES, "rate")
-# What our files hold to be used, and what else for a training to be continued, as `checkpoint.require_like` reads it.
-TRAINED = {
-    "settings": dict.fromkeys((*options.TRAINING, "smooth", "fpr")), "model": {}, "data": "", "fingerprint": "",
-    "channels": 0, "epoch": 0,
-}  # fmt: skip
-RESUMABLE = TRAINED | {
-    "optimizer": {}, "scaler": {}, "steps": 0, "batch": 0, "sums": {}, "seconds": 0.0,
-    "history": [{"epoch": 0, **dict.fromkeys(COLUMNS[1:], 0.0)}],
-}  # fmt: skip
+# What the files of networks hold.
+TRAINED = {"settings": {}, "model": {}, "data": "", "fingerprint": "", "channels": 0, "epoch": 0}
 SAME_K = 8  # validation images in a row that are validated with one cell size, whatever the batch
 
 
-def criterion(data: DataSet) -> str:
-    """What chooses the epoch: "auroc" where the validation images are labelled, else "val_loss"."""
-    return "auroc" if data.validation.labels.any() else "val_loss"
-
-
 def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str, Any]]:
-    """Train for settings.epochs, or continue, and write checkpoints, history and pictures; returns the history.
+    """Train for settings.epochs, or resume, and write checkpoints, history and pictures; returns the history.
 
     Raises KeyboardInterrupt, after saving, where the user stops it; UserError where the folder holds another training,
-    or the loss or the weights are not finite: what was saved before stays.
+    or losses or parameters are not finite: what was saved before stays.
     """
-    folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
-    about = {
-        "settings": options.plain(settings),
-        "data": data.data,
-        "fingerprint": data.fingerprint,
-        "channels": data.channels,
-    }
-    batches = -(-len(data.train) // settings.batch)
-    place: dict[str, Any] = {"epoch": 0, "batch": 0, "sums": {}, "seconds": 0.0, "history": []}
-    continuing = settings.resume and (folder / STATE).exists()
-    if continuing:
-        stored = load(folder / STATE, RESUMABLE)
-        options.require_same_training(settings, stored["settings"], folder / STATE)
-        if not same_images(stored["fingerprint"], data.fingerprint):
-            raise UserError(f"{folder / STATE} was trained on other images: use another --output, or --resume False")
-        agent.load_state(stored, folder / STATE)
-        place = {name: stored[name] for name in place}
-        whole = len(place["history"]) == place["epoch"] and place["batch"] < batches
-        if not whole or bool(place["sums"]) != bool(place["batch"]):
-            raise UserError(f"{folder / STATE} is damaged: its history, sums, epoch and batch disagree")
-        with checkpoint.using(folder / STATE, "riad"):
-            checkpoint.require_like(place["history"], [{chosen_by: 0.0}], "history")
-            checkpoint.require_like(place["sums"], dict.fromkeys(LOSSES if place["batch"] else (), 0.0), "sums")
-        trained = place["epoch"] >= settings.epochs
-        say(
-            f"{folder} is trained for {place['epoch']} epochs already"
-            if trained
-            else f"continuing {folder} {_at(place)}"
-        )
-        if place["epoch"] > settings.epochs:
-            raise UserError(f"--epochs {settings.epochs}: fewer than it is trained for; --resume False trains anew")
-    elif settings.resume and (any(folder.glob("*.pth")) or (settings.output / "result.json").exists()):
-        raise UserError(
-            f"{settings.output} holds results that cannot be continued: use another --output, or --resume False to "
-            "replace them"
-        )
-    _wait_for_all(agent)  # to look before the first one writes
-    if not continuing:
-        checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
-    if place["epoch"] == place["batch"] == 0:  # also where a kill came right after the first state
-        save_network(folder / "base.pth", agent, 0, about)
+    criterion, batches, device = data.criterion, -(-len(data.train) // settings.batch), agent.device
+    optimizer = make_optimizer(settings.mode_optim, agent.network.parameters(), settings.lr, settings.weight_decay)
+    path = settings.output / PATH_CKPT / STATE
+    training = Training(
+        path, "riad", plain(settings), data.fingerprint, agent.network, [optimizer], device, seed=settings.seed,
+        precision=settings.precision, save_every=settings.save_every, binding=TRAINING,
+        stored=state_to_resume(settings, data, agent.steps_per_batch), otherwise="give another --output",
+        data=data.data, channels=data.channels,
+    )  # fmt: skip
+    board = start(training, settings, data, agent)
+    weight_l2, weight_msgms, weight_ssim = settings.weights
+    for epoch in training.epochs(settings.epochs, batches):
+        order = checkpoint.shuffled(len(data.train), settings.batch, settings.seed, epoch)
+        for step in training.steps():
+            agent.network.train()
+            rows = torch.tensor(order[step])  # numbers of the batch's images
+            # repo: a step of the optimizer for each slice of the masked images; paper: one for all n masks
+            for number, (x, masks) in enumerate(agent.training_passes(data.train.batch(rows), rows, epoch), start=1):
+                taken = (epoch * batches + step) * agent.steps_per_batch + number
+                trained = taken / (batches * agent.steps_per_batch)  # epochs
+                optimizer.param_groups[0]["lr"] = learning_rate(settings.mode_lr, settings.lr, trained)
+                (x, share), (masks, _) = distributed.weighted_share(x), distributed.weighted_share(masks)
+                with autocast(device, settings.precision):
+                    outputs = agent.inpaint(x, masks)  # forward, f(mask x)  (B, n, C, H, W)
+                l2, msgms, ssim = (share * value for value in agent.losses(x, outputs, masks))
+                loss = weight_l2 * l2 + weight_msgms * msgms + weight_ssim * ssim  # section 3.3
+                training.record(len(rows), loss=loss, l2=l2, ssim=ssim, msgms=msgms)
+                optimizer.zero_grad()
+                training.scaler.scale(loss).backward()
+                training.scaler.step(optimizer)
+                training.scaler.update()
+        value, scores = validate(agent, data.validation, criterion, settings.weights, settings.batch_score)
+        if not math.isfinite(value):
+            raise training.diverged(f"the validation loss is {value}")
+        training.finish_epoch(rate=optimizer.param_groups[0]["lr"], **{criterion: value})
+        finish_epoch(training, settings, data, agent, scores, board)
+    return training.history
+
+
+def state_to_resume(settings: Namespace, data: DataSet, steps_per_batch: int) -> dict[str, Any] | None:
+    """What the training of this output was saved with, None where it starts; UserError where it cannot go on."""
+    folder = settings.output / PATH_CKPT
+    path = folder / STATE
+    if not settings.resume:
+        return None
+    if not path.exists():
+        if any(folder.glob("*.pth")) or (settings.output / "result.json").exists():
+            raise UserError(
+                f"{settings.output} holds results that cannot be resumed: give another --output, or --resume no to "
+                "replace them"
+            )
+        return None
+    stored = load(path)
+    with using(path, "riad"):
+        if "step" not in stored:  # of an older version
+            seen = min(stored["batch"] * settings.batch, len(data.train)) * steps_per_batch
+            total = len(data.train) * steps_per_batch
+            sums = {name: value * total for name, value in stored["sums"].items()} | {"weight": float(seen)}
+            history = [{**entry, "seconds": entry["time"]} for entry in stored["history"]]
+            place = {"step": stored["batch"], "sums": sums if seen else {}, "history": history}
+            stored = {**stored, **place, "optimizer": [stored["optimizer"]]}
+        names = (*LOSSES, "rate", data.criterion, "seconds")
+        require_like(stored["history"], [dict.fromkeys(names, 0.0)], "history")
+        if len(stored["history"]) != stored["epoch"]:
+            raise ValueError(f"its history is of {len(stored['history'])} epochs, not {stored['epoch']}")
+    return stored
+
+
+def start(training: Training, settings: Namespace, data: DataSet, agent: Agent) -> Any:
+    """Write what a training begins with; returns TensorBoard's writer, or None."""
+    distributed.anywhere(False, agent.device)  # all processes have looked before the first one writes
+    if not training.resumed:
+        training.save()
+    if training.epoch == training.step == 0:  # also where a kill came right after the first state
+        save_network(training.path.with_name("base.pth"), agent.network, 0, about(training))
     if settings.figures_every:
-        draw_masks(settings, data, agent)
-    shown = _first_of_each_class(data.test)
-    ahead = progress(range(place["epoch"] * batches + place["batch"], settings.epochs * batches), "training")
-    started = saved = time.monotonic()
-    board = _tensorboard(folder, place["epoch"] + 1) if place["epoch"] < settings.epochs else None
-
-    def save() -> None:
-        nonlocal started, saved
-        _require_finite(agent, place["epoch"])
-        now = time.monotonic()
-        place["seconds"] += now - started
-        started = saved = now
-        checkpoint.save(folder / STATE, "riad", **agent.state(), **about, **place)
-
-    with stop_on_request() as stop:
-        while place["epoch"] < settings.epochs:
-            epoch = place["epoch"]
-            order = _order(len(data.train), settings.seed, epoch)
-            for number in range(place["batch"], batches):
-                next(ahead)
-                rows = order[number * settings.batch : (number + 1) * settings.batch]
-                losses = agent.train_batch(data.train.batch(rows), rows, epoch, number)
-                share = len(rows) / len(order)
-                place["sums"] = {name: place["sums"].get(name, 0.0) + share * losses[name] for name in losses}
-                place["batch"] = number + 1
-                stopping = distributed.anywhere(stop(), agent.device)
-                if place["batch"] < batches and (stopping or time.monotonic() - saved >= settings.save_every):
-                    save()
-                    if stopping:
-                        raise KeyboardInterrupt
-            _require_finite(agent, epoch)
-            every = settings.figures_every
-            picture = bool(every) and ((epoch + 1) % every == 0 or epoch + 1 == settings.epochs)
-            value, scores = _validate(agent, data.validation, chosen_by, settings)
-            entry = {
-                "epoch": epoch + 1,
-                "time": place["seconds"] + time.monotonic() - started,
-                **place["sums"],
-                "rate": agent.optimizer.param_groups[0]["lr"],
-                chosen_by: value,
-            }
-            history = [*place["history"], entry]
-            place.update(epoch=epoch + 1, batch=0, sums={}, history=history)
-            stopping = distributed.anywhere(stop(), agent.device)
-            # Before the state: a training killed in between comes here again with the same numbers.
-            for name in _best_now(history, chosen_by) + [LAST_EPOCH] * (stopping or epoch + 1 == settings.epochs):
-                save_network(folder / name, agent, epoch + 1, about)
-            _write_history(settings.output / "results_tr", history, chosen_by, picture)
-            if picture:
-                _draw_epoch(settings, data, agent, shown, scores, epoch + 1)
-            if board:
-                for name in entry.keys() - {"epoch", "time"}:
-                    board.add_scalar(name, entry[name], epoch + 1)
-                board.flush()  # whatever ends the training
-            if _worth_a_line(epoch, settings.epochs):
-                say(f"epoch {epoch + 1:4d}: loss {entry['loss']:.5f}, validation {chosen_by} {value:.5f}")
-            if stopping or epoch + 1 == settings.epochs or time.monotonic() - saved >= settings.save_every:
-                save()
-            if stopping:
-                raise KeyboardInterrupt
-    if board:
-        board.close()
-    return place["history"]
-
-
-def save_network(path: Path, agent: Agent, epoch: int, about: Mapping[str, Any], **content: Any) -> None:
-    """Write the network after `epoch`, with what `about` tells of the training, and `content`."""
-    kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels")}
-    checkpoint.save(path, "riad", model=agent.network.state_dict(), epoch=epoch, **kept, **content)
-
-
-def _wait_for_all(agent: Agent) -> None:
-    """Of several processes, each goes on when all have come here."""
-    distributed.anywhere(False, agent.device)
-
-
-def _require_finite(agent: Agent, epoch: int) -> None:
-    """After a fine loss, the step may have spoiled the weights: those are not saved."""
-    if not checkpoint.finite(agent.network, agent.optimizer):
-        raise UserError(
-            f"the weights are not finite in epoch {epoch + 1}: training stops, what is saved stays. Try a lower --lr, "
-            "or --precision fp32"
-        )
-
-
-def _at(place: dict[str, Any]) -> str:
-    return f"after epoch {place['epoch']}" + (f", batch {place['batch']}" if place["batch"] else "")
-
-
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    """The images' order depends on seed and epoch alone, so that a training interrupted anywhere goes on with the very
-    batches that are left."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-def _best_now(history: list[dict[str, Any]], chosen_by: str) -> list[str]:
-    """The files for which the last epoch is the best so far; ties go to the later one."""
-    last = history[-1]
-    names = [LOWEST_L2] if last["l2"] <= min(entry["l2"] for entry in history) else []
-    values = [entry[chosen_by] for entry in history]
-    if last[chosen_by] == (max(values) if chosen_by == "auroc" else min(values)):
-        names.append(BEST[chosen_by])
-    return names
-
-
-def _worth_a_line(epoch: int, epochs: int) -> bool:
-    return epoch + 1 == epochs or (epoch + 1) % max(epochs // 10, 1) == 0
-
-
-def _tensorboard(folder: Path, epoch: int) -> Any:
-    """A TensorBoard writer of the first process, beginning at `epoch`, or None where tensorboard is not installed."""
-    if distributed.rank():
+        utils.draw_masks(settings.output / "results_tr", agent, data.train.batch([0]))
+    if distributed.rank() or training.epoch >= settings.epochs:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         say("tensorboard is not installed (pip install tensorboard): the curves go to results_tr/history.* only")
         return None
-    return SummaryWriter(str(folder), purge_step=epoch)
+    return SummaryWriter(str(training.path.parent), purge_step=training.epoch + 1)
 
 
-def _validate(agent: Agent, part: Part, chosen_by: str, settings: Namespace) -> tuple[float, np.ndarray | None]:
-    """The value that chooses the epoch, and with labels the scores it comes from."""
-    if chosen_by == "auroc":
-        scores = score_all(agent, part.images, settings, "validating")
-        return image_auroc(part.labels, scores), scores
-    total = 0.0
-    for number, first in enumerate(progress(range(0, len(part.images), SAME_K), "validating")):
-        rows, k = range(first, min(first + SAME_K, len(part.images))), settings.list_k[number % len(settings.list_k)]
-        for start in range(0, len(rows), settings.batch_score):
-            images = part.images.batch(rows[start : start + settings.batch_score])
-            total += agent.validation_loss(images, k) * len(images)
-    return total / len(part.images), None
-
-
-def score_batches(agent: Agent, images: Images, settings: Namespace, title: str) -> Iterator[tuple[int, Tensor]]:
-    """(first row, anomaly maps (B, H, W) on the CPU) of one batch after the other; every process gets all of them."""
-    size = settings.batch_score * distributed.size()
-    for start in progress(range(0, len(images), size), title):
-        rows = range(start, min(start + size, len(images)))
-        own = distributed.share(rows)
-        maps = agent.score(images.batch(own or rows[:1]))[1]  # all call the network equally often
-        yield start, torch.from_numpy(distributed.gathered(maps[: len(own)].cpu().numpy()))
-
-
-def score_all(agent: Agent, images: Images, settings: Namespace, title: str) -> np.ndarray:
-    """Each image's score (N,): the maximum of its anomaly map."""
-    return np.concatenate([maps.amax(dim=(1, 2)).numpy() for _, maps in score_batches(agent, images, settings, title)])
-
-
-def _write_history(folder: Path, history: list[dict[str, Any]], chosen_by: str, picture: bool) -> None:
-    columns = [*COLUMNS, chosen_by]
-    write_csv(folder / "history.csv", columns, [[entry[name] for name in columns] for entry in history])
-    if picture:
-        utils.loss_curves(folder / "history.png", history, chosen_by)
-
-
-def _first_of_each_class(part: Part) -> list[int]:
-    return [int(np.flatnonzero(part.classes == number)[0]) for number in np.unique(part.classes)][:12]
-
-
-def _draw_epoch(
-    settings: Namespace, data: DataSet, agent: Agent, shown: list[int], scores: np.ndarray | None, epoch: int
+def finish_epoch(
+    training: Training, settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray | None, board: Any
 ) -> None:
-    folder = settings.output / "results_tr/gen"
-    if shown:
-        _draw_images(folder / f"generation_{epoch:08d}.png", data, agent, shown, f"epoch {epoch}, test images")
-    if scores is not None:
-        title = f"epoch {epoch}, validation images"
-        utils.violin(folder / f"auroc_{epoch:08d}.png", data.validation.labels, scores, title)
+    """Write networks, history and pictures of the last epoch; scores: of labelled validation images.
+
+    This comes before the state is saved: a training killed in between comes here again with the same numbers.
+    """
+    history, criterion, entry = training.history, data.criterion, training.history[-1]
+    epoch = entry["epoch"]
+    last = epoch == settings.epochs
+    for name in best_now(history, criterion) + [LAST_EPOCH] * (last or training.stopping):
+        save_network(training.path.with_name(name), agent.network, epoch, about(training))
+    folder = settings.output / "results_tr"
+    table = seeds_history(history, criterion)
+    write_csv(folder / "history.csv", list(table[0]), [row.values() for row in table])
+    if settings.figures_every and (last or epoch % settings.figures_every == 0):
+        utils.loss_curves(folder / "history.png", table, criterion)
+        path, title = folder / f"gen/generation_{epoch:08d}.png", f"epoch {epoch}, test images"
+        utils.draw_images(path, agent, data.test, data.class_names, title)
+        if scores is not None:
+            path, title = folder / f"gen/auroc_{epoch:08d}.png", f"epoch {epoch}, validation images"
+            utils.violin(path, data.validation.labels, scores, title)
+    if board:
+        for name in (*LOSSES, "rate", criterion):
+            board.add_scalar(name, entry[name], epoch)
+        board.flush()  # whatever ends the training
+    if last or epoch % max(settings.epochs // 10, 1) == 0:
+        say(f"epoch {epoch:4d}: loss {entry['loss']:.5f}, validation {criterion} {entry[criterion]:.5f}")
 
 
-def _draw_images(path: Path, data: DataSet, agent: Agent, rows: list[int], title: str) -> None:
-    images = data.test.images.batch(rows)
-    reconstructions, maps = agent.score(images)
-    x = agent.prepare(images)
-    x = x / 2 + 0.5 if agent.settings.algorithm == "paper" else x
-    pictures = [value.permute(0, 2, 3, 1).cpu().numpy() for value in (x, reconstructions)]
-    captions = [data.class_names[data.test.classes[row]] for row in rows]
-    utils.generation(path, *pictures, maps.cpu().numpy(), captions, title)
+def about(training: Training) -> dict[str, Any]:
+    """What the files of networks tell of their training."""
+    return {"settings": training.settings, "fingerprint": training.fingerprint, **training.extra}
 
 
-def draw_masks(settings: Namespace, data: DataSet, agent: Agent) -> None:
-    """Draw the masks of the first training image, and what they leave of it."""
-    images = data.train.batch([0])
-    keys = content_keys(settings.seed, images.to(agent.device))
-    x = agent.prepare(images)
-    shown = x / 2 + 0.5 if settings.algorithm == "paper" else x
-    masks, masked = [], []
-    for k in settings.list_k:
-        mask = disjoint_masks(keys, agent.size, k, settings.disjoint_n)[0].cpu()  # (n, H, W)
-        masks.append((f"k = {k}", list(mask[:12].numpy())))
-        values = (shown[0].cpu() * mask[:12, None]).permute(0, 2, 3, 1).numpy()
-        masked.append((f"k = {k}", [np.squeeze(value) for value in values]))
-    captions = [f"mask {number + 1}" for number in range(min(settings.disjoint_n, 12))]
-    utils.grid(settings.output / "results_tr/masks.png", masks, "disjoint masks (black: hidden)", captions)
-    utils.grid(settings.output / "results_tr/masked.png", masked, "masked inputs", captions)
+def save_network(path: Path, network: nn.Module, epoch: int, about: Mapping[str, Any], **content: Any) -> None:
+    """Write the network after `epoch`, with what `about` tells of the training, and `content`."""
+    kept = {name: about[name] for name in ("settings", "data", "fingerprint", "channels")}
+    checkpoint.save(path, "riad", model=network.state_dict(), epoch=epoch, **kept, **content)
 
 
-def load(path: Path, example: Mapping[str, Any] = TRAINED) -> dict[str, Any]:
-    """A checkpoint of ours; UserError where it is missing, damaged, or not like `example`."""
-    content = checkpoint.load(path, "riad")
-    with checkpoint.using(path, "riad"):
-        content["settings"] = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
-        checkpoint.require_like(content, example)
-    return content
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours; UserError where it is missing, damaged, or something else."""
+    content = checkpoint.load(path, "riad", TRAINED)
+    return {**content, "settings": {"max_value": 65535, **content["settings"]}}  # which older versions do not tell
 
 
-def test(settings: Namespace, data: DataSet, agent: Agent, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score the test images with each saved network; writes results_te and result.json, returns what is in the latter.
+def best_now(history: Sequence[Mapping[str, Any]], criterion: str) -> list[str]:
+    """The files for which the last epoch is the best so far; ties go to the later one."""
+    last, values = history[-1], [entry[criterion] for entry in history]
+    names = [LOWEST_L2] if last["l2"] <= min(entry["l2"] for entry in history) else []
+    return names + [BEST[criterion]] * (last[criterion] == (max if criterion == "auroc" else min)(values))
+
+
+def seeds_history(history: Sequence[Mapping[str, Any]], criterion: str) -> list[dict[str, Any]]:
+    """The history under the seed's names, "time" being seconds since the start."""
+    names = ("rate", criterion)
+    return [
+        {"epoch": entry["epoch"], "time": entry["seconds"], **{name: entry[name] for name in (*LOSSES, *names)}}
+        for entry in history
+    ]
+
+
+@torch.no_grad()
+def validate(
+    agent: Agent, part: Part, criterion: str, weights: Sequence[float], batch_score: int
+) -> tuple[float, np.ndarray | None]:
+    """The value that chooses the epoch, and with labels the scores it comes from.
+
+    A loss is that of all images in eval mode, each SAME_K of which take the next cell size; their masks are the same in
+    every epoch.
+    """
+    images = part.images
+    if criterion == "auroc":
+        scores = score_all(agent, images, range(len(images)), batch_score, "validating")
+        return image_auroc(part.labels, scores), scores
+    agent.network.eval()
+    total = 0.0
+    for number, first in enumerate(progress(range(0, len(images), SAME_K), "validating")):
+        rows, k = range(first, min(first + SAME_K, len(images))), agent.list_k[number % len(agent.list_k)]
+        for start in range(0, len(rows), batch_score):
+            batch = images.batch(rows[start : start + batch_score])
+            shared, share = distributed.weighted_share(batch)
+            x, masks = agent.prepare(shared), agent.masks(content_keys(agent.seed, shared.to(agent.device)), k)
+            with autocast(agent.device, agent.precision):
+                outputs = agent.inpaint(x, masks)
+            loss = sum(weight * value for weight, value in zip(weights, agent.losses(x, outputs, masks)))
+            total += distributed.mean_of(share * float(loss), agent.device) * len(batch)
+    return total / len(images), None
+
+
+def score_batches(
+    agent: Agent, images: Images, rows: Sequence[int], batch_score: int, title: str
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """(rows, anomaly maps (B, H, W) on the CPU) of one batch after the other; every process gets all of them."""
+    size = batch_score * distributed.size()
+    for start in progress(range(0, len(rows), size), title):
+        batch = rows[start : start + size]
+        share = distributed.share(batch)
+        maps = agent.score(images.batch(share if len(share) else batch[:1]))[1]  # all call the network equally often
+        yield batch, torch.from_numpy(distributed.gathered(maps[: len(share)].cpu().numpy()))
+
+
+def score_all(agent: Agent, images: Images, rows: Sequence[int], batch_score: int, title: str) -> np.ndarray:
+    """The score of each of the rows (N,): the maximum of its anomaly map."""
+    return np.concatenate(
+        [m.amax(dim=(1, 2)).numpy() for _, m in score_batches(agent, images, rows, batch_score, title)]
+    )
+
+
+def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Score the test images with each saved network; writes results_te, result.json and results.json, returns what is
+    in the first.
 
     The network that the validation images chose is the result; the others stand beside it. Stores the scores of the
     good validation images, from which thresholds come, in the checkpoints, with the settings that they depend on.
     """
-    folder, chosen_by = settings.output / PATH_CKPT, criterion(data)
-    found: dict[str, dict[str, Any]] = {}
-    _wait_for_all(agent)  # until the first one has written what all read
-    for name in (LAST_EPOCH, LOWEST_L2, BEST[chosen_by]):
+    folder, best, part = settings.output / PATH_CKPT, BEST[data.criterion], data.test
+    scored: dict[int, tuple] = {}  # by epoch: a network may have several names
+    models: dict[str, dict[str, Any]] = {}
+    distributed.anywhere(False, agent.device)  # the first process has written what all read
+    for name in (LAST_EPOCH, LOWEST_L2, best):
         content = load(folder / name)
+        epoch = content["epoch"]
         checkpoint.load_parameters(agent.network, content["model"], folder / name)
-        entry = next((other for other in found.values() if other["epoch"] == content["epoch"]), None)
-        if entry is None:  # else this network was tested under another name
-            calibration = _calibrate(agent, data.validation, settings)
-            scores, pixels = _score_test(agent, data.test, settings)
-            entry = {
-                "epoch": content["epoch"],
-                "scores": scores,
-                "pixels": pixels,
-                "calibration": calibration,
-                # One for images and pixels, since an image's score is its map's maximum.
-                "threshold": thresholds(calibration, calibration, settings.fpr),
-            }
+        if epoch not in scored:
+            scored[epoch] = score_test(agent, data, settings.batch_score)
+        calibration, scores, pixels = scored[epoch]
+        # One for images and pixels, since an image's score is its map's maximum.
+        threshold = thresholds(calibration, calibration, settings.fpr)
         # A test with another --smooth or --fpr gives other thresholds: score.py is to use the same.
-        about = {**content, "settings": {**content["settings"], "smooth": settings.smooth, "fpr": settings.fpr}}
-        save_network(folder / name, agent, content["epoch"], about, calibration=entry["calibration"])
-        found[name] = entry
-        _write_test(settings.output / "results_te", name, data, entry, agent)
-    best = found[BEST[chosen_by]]
-    result = {
-        "name_best": BEST[chosen_by],
-        **_measures(data.test, best),
+        content["settings"] |= {"smooth": settings.smooth, "fpr": settings.fpr}
+        save_network(folder / name, agent.network, epoch, content, calibration=calibration)
+        results = evaluate(part.labels, scores, threshold if name == best else None, pixels)
+        good = scores[part.labels == 0]
+        models[name] = {
+            "epoch": epoch,
+            "chosen_by": CHOSEN_BY[name],
+            "auroc": results["image_auroc"],
+            "loss": float(good.mean()) if len(good) else math.nan,
+            **results,
+        }
+        verdicts = [verdict_of(score, threshold) for score in scores]
+        stem, classes = Path(name).stem, [data.class_names[number] for number in part.classes]
+        rows = zip(part.labels, scores, classes, part.names, verdicts)
+        path = settings.output / "results_te"
+        write_csv(path / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
+        if settings.figures_every and len(part.labels):
+            utils.violin(path / f"auroc_{stem}.png", part.labels, scores, f"{stem}, test images")
+            utils.draw_images(path / f"generation_{stem}.png", agent, part, data.class_names, f"{stem}, test images")
+    # The best network is the one loaded last, `results` and `scores` are its.
+    images = {"train": len(data.train), "validation": len(data.validation.images)}
+    results |= {
+        "images": images | results["images"],
+        "epoch": models[best]["epoch"],
+        "chosen_on": CHOSEN_BY[best],
+        "trained_on": data.data,
+        "data": data.data,
+        "models": models,
+        "history": seeds_history(history, data.criterion),
+        "settings": plain(settings),
+        "versions": checkpoint.versions(),
+        "notes": notes(),
+    }
+    write_json(settings.output / "results.json", results)
+    seeds = {
+        "name_best": best,
+        **{name: models[best][name] for name in ("auroc", "loss")},
         "select_norm": None if settings.dataset == "mvtec" else settings.select_norm,
-        **{name: getattr(settings, name) for name in ("masking_mode", "disjoint_n", "nn")},
-        "dim_h": settings.img_size,
-        "dim_w": settings.img_size,
+        **{name: getattr(settings, name) for name in ("masking_mode", "disjoint_n", "nn", "ksize", "mode_optim")},
+        **dict.fromkeys(("dim_h", "dim_w"), settings.img_size),
         "dim_c": data.channels,
-        "ksize": settings.ksize,
-        "mode_optim": settings.mode_optim,
         "learning_rate": settings.lr,
         "mode_lr": settings.mode_lr,
         "path_ckpt": PATH_CKPT,
         "ngpu": settings.ngpu,
         "device": str(agent.device),
         "filters": str([data.channels, *settings.filters]),
-        "data": data.data,
-        "images": {"train": len(data.train), "validation": len(data.validation.images), "test": len(data.test.images)},
-        "models": {
-            name: {"epoch": entry["epoch"], "chosen_by": CHOSEN_BY[name], **_measures(data.test, entry)}
-            for name, entry in found.items()
-        },
-        "threshold": rates(best["threshold"], data.test.labels, best["scores"]),
-        "history": history,
-        "settings": options.plain(settings),
-        "versions": checkpoint.versions(),
-        "notes": notes(),
+        "images": {**images, "test": len(part.labels)},
     }
+    result = results | seeds
     write_json(settings.output / "result.json", result)
-    for name, entry in result["models"].items():
-        more = f", pixel AUROC {entry['pixel_auroc']:.4f}, AUPRO {entry['aupro']:.4f}" if "aupro" in entry else ""
-        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): {in_words(entry['auroc'])}{more}")
-    met = result["threshold"]
-    say(
-        f"threshold {met['image']:.4g} for a false-positive rate of {met['promised_fpr']:.2g}, from {met['images']} "
-        f"good validation images{met_in_words(met)}"
-    )
+    for name, entry in models.items():
+        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): {in_words(entry['auroc'])}")
+    say_results(results, best)
     say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
     if settings.report:
-        report.write(settings, data, agent, best["scores"], result)  # the best network is the one loaded last
+        report.write(settings, data, agent, scores, result)
     return result
 
 
-def _calibrate(agent: Agent, part: Part, settings: Namespace) -> list[float]:
-    """Scores of the good validation images."""
-    good = Chosen(part.images, np.flatnonzero(part.labels == 0).tolist())
-    return score_all(agent, good, settings, "scoring good validation images").tolist()
-
-
-def _score_test(agent: Agent, part: Part, settings: Namespace) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores (N,), and pixel metrics where there are masks."""
-    with_masks = part.samples and any(sample.mask for sample in part.samples)
-    pixels, scores = MaskedPixels(), [np.empty(0, np.float32)]
-    for start, maps in score_batches(agent, part.images, settings, "testing"):
+def score_test(agent: Agent, data: DataSet, batch_score: int) -> tuple[list[float], np.ndarray, MaskedPixels | None]:
+    """Scores of the good validation and of the test images (N,), and these images' pixels where there are masks."""
+    part, good = data.test, np.flatnonzero(data.validation.labels == 0).tolist()
+    calibration = score_all(agent, data.validation.images, good, batch_score, "scoring good validation images").tolist()
+    pixels = MaskedPixels() if part.samples and any(sample.mask for sample in part.samples) else None
+    scores = [np.empty(0, np.float32)]
+    for rows, maps in score_batches(agent, part.images, range(len(part.images)), batch_score, "testing"):
         scores.append(maps.amax(dim=(1, 2)).numpy())
-        for sample, anomaly_map in zip(part.samples[start : start + len(maps)] if with_masks else [], maps):
+        for sample, anomaly_map in zip((part.samples[row] for row in rows), maps) if pixels else ():
             pixels.update(sample.path, sample.label, sample.mask, anomaly_map)
-    return np.concatenate(scores), pixels.compute() if with_masks else {}
-
-
-def _measures(part: Part, entry: dict[str, Any]) -> dict[str, Any]:
-    scores = entry["scores"]
-    return {
-        "auroc": image_auroc(part.labels, scores),
-        "loss": float(scores[part.labels == 0].mean()) if (part.labels == 0).any() else math.nan,
-        "average_precision": average_precision(part.labels, scores),
-        **entry["pixels"],
-    }
-
-
-def _write_test(folder: Path, name: str, data: DataSet, entry: dict[str, Any], agent: Agent) -> None:
-    part, stem = data.test, Path(name).stem
-    rows = [
-        [label, score, data.class_names[number], image, verdict_of(score, entry["threshold"])]
-        for label, score, number, image in zip(part.labels, entry["scores"], part.classes, part.names)
-    ]
-    write_csv(folder / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
-    if not agent.settings.figures_every or not len(part.labels):
-        return
-    utils.violin(folder / f"auroc_{stem}.png", part.labels, entry["scores"], f"{stem}, test images")
-    _draw_images(folder / f"generation_{stem}.png", data, agent, _first_of_each_class(part), f"{stem}, test images")
+    return calibration, np.concatenate(scores), pixels

@@ -11,7 +11,7 @@ from common.report import Column, data_sentence, metric_name, write_image_report
 from riad.source.agent import Agent
 from riad.source.datamanager import DataSet
 
-METRICS = ("auroc", "average_precision", "pixel_auroc", "aupro", "pixel_best_f1")
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "pixel_best_f1")
 RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 
 

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from common.figures import DEFECTIVE, GOOD, overlay, save_figure
 from common.metrics import image_auroc
+from riad.source.agent import Agent
+from riad.source.datamanager import Part
+from riad.source.masks import content_keys
 
 
 def grid(
@@ -35,27 +39,45 @@ def grid(
     save_figure(figure, path)
 
 
-def generation(
-    path: Path,
-    images: np.ndarray,
-    reconstructions: np.ndarray,
-    maps: np.ndarray,
-    captions: Sequence[str],
-    title: str,
-) -> None:
-    """Draw input, reconstruction, map and overlay below each other.
+def draw_masks(folder: Path, agent: Agent, images: Tensor) -> None:
+    """Draw the masks of an image (1, C, H, W) uint8, and what they leave of it: masks.png, masked.png."""
+    x = agent.in_unit_range(agent.prepare(images))[0]
+    masks, masked = [], []
+    for k in agent.list_k:
+        some = agent.masks(content_keys(agent.seed, images.to(agent.device)), k)[0, :12]  # (n, 1, H, W)
+        masks.append((f"k = {k}", as_pictures(some)))
+        masked.append((f"k = {k}", as_pictures(x * some)))
+    captions = [f"mask {number + 1}" for number in range(min(agent.disjoint_n, 12))]
+    grid(folder / "masks.png", masks, "disjoint masks (black: hidden)", captions)
+    grid(folder / "masked.png", masked, "masked inputs", captions)
 
-    images, reconstructions: (N, H, W, 1 or 3) in 0..1; maps: (N, H, W), shown on one scale from 0 to their maximum.
+
+def draw_images(path: Path, agent: Agent, part: Part, class_names: Sequence[str], title: str) -> None:
+    """Draw the first image of each class, its reconstruction, map and overlay below each other.
+
+    Maps are shown on one scale from 0 to their maximum.
     """
-    shown = [np.squeeze(values.clip(0, 1)) if values.shape[-1] == 1 else values.clip(0, 1) for values in images]
-    made = [np.squeeze(values.clip(0, 1)) if values.shape[-1] == 1 else values.clip(0, 1) for values in reconstructions]
-    hottest = max(float(maps.max()), 1e-6)
-    heated = [
-        overlay((np.broadcast_to(image, (*image.shape[:2], 3)) * 255).astype(np.uint8), heat, 0, hottest) / 255
-        for image, heat in zip(images.clip(0, 1), maps)
+    rows = [int(np.flatnonzero(part.classes == number)[0]) for number in np.unique(part.classes)][:12]
+    if not rows:
+        return
+    images = part.images.batch(rows)
+    reconstructions, maps = agent.score(images)
+    x, heats = agent.in_unit_range(agent.prepare(images)), maps.cpu().numpy()
+    hottest = max(float(heats.max()), 1e-6)
+    coloured = [(image * 255).astype(np.uint8) for image in as_pictures(x.expand(-1, 3, -1, -1))]
+    lines = [
+        ("input", as_pictures(x)),
+        ("reconstruction", as_pictures(reconstructions)),
+        ("map", list(heats / hottest)),
+        ("overlay", [overlay(image, heat, 0, hottest) / 255 for image, heat in zip(coloured, heats)]),
     ]
-    rows = [("input", shown), ("reconstruction", made), ("map", list(maps / hottest)), ("overlay", heated)]
-    grid(path, rows, title, captions)
+    grid(path, lines, title, [class_names[part.classes[row]] for row in rows])
+
+
+def as_pictures(images: Tensor) -> list[np.ndarray]:
+    """(N, C, H, W) in 0..1 as (H, W) or (H, W, 3) each."""
+    pictures = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return [image[..., 0] if image.shape[2] == 1 else image for image in pictures]
 
 
 def violin(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:

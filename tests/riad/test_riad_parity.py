@@ -1,7 +1,7 @@
 """Network, losses and scores against numbers of the authors' own code (tests/parity), and the properties of masks."""
 
 import math
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoint
+from common.checkpoint import shuffled
 from common.files import UserError
 from riad.neuralnet import ae_l2, aesc_l2, layers, unet
 from riad.neuralnet.aesc_l2 import from_authors
-from riad.source import losses
+from riad.options import DEFAULTS, parse
+from riad.source import losses, procedure
 from riad.source.agent import Agent, assemble, learning_rate
+from riad.source.datamanager import DataSet, InMemory, Part
 from riad.source.masks import content_keys, disjoint_masks, epoch_keys
-from riad.source.options import DEFAULTS, parse
 from tests.parity.cases import assert_float32, assert_gradients, assert_parity, authors_state, case, draw
 
 
@@ -23,12 +25,6 @@ def load_authors(network):
     """The authors' weights, in float64."""
     checkpoint.load_parameters(network, from_authors(authors_state(case("riad_unet")[0]["keys"])), "parity")
     return network.double()
-
-
-def settings_of(*argv: str) -> Namespace:
-    settings = parse(list(argv))
-    settings.img_size = settings.img_size or 28
-    return settings
 
 
 @pytest.mark.parametrize("fold_from", [0, 10**9], ids=["folded", "upsampled"])
@@ -70,7 +66,7 @@ def test_losses():
 
 def test_scoring_pass():
     settings, arrays = case("riad_step")
-    agent = Agent(settings_of(), 1, 1, torch.device("cpu"))
+    agent = Agent(parse([]), 1, torch.device("cpu"))
     load_authors(agent.network).eval()
     x = draw(settings["input_seed"], *settings["shape"], low=0, high=1).permute(0, 3, 1, 2)
     masks = torch.from_numpy(arrays["masks"]).double()[:, :, None]
@@ -213,12 +209,12 @@ def test_learning_rates():
     )
 
 
-def tiny(*argv: str, batches: int = 1, channels: int = 1) -> Agent:
+def tiny(*argv: str, channels: int = 1) -> Agent:
+    """A small network in float64: in float32, rounding is the processor's."""
     torch.manual_seed(0)
-    levels = ["8"] * (5 if "paper" in argv else 4)
-    settings = settings_of("--filters", *levels, "--mode_optim", "adam", "--lr", "1e-3", *argv)
-    agent = Agent(settings, channels, batches, torch.device("cpu"))
-    agent.network.double()  # in float32, rounding is the processor's
+    settings = parse(["--filters", *["8"] * (5 if "paper" in argv else 4), *argv])
+    agent = Agent(settings, channels, torch.device("cpu"))
+    agent.network.double()
     return agent
 
 
@@ -227,45 +223,51 @@ def images_of(count: int, channels: int = 1, side: int = 28) -> torch.Tensor:
     return torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def test_repo_batch_is_one_step_per_slice():
+def trained(place: Path, images: torch.Tensor, *argv: str) -> tuple[Agent, list[dict]]:
+    """A tiny network trained by run.py's loop, and its history; one epoch unless `argv` says otherwise."""
+    words = ["--epochs", "1", "--figures_every", "0", "--output", str(place), *argv]
+    agent, labels = tiny(*words, channels=images.shape[1]), np.array([0, "paper" not in argv])
+    settings = parse(["--filters", *["8"] * (5 if "paper" in argv else 4), *words])
+    part = Part(InMemory(images[:2]), labels, labels, ["", ""])
+    data = DataSet(InMemory(images), part, part, ["0", "1"], "", "")
+    return agent, procedure.training(settings, data, agent)
+
+
+def test_repo_batch_is_one_step_per_slice(tmp_path):
     """The batched step against plain loops over images, cell sizes and masks, as the seed describes it."""
-    ours, plain = (tiny("--mode_optim", "sgd", "--lr", "0.01") for _ in range(2))
-    images, rows = images_of(4), torch.tensor([5, 1, 9, 2])
-    result = ours.train_batch(images, rows, epoch=3, batch=0)
+    images, words = images_of(4), ["--lr", "0.01"]
+    ours, (entry,) = trained(tmp_path, images, *words)
+    plain = tiny(*words)
+    optimizer = torch.optim.SGD(plain.network.parameters(), 0.01, momentum=0.1)
     x = torch.stack([(image - image.min()) / (image.max() - image.min()) for image in images.double()])
     pairs = []  # (image, masked image), image-major
-    for image, row in zip(x, rows):
+    for row in shuffled(4, 16, 0, 0)[0]:
         for k in (4, 7):
-            masks = disjoint_masks(epoch_keys(0, 3, row[None]), (28, 28), k, 3)[0]
-            pairs += [(image, image * mask) for mask in masks]
+            masks = disjoint_masks(epoch_keys(0, 0, torch.tensor([row])), (28, 28), k, 3)[0]
+            pairs += [(x[row], x[row] * mask) for mask in masks]
     total = []
-    plain.network.train()
     for start in range(0, len(pairs), len(images)):
         target, masked = (torch.stack(part) for part in zip(*pairs[start : start + len(images)]))
         output = plain.network(masked)
         msgms = losses.msgms_map(losses.magnitudes(target, 3), losses.magnitudes(output, 3)).mean()
         loss = ((target - output) ** 2).mean() + msgms + losses.ssim_loss(target, output).mean()
-        plain.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        plain.optimizer.step()
+        optimizer.step()
         total.append(loss.item())
-    assert len(total) == 6 == ours.steps
-    assert result["loss"] == pytest.approx(np.mean(total), rel=1e-9)
+    assert len(total) == 6 == ours.steps_per_batch
+    assert entry["loss"] == pytest.approx(np.mean(total), rel=1e-9)
     for one, other in zip(ours.network.state_dict().values(), plain.network.state_dict().values()):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-10)
 
 
-def test_paper_batch_is_one_step():
-    agent = tiny("--algorithm", "paper", "--img_size", "32", "--lr", "0.01", channels=3)
+def test_paper_batch_is_one_step(tmp_path):
     images = (torch.arange(32) * 8)[None, None, None].expand(4, 3, 32, 32).byte()  # a ramp
-    before = [parameter.clone() for parameter in agent.network.parameters()]
-    first = agent.train_batch(images, torch.arange(4), epoch=0, batch=0)
-    assert agent.steps == 1
+    _, history = trained(tmp_path, images, "--algorithm", "paper", "--lr", "0.01", "--epochs", "15")
+    first = history[0]
     assert first["loss"] == pytest.approx(first["l2"] + first["msgms"] + first["ssim"], rel=1e-6)
-    assert any(not torch.equal(old, new) for old, new in zip(before, agent.network.parameters()))
-    for step in range(1, 15):
-        last = agent.train_batch(images, torch.arange(4), epoch=step, batch=0)
-    assert last["loss"] < 0.8 * first["loss"]
+    assert history[-1]["loss"] < 0.8 * first["loss"]
+    assert torch.load(tmp_path / "Checkpoint/resume.pth")["optimizer"][0]["state"][0]["step"] == 15
 
 
 def papers_loss(x, reconstruction):
@@ -283,26 +285,25 @@ def papers_loss(x, reconstruction):
     return loss, anomaly_map[0, 0]
 
 
-def test_papers_step_and_score():
+def test_papers_step_and_score(tmp_path):
     """The batched step and score against plain loops over images, cell sizes and masks."""
-    words = ["--algorithm", "paper", "--img_size", "32", "--mode_optim", "sgd", "--lr", "0.01", "--smooth", "5"]
-    words += ["--weight_decay", "0", "--mode_lr", "0", "--list_k", "4", "8"]
-    ours, plain = (tiny(*words, channels=3) for _ in range(2))
-    images, rows = images_of(2, 3, 32), torch.tensor([5, 1])
-    result = ours.train_batch(images, rows, epoch=3, batch=0)
+    words = ["--algorithm", "paper", "--mode_optim", "sgd", "--lr", "0.01", "--smooth", "5", "--weight_decay", "0"]
+    words += ["--list_k", "4", "8"]
+    images = images_of(2, 3, 32)
+    ours, (entry,) = trained(tmp_path, images, *words)
+    plain = tiny(*words, channels=3)
     x = images.double() / 255 * 2 - 1
-    key = epoch_keys(0, 3, rows[:1])
+    key = epoch_keys(0, 0, torch.tensor(shuffled(2, 4, 0, 0)[0][:1]))
     reached = {}  # {cell size: loss}, one of which the step has taken
-    plain.network.train()
     for k in (4, 8):
         masks = disjoint_masks(key, (32, 32), k, 3)[0]
         outputs = plain.network(torch.stack([image * mask for image in x for mask in masks])).unflatten(0, (2, 3))
         whole = [sum((1 - mask) * part for mask, part in zip(masks, parts)) for parts in outputs]
         reached[k] = sum(papers_loss(image[None], made[None])[0] for image, made in zip(x, whole)) / 2
-    k = min(reached, key=lambda k: abs(reached[k].item() - result["loss"]))
-    assert result["loss"] == pytest.approx(reached[k].item(), rel=1e-9)
+    k = min(reached, key=lambda k: abs(reached[k].item() - entry["loss"]))
+    assert entry["loss"] == pytest.approx(reached[k].item(), rel=1e-9)
     reached[k].backward()
-    plain.optimizer.step()
+    torch.optim.SGD(plain.network.parameters(), 0.01).step()
     for one, other in zip(ours.network.parameters(), plain.network.parameters()):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-10)
 
@@ -320,12 +321,10 @@ def test_papers_step_and_score():
 
 
 def test_papers_batches_draw_all_cell_sizes(monkeypatch):
-    agent = tiny("--algorithm", "paper", "--img_size", "32", channels=3)
-    drawn = []
-    monkeypatch.setattr(agent, "_masks", lambda keys, k: drawn.append(k) or torch.zeros(1, 1, 1, 32, 32))
-    monkeypatch.setattr(agent, "inpaint", lambda x, masks: torch.zeros(1, 1, 3, 32, 32, requires_grad=True))
+    agent, drawn = tiny("--algorithm", "paper", channels=3), []
+    monkeypatch.setattr(agent, "masks", lambda keys, k: drawn.append(k) or torch.zeros(1, 1, 1, 32, 32))
     for row in range(200):
-        agent.train_batch(images_of(1, 3, 32), torch.tensor([row]), epoch=0, batch=0)
+        list(agent.training_passes(images_of(1, 3, 32), torch.tensor([row]), 0))
     assert [30 < drawn.count(k) < 70 for k in (2, 4, 8, 16)] == [True] * 4  # 3.3 standard deviations
 
 
@@ -355,13 +354,12 @@ def test_scores_do_not_depend_on_the_batch(algorithm):
     assert not agent.network.training
 
 
-def test_loss_weights_and_steps_of_every_optimizer():
-    for optimizer in ("sgd", "rms", "rmsprop", "adam"):
-        agent = tiny("--mode_optim", optimizer, "--weights", "2", "0", "0.5", "--mode_lr", "1", batches=2)
-        losses_of = agent.train_batch(images_of(4), torch.arange(4), 0, 0)
-        assert losses_of["loss"] == pytest.approx(2 * losses_of["l2"] + 0.5 * losses_of["ssim"], rel=1e-5)
-        # Half an epoch of the five that the warm-up takes.
-        assert agent.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 / 5)
+@pytest.mark.parametrize("optimizer", ["sgd", "rms", "rmsprop", "adam"])
+def test_loss_weights_and_rate_of_every_optimizer(optimizer, tmp_path):
+    words = ["--mode_optim", optimizer, "--lr", "1e-3", "--weights", "2", "0", "0.5", "--mode_lr", "1", "--list_k", "7"]
+    _, (entry,) = trained(tmp_path, images_of(4), *words, "--batch", "2")
+    assert entry["loss"] == pytest.approx(2 * entry["l2"] + 0.5 * entry["ssim"], rel=1e-5)
+    assert entry["rate"] == pytest.approx(1e-3 / 5)  # one epoch of the five that the warm-up takes
 
 
 def test_defaults_are_the_originals():

@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits
 from common import checkpoint
 from common.demo_data import make_textures
 from common.metrics import image_auroc
-from riad import run, score
-from riad.source import datamanager, options, procedure
+from riad import options, run, score
+from riad.source import datamanager, procedure
 from riad.source.agent import Agent
 from tests.helpers import Report, refused, run_readme
 
@@ -134,8 +134,8 @@ def test_run_writes_everything(digits):
 
 def test_ties_go_to_the_later_epoch():
     history = [{"l2": 1.0, "auroc": 0.5}, {"l2": 1.0, "auroc": 0.5}]
-    assert procedure._best_now(history, "auroc") == [procedure.LOWEST_L2, procedure.BEST["auroc"]]
-    assert procedure._best_now([*history, {"l2": 1.1, "auroc": 0.4}], "auroc") == []
+    assert procedure.best_now(history, "auroc") == [procedure.LOWEST_L2, procedure.BEST["auroc"]]
+    assert procedure.best_now([*history, {"l2": 1.1, "auroc": 0.4}], "auroc") == []
 
 
 def test_papers_variant_on_textures(bricks, textures):
@@ -214,17 +214,17 @@ def test_tested_again_with_another_filter(bricks, textures, tmp_path):
 
 def test_validation_loss_does_not_depend_on_the_batch():
     """Neither the memory that is there nor an interruption may change what chooses the epoch."""
-    settings = options.parse([*PAPER, "--list_k", "2", "16"])
-    agent = Agent(settings, 3, 1, torch.device("cpu"))
-    images = datamanager.InMemory(torch.randint(256, (11, 3, 32, 32), dtype=torch.uint8))
-    part, values = datamanager._good(images, [""] * 11, 0), []
-    for settings.batch_score in (1, 3, 8, 64):
-        values.append(procedure._validate(agent, part, "val_loss", settings)[0])
-    assert values == pytest.approx([values[0]] * 4, rel=1e-5)
-    per_k = [
-        agent.validation_loss(images.batch(rows), k) * len(rows) / 11 for rows, k in ((range(8), 2), (range(8, 11), 16))
-    ]
-    assert values[0] == pytest.approx(sum(per_k), rel=1e-5)
+    agent = Agent(options.parse([*PAPER, "--data", ".", "--list_k", "2", "16"]), 3, torch.device("cpu"))
+    images = torch.randint(256, (11, 3, 32, 32), dtype=torch.uint8)
+
+    def loss(images, batch_score=8):
+        part = datamanager._good(datamanager.InMemory(images), [""] * len(images), 0)
+        return procedure.validate(agent, part, "val_loss", [1, 1, 1], batch_score)[0]
+
+    of_all, of_first = loss(images), loss(images[:8])
+    assert [loss(images, size) for size in (1, 3, 64)] == pytest.approx([of_all] * 3, rel=1e-5)
+    agent.list_k = [16]  # of the second eight
+    assert of_all == pytest.approx((8 * of_first + 3 * loss(images[8:])) / 11, rel=1e-5)
 
 
 def test_digits_network_scores_pictures(digits, tmp_path):
@@ -342,10 +342,10 @@ def test_results_of_another_run_stay(digits, tmp_path, capsys):
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     same = [*DIGITS, "--output", output, "--epochs", "4"]
     for more in (["--lr", "1e-3"], ["--seed", "1"], ["--list_k", "4"], ["--select_norm", "2"], ["--precision", "bf16"]):
-        refused(capsys, run.main, [*same, *more], more[0][2:], "--resume False")
-    refused(capsys, run.main, [*same, "--epochs", "3"], "--epochs 3")
+        refused(capsys, run.main, [*same, *more], more[0][2:], "--resume no")
+    refused(capsys, run.main, [*same, "--epochs", "3"], "more than the 3 asked for")
     (output / "Checkpoint/resume.pth").rename(tmp_path / "resume.pth")
-    refused(capsys, run.main, same, "--output", "--resume False")
+    refused(capsys, run.main, same, "--output", "--resume no")
     (tmp_path / "resume.pth").rename(output / "Checkpoint/resume.pth")
     assert all(path.read_bytes() == content for path, content in before.items())
     content = (output / "Checkpoint/resume.pth").read_bytes()
@@ -353,18 +353,24 @@ def test_results_of_another_run_stay(digits, tmp_path, capsys):
         (output / "Checkpoint/resume.pth").write_bytes(damaged)
         refused(capsys, run.main, same, "resume.pth")
     stored = torch.load(digits / "Checkpoint/resume.pth", weights_only=True)
-    damage = [(name, None) for name in ("optimizer", "settings", "steps")]
-    damage += [("history", [{}]), ("history", stored["history"][:1]), ("sums", {"l2": 1.0}), ("channels", True)]
-    for name, value in [*damage, ("batch", 10**6), ("seconds", float("nan"))]:
+    damage = [(name, None) for name in ("optimizer", "settings")]
+    damage += [("history", [{}]), ("history", stored["history"][:1]), ("channels", True)]
+    for name, value in [*damage, ("step", 10**6), ("seconds", float("nan"))]:
         torch.save({**stored, name: value}, output / "Checkpoint/resume.pth")
         refused(capsys, run.main, same, "resume.pth", name)
     # An optimizer's moments that do not fit, or are not numbers, are not trained with.
-    stored["optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
+    stored["optimizer"][0]["state"][0]["exp_avg"].fill_(float("nan"))
     torch.save(stored, output / "Checkpoint/resume.pth")
     refused(capsys, run.main, [*same, "--epochs", "5"], "optimizer")
     file = output / "Checkpoint/model_2_best_auroc.pth"
     stored = torch.load(file, weights_only=True)
-    for name, value in (("img_size", None), ("precision", "int8"), ("list_k", [4.5]), ("nn", 5), ("lr", "--cpu")):
+    for name, value in (
+        ("img_size", None),
+        ("precision", "int8"),
+        ("list_k", [4.5]),
+        ("nn", 5),
+        ("algorithm", "--cpu"),
+    ):
         torch.save({**stored, "settings": {**stored["settings"], name: value}}, output / "bad.pth")
         refused(capsys, score.main, ["--images", digits, "--checkpoint", output / "bad.pth", "--cpu"], "bad.pth", name)
     for name, value in (("calibration", []), ("calibration", [float("nan")]), ("model", {})):
@@ -379,7 +385,7 @@ def test_more_epochs_continue(digits, tmp_path, capsys):
     argv = [*DIGITS, "--output", str(tmp_path), "--figures_every", "0"]
     assert run.main([*argv, "--epochs", "2"]) == 0
     assert run.main([*argv, "--epochs", "4"]) == 0
-    assert "continuing" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().out
     assert_same_training(tmp_path, digits)
     assert run.main([*argv, "--epochs", "4"]) == 0
     assert "already" in capsys.readouterr().out
@@ -390,10 +396,11 @@ def assert_same_training(one: Path, other: Path) -> None:
     """Bit-identical weights, optimizer and logs, but for times."""
     for name in ("model_0_finepoch", "model_1_best_loss", "model_2_best_auroc", "resume"):
         a, b = (torch.load(folder / f"Checkpoint/{name}.pth", weights_only=True) for folder in (one, other))
-        assert a["epoch"] == b["epoch"] and a.get("steps") == b.get("steps")
+        assert a["epoch"] == b["epoch"]
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in b["model"])
-        for number, entry in b.get("optimizer", {"state": {}})["state"].items():
-            assert all(torch.equal(a["optimizer"]["state"][number][key], value) for key, value in entry.items())
+        states = [content.get("optimizer", [{"state": {}}])[0]["state"] for content in (a, b)]
+        for number, entry in states[1].items():
+            assert all(torch.equal(states[0][number][key], value) for key, value in entry.items())
     histories = [[{**row, "time": ""} for row in rows(folder / "results_tr/history.csv")] for folder in (one, other)]
     assert histories[0] == histories[1]
     scores = [(folder / "results_te/test_model_2_best_auroc.csv").read_text() for folder in (one, other)]
@@ -403,7 +410,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypatch, capsys):
     """Ctrl-C in the middle of an epoch and in its last batch, each followed by the same command."""
     argv = [*DIGITS, "--epochs", "4", "--output", str(tmp_path / "out"), "--save_every", "0", "--figures_every", "0"]
-    train_batch = Agent.train_batch
+    passes = Agent.training_passes
     logged = {}  # {scalar's name: epochs}, of what TensorBoard was given before each flush
 
     class Writer:
@@ -426,17 +433,15 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     for stop_at in ((2, 0), (3, 1)):  # of two batches
 
-        def train_and_stop(self, images, rows, epoch, batch, stop_at=stop_at):
-            if (epoch, batch) == stop_at:
+        def pass_and_stop(self, images, rows, epoch, stop_at=stop_at):
+            if (epoch, int(len(rows) < 16)) == stop_at:
                 signal.raise_signal(signal.SIGINT)
-            return train_batch(self, images, rows, epoch, batch)
+            return passes(self, images, rows, epoch)
 
-        monkeypatch.setattr(Agent, "train_batch", train_and_stop)
+        monkeypatch.setattr(Agent, "training_passes", pass_and_stop)
         assert run.main(argv) == 130
         text = capsys.readouterr().out
-        assert (
-            ("continuing" in text) == (stop_at[0] == 3) and "To continue: python" in text and "--save_every 0" in text
-        )
+        assert ("resuming" in text) == (stop_at[0] == 3) and "resume.pth; run the same command to resume" in text
     assert logged["loss"] == logged["auroc"] == [1, 2, 3, 4]  # each once
     monkeypatch.undo()
     assert run.main(argv) == 0
@@ -445,11 +450,11 @@ def test_stopped_training_ends_with_the_same_numbers(digits, tmp_path, monkeypat
 
 def test_ngpu_is_answered_with_torchrun_unless_it_is_in_use(monkeypatch, capsys):
     with pytest.raises(run.UserError, match="--cpu and --gpu 0 contradict"):
-        run.device_of("0", 1, cpu=True)
-    assert run.device_of(None, 2, cpu=True).type == "cpu"
+        run.device_of("auto", "0", 1, cpu=True)
+    assert run.device_of("auto", None, 2, cpu=True).type == run.device_of("cpu", None, 1, cpu=False).type == "cpu"
     assert "torchrun --nproc_per_node=2" in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert run.device_of(None, 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
+    assert run.device_of("auto", None, 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
 
 
 @pytest.mark.slow  # tests/test_distributed_gradients.py has its gradients in the default run
@@ -474,17 +479,22 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
 def test_networks_that_diverge_are_not_saved(bricks, tmp_path, monkeypatch, capsys):
     """After a fine loss, the last step may spoil the validation loss, or the weights."""
     argv = [*PAPER, "--data_path", bricks, "--batch", "16", "--output"]
-    refused(capsys, run.main, [*argv, tmp_path / "one", "--mode_optim", "sgd", "--lr", "1e30"], "validation", "--lr")
-    train_batch = Agent.train_batch
+    refused(
+        capsys,
+        run.main,
+        [*argv, tmp_path / "one", "--mode_optim", "sgd", "--lr", "1e30"],
+        "validation",
+        "learning rate",
+    )
+    passes = Agent.training_passes
 
-    def spoil(self, *args):
-        losses = train_batch(self, *args)
-        if args[2] == 1:  # the second epoch
+    def spoil(self, images, rows, epoch):
+        yield from passes(self, images, rows, epoch)
+        if epoch == 1:
             next(self.network.parameters()).data[0] = float("nan")
-        return losses
 
-    monkeypatch.setattr(Agent, "train_batch", spoil)
-    refused(capsys, run.main, [*argv, tmp_path / "two", "--save_every", "0"], "weights", "epoch 2", "--lr")
+    monkeypatch.setattr(Agent, "training_passes", spoil)
+    refused(capsys, run.main, [*argv, tmp_path / "two", "--save_every", "0"], "validation loss is nan", "epoch 2")
     for name, epoch in (("one", 0), ("two", 1)):
         stored = torch.load(tmp_path / name / "Checkpoint/resume.pth", weights_only=True)
         assert stored["epoch"] == epoch and all(value.isfinite().all() for value in stored["model"].values())
@@ -493,7 +503,7 @@ def test_networks_that_diverge_are_not_saved(bricks, tmp_path, monkeypatch, caps
 
 def test_non_finite_loss_keeps_what_is_saved(tmp_path, capsys):
     argv = [*DIGITS, "--output", str(tmp_path), "--figures_every", "0", "--mode_optim", "sgd", "--lr", "1e30"]
-    refused(capsys, run.main, [*argv, "--epochs", "3"], "epoch", "--lr")
+    refused(capsys, run.main, [*argv, "--epochs", "3"], "epoch", "learning rate")
     stored = torch.load(tmp_path / "Checkpoint/resume.pth", weights_only=True)
     assert all(value.isfinite().all() for value in stored["model"].values())
 
