@@ -119,12 +119,11 @@ from PIL import Image
 import crn.options
 import csflow.config
 import riad.options
-from common import figures
+from common import report
 from common.checkpoint import versions
-from common.figures import map_sheet, roc_figure, score_histogram
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
 from common.metrics import image_auroc
-from common.report import Section, write_report
+from common.report import Section, map_sheet, roc_figure, score_histogram, write_report
 
 MODEL = "compare"  # CS-Flow's --modelname
 SHOWN = 6  # images whose maps the report shows
@@ -355,9 +354,9 @@ def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: N
     columns, masks = [], []
     for sample in chosen:  # reduced at once: images may be of hundreds of megapixels
         image = np.asarray(read_image(sample.path, category.max_value))
-        columns.append(figures.drawn(image))
+        columns.append(report.drawn(image))
         mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
-        masks.append(figures.drawn_mask(mask, columns[-1].shape[:2]))
+        masks.append(report.drawn_mask(mask, columns[-1].shape[:2]))
     for method, (numbers, place) in found.items():
         for name, values in numbers["scores"].items():
             path = folder / f"{method}{name.replace(', ', '_').replace(' ', '_')}.png"

@@ -139,8 +139,7 @@ answer_early(__name__, parse)
 from matplotlib.figure import Figure
 
 from common.checkpoint import versions
-from common.figures import save_figure
-from common.report import Section, pictures_of, write_report
+from common.report import Section, pictures_of, save_figure, write_report
 
 
 def folder_of(name: str, output: Path) -> Path:

@@ -31,7 +31,6 @@ from common.cli import (
     progress,
     say,
 )
-from common.figures import overlay
 from common.files import (
     UserError,
     append_text,
@@ -57,6 +56,7 @@ from common.images import (
     resolve_max_value,
 )
 from common.metrics import say_promise, upsample, verdict_of
+from common.report import overlay
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 
 from common.images import image_size, read_mask
-from common.report import Column, data_sentence, metric_name, write_image_report
+from common.report import Column, metric_name, write_image_report
 from crn.training.dataset import Dataset, Images, viewable
 from crn.training.utils import Model, to_bytes
 
-METRICS = ("image_auroc", "image_auroc_validation", "pixel_auroc", "aupro", "pixel_best_f1")
-RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 SCORE = {"crn": "mean |x - D(G(x))|", "dagan": "mse(x, G(x))"}
 MAP = {"crn": "|x - D(G(x))|", "dagan": "|x - G(x)|"}
 
@@ -48,8 +46,8 @@ def write(
     trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
     held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     elsewhere = results["trained_on"] not in (None, results["data"])
-    about = [
-        data_sentence(results["data"]) + (f" The model was trained on {results['trained_on']}." if elsewhere else ""),
+    paragraphs = [
+        *([f"The model was trained on {results['trained_on']}."] if elsewhere else []),
         f"{len(dataset.train) + len(dataset.held_out)} good images to train on{held}, {counts['good']} good and "
         f"{counts['defective']} defective ones to test, {opt.imsize} x {opt.imsize} pixels. "
         f"{'An unknown number of' if batches is None else batches} batches. The score is {SCORE[opt.model]}, the map "
@@ -58,13 +56,11 @@ def write(
         "validations, chosen on the test images. The pixel F1 is the highest on the test images themselves; the "
         "threshold comes from good images held out from the training.",
     ]
-    numbers = [(metric_name(name), results[name]) for name in METRICS if name in results]
-    numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if threshold]
     write_image_report(
         opt.anomaly_score_file.with_suffix(".html"),
-        f"{opt.model.upper()} on {dataset.root.resolve().name}", about, numbers,
+        f"{opt.model.upper()} on {dataset.root.resolve().name}", results, paragraphs,
         [_picture(trained.one(i), dataset.kind) for i in range(len(trained))], labels, np.array(scores), column,
-        threshold["image"] if threshold else None, SCORE[opt.model],
+        SCORE[opt.model], [(metric_name(name), results[name]) for name in ["image_auroc_validation"]],
     )  # fmt: skip
 
 

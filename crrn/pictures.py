@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from common.cli import printable
-from common.figures import COLOURS, save_figure
+from common.report import COLOURS, save_figure
 from crrn.boards import Boards
 from crrn.utils import make_colormaps
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from common import checkpoint
 from common.cli import notes, progress, say, script
-from common.figures import map_sheet, roc_figure, score_histogram
 from common.files import first_process, locked, require_writable, using, write_json
 from common.images import same_images, set_max_pixels
 from common.metrics import MaskedPixels, image_auroc, say_results, thresholds, verdict_of, write_scores
 from common.metrics import evaluate as metrics_of
+from common.report import map_sheet, roc_figure, score_histogram
 from common.runtime import pick_device
 from csflow import report
 from csflow.config import Config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.figures import COLOURS, DEFECTIVE, save_figure
+from common.report import COLOURS, DEFECTIVE, save_figure
 
 LINES = [colour for colour in COLOURS if colour != DEFECTIVE]  # that of the spans
 

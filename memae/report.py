@@ -8,8 +8,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.figures import image_row, roc_figure, score_histogram
-from common.report import Column, Section, case_section, cases, data_sentence, write_report
+from common.report import (
+    Column,
+    Section,
+    case_section,
+    cases,
+    data_sentence,
+    image_row,
+    roc_figure,
+    score_histogram,
+    write_report,
+)
 from memae.data.video_datasets import frame_files, read_frame, subfolders
 
 VIDEOS = 4  # of which the report shows the curve

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.cli import goes_on, notes, progress, say, script
-from common.figures import map_sheet
 from common.files import UserError, atomic_write, digest, first_process, locked, naming, plain, read_json, write_json
 from common.images import synthetic
+from common.report import map_sheet
 from common.runtime import autocast, channels_last, reuse_memory
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import ensure_data

@@ -7,12 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from common.images import image_size, read_mask
-from common.report import Column, data_sentence, metric_name, write_image_report
+from common.report import Column, write_image_report
 from riad.source.agent import Agent
 from riad.source.datamanager import DataSet
-
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "pixel_best_f1")
-RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 
 
 def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, result: dict[str, Any]) -> None:
@@ -30,30 +27,27 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
         name = part.names[i].removeprefix("test/")
         return picture(images[0]), anomaly_map, name, read_mask(mask, size) if mask else None
 
-    images, model, threshold = result["images"], result["models"][result["name_best"]], result["threshold"]
+    images, model = result["images"], result["models"][result["name_best"]]
     good = int((part.labels == 0).sum())
-    about = [
-        data_sentence(result["data"]),
+    paragraphs = [
         f"{images['train']} good images to train on, {images['validation']} to validate, {good} good and "
         f"{len(part.labels) - good} others to test, {settings.img_size} x {settings.img_size} pixels. The score is the "
         "map's maximum.",
         f"The model is that of epoch {model['epoch']} of {settings.epochs}, chosen by: {model['chosen_by']}. "
         "The threshold comes from good validation images; a pixel F1 is the highest on the test images themselves.",
     ]
-    numbers = [(metric_name(name), result[name]) for name in METRICS if name in result]
-    numbers += [
+    more = [
         (f"AUROC of epoch {other['epoch']}, chosen by: {other['chosen_by']}", other["auroc"])
         for name, other in result["models"].items()
         if name != result["name_best"]
     ]
-    numbers += [(f"threshold: {metric_name(name)}", threshold[name]) for name in RATES]
     title = "RIAD on " + (
         settings.data_path.resolve().name if settings.dataset == "mvtec" else f"digits, {settings.select_norm} is good"
     )
     write_image_report(
-        settings.output / "report.html", title, about, numbers,
+        settings.output / "report.html", title, result, paragraphs,
         [picture(image) for image in data.train.batch(range(min(6, len(data.train))))], part.labels, scores, column,
-        threshold["image"],
+        more=more,
     )  # fmt: skip
 
 

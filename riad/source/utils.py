@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.figures import DEFECTIVE, GOOD, overlay, save_figure
 from common.metrics import image_auroc
+from common.report import DEFECTIVE, GOOD, overlay, save_figure
 from riad.source.agent import Agent
 from riad.source.datamanager import Part
 from riad.source.masks import content_keys

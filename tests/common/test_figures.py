@@ -7,9 +7,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from common import figures
-from common.figures import map_sheet, overlay, roc_figure, score_histogram
+from common import report
 from common.files import UserError
+from common.report import map_sheet, overlay, roc_figure, score_histogram
 
 LABELS = np.repeat([0, 1], [30, 50])
 SCORES = np.random.default_rng(0).normal(1, 0.3, 80) + LABELS
@@ -18,13 +18,13 @@ SCORES = np.random.default_rng(0).normal(1, 0.3, 80) + LABELS
 @pytest.fixture
 def drawn(monkeypatch):
     """The matplotlib figures that were drawn, in order; they are saved all the same."""
-    kept, save = [], figures.save_figure
+    kept, save = [], report.save_figure
 
     def keep(figure, path):
         save(figure, path)
         kept.append(figure)
 
-    monkeypatch.setattr(figures, "save_figure", keep)
+    monkeypatch.setattr(report, "save_figure", keep)
     return kept
 
 
@@ -74,8 +74,8 @@ def test_histogram_shows_both_classes_and_the_threshold(tmp_path, drawn):
     good, _, defective, _ = [patch.get_data() for patch in axes.patches]
     assert np.array_equal(good.edges, defective.edges) and len(good.edges) == 65
     assert good.values.sum() == pytest.approx(100) and defective.values.sum() == pytest.approx(100)
-    assert has_colour(tmp_path / "new" / "h.png", figures.GOOD)
-    assert has_colour(tmp_path / "new" / "h.png", figures.DEFECTIVE)
+    assert has_colour(tmp_path / "new" / "h.png", report.GOOD)
+    assert has_colour(tmp_path / "new" / "h.png", report.DEFECTIVE)
     assert inside(drawn[0])
 
 
@@ -83,8 +83,8 @@ def test_histogram_shows_both_classes_and_the_threshold(tmp_path, drawn):
 def test_histogram_of_one_class(tmp_path, drawn, label, name):
     score_histogram(tmp_path / "h.png", np.full(80, label), SCORES, "title", threshold=float("nan"))
     assert texts(drawn[0].axes[0]) == [name]
-    assert has_colour(tmp_path / "h.png", figures.GOOD) == (label == 0)
-    assert has_colour(tmp_path / "h.png", figures.DEFECTIVE) == (label == 1)
+    assert has_colour(tmp_path / "h.png", report.GOOD) == (label == 0)
+    assert has_colour(tmp_path / "h.png", report.DEFECTIVE) == (label == 1)
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 1e-30, 1e30, -1e30])
@@ -147,7 +147,7 @@ def test_roc_lists_each_curve_with_its_auroc(tmp_path, drawn):
     assert np.trapezoid(inverted.get_ydata(), inverted.get_xdata()) == 0
     assert not len(nothing.get_xdata())
     assert axes.bbox.width == pytest.approx(axes.bbox.height)
-    assert has_colour(tmp_path / "r.png", figures.COLOURS[0])
+    assert has_colour(tmp_path / "r.png", report.COLOURS[0])
 
 
 def test_roc_of_many_curves_keeps_the_legend_inside_and_the_curves_distinct(tmp_path, drawn):
@@ -256,7 +256,7 @@ def test_overlay_leaves_the_image_where_the_map_is_low():
     result = overlay(image, anomaly_map, vmin=0, vmax=5)
     assert (result.dtype, result.shape) == (np.uint8, image.shape)
     assert np.array_equal(result[:10], image[:10]) and np.array_equal(result[20:], image[20:])
-    hottest = 255 * np.array(figures._HEAT(1.0)[:3])
+    hottest = 255 * np.array(report._HEAT(1.0)[:3])
     assert np.allclose(result[10:20], (image[10:20] + hottest) / 2, atol=0.51)
     assert np.array_equal(image, before)
 
@@ -267,14 +267,14 @@ def test_overlay_grows_with_the_map_and_stops_at_vmax():
     change = (255 - result).sum(axis=2)[0]
     assert change[0] == 0 < change[1]
     assert np.array_equal(result[0, 3], result[0, 4])
-    assert np.array_equal(result[0, 3], np.rint(255 * np.array(figures._HEAT(1.0)[:3])))
+    assert np.array_equal(result[0, 3], np.rint(255 * np.array(report._HEAT(1.0)[:3])))
 
 
 def test_overlay_resizes_the_map_bilinearly():
     black = np.zeros((1, 4, 3), np.uint8)
     # Two pixels over four: 0, 1/4, 3/4 and 1 of the way, by the distance of the pixels' centres.
     result = overlay(black, np.array([[0.0, 1.0]]), 0, 1, alpha=1)
-    expected = [np.rint(255 * t * np.array(figures._HEAT(t)[:3])) for t in (0.0, 0.25, 0.75, 1.0)]
+    expected = [np.rint(255 * t * np.array(report._HEAT(t)[:3])) for t in (0.0, 0.25, 0.75, 1.0)]
     assert np.array_equal(result[0], expected)
 
 
@@ -326,7 +326,7 @@ LARGE = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from common.figures import map_sheet
+from common.report import map_sheet
 from common.scoring import _save_pictures
 image, mask = np.zeros((4000, 5000, 3), np.uint8), np.zeros((4000, 5000), bool)
 mask[::50, ::50] = True

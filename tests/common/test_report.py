@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from common.files import UserError
-from common.report import Section, cases, data_sentence, write_image_report, write_report
+from common.report import Section, cases, write_image_report, write_report
 from tests.helpers import Report
+
+RESULTS = {"data": "synthetic", "image_auroc": 0.5, "threshold": {"image": 1.1, "promised_fpr": 0.05}}
 
 
 @pytest.fixture
@@ -76,12 +78,15 @@ def test_image_report(tmp_path):
 
     labels, scores = np.arange(9) % 2, np.arange(9) / 4
     write_image_report(
-        tmp_path / "report.html", "A method", [data_sentence("synthetic")], [("image AUROC", 0.5)],
-        [np.zeros((16, 12, 3), np.uint8)] * 3, labels, scores, column, threshold=1.1,
+        tmp_path / "report.html", "A method", RESULTS, ["Trained for 3 epochs."],
+        [np.zeros((16, 12, 3), np.uint8)] * 3, labels, scores, column, more=[("a loss", 0.25)],
     )  # fmt: skip
     assert sorted(asked) == [1, 3, 4, 5, 6, 7, 8]  # each once: three good, and the four defective images
     page = Report(tmp_path / "report.html")
-    assert len(page.captions) == 6 and "image AUROC" in page.texts and "synthetic" in " ".join(page.texts)
+    assert len(page.captions) == 6 and "synthetic" in " ".join(page.texts)
+    for name, value in (("image AUROC", "0.5"), ("a loss", "0.25"), ("threshold: promised FPR", "0.05")):
+        assert page.texts[page.texts.index(name) :][:2] == [name, value]
+    assert "pixel AUROC" not in page.texts
     assert [name.split(":")[0] for name in page.captions[3:]] == [
         "Best found", "Worst missed", "Nearest to a false alarm",
     ]  # fmt: skip

@@ -15,8 +15,9 @@ def report(tmp_path_factory):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (6, 64, 64, 3), np.uint8)
     write_image_report(
-        folder / "one.html", "A method", ["/a/" + "very_long_folder_name/" * 12], [("a metric " * 20, 0.5)], images,
+        folder / "one.html", "A method", {"data": "/a/" + "very_long_folder_name/" * 12}, [], images,
         np.arange(6) % 2, np.linspace(0, 1, 6), lambda i: (images[i], random.random((8, 8)), f"image {i}", None),
+        more=[("a metric " * 20, 0.5)],
     )  # fmt: skip
     Image.fromarray(images[0]).resize((3000, 50)).save(folder / "wide.png")
     row = [f"a column {number}" for number in range(20)]
