@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import answer_early
-from csflow.config import FEATURES, Config, build_parser, complete, given_by
+from csflow.config import FEATURES, Config, build_parser, parse_with
 
 
 def parse(argv: list[str] | None = None) -> Config:
@@ -23,9 +23,7 @@ def parse(argv: list[str] | None = None) -> Config:
     parser = build_parser(does, example, (*FEATURES, "calibration_share", "seed"))
     add = parser.add_argument_group("results").add_argument
     add("--output", type=Path, default=None, help="folder for the results; unset: in benchmarks/results")
-    given = given_by(parser, argv)
-    output = given.pop("output")
-    return complete(given).but(output=output)
+    return parse_with(parser, argv)
 
 
 answer_early(__name__, parse)
@@ -42,7 +40,7 @@ from common.metrics import MaskedPixels, evaluate, say_results, write_scores
 from common.runtime import pick_device
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import load_features
-from csflow.utils import Preparation, load_dataset
+from csflow.utils import load_dataset
 
 
 def patches(maps: np.ndarray) -> np.ndarray:
@@ -67,11 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_dataset(options.root, options.max_value, options.img_size)
     if not dataset.test:
         raise UserError(f"{dataset.root} has no test images, and nothing is trained here")
-    prepare = Preparation(options.img_size, options.n_scales, options.norm_mean, options.norm_std, dataset.max_value)
-    train, test = load_features(
-        options.feature_dir, dataset, prepare, options.extractor, options.extractor_weights, options.batch_size, device,
-        hide=options.hide_tqdm_bar,
-    )  # fmt: skip
+    train, test = load_features(options, dataset, device)
     name = f"nearest_neighbour_{options.class_name}_{train.extractor}_{'x'.join(map(str, options.img_size))}"
     output = options.output or Path(__file__).resolve().parent / "results" / name
     require_writable(output)

@@ -5,28 +5,15 @@ you stand. The defaults are those of the published fork that this folder mirrors
 n_coupling_blocks 4, fc_internal 1024, meta_epochs 4, sub_epochs 60, score mean and calibration_share 0.
 """
 
-import argparse
 import os
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.cli import (
-    MAX_PIXELS,
-    MAX_VALUE,
-    PRECISIONS,
-    REPORT_HELP,
-    SCORING_OPTIONS,
-    YES_NO,
-    ArgumentParser,
-    add_scoring_options,
-    default_text,
-    folder_name,
-    number,
-    positive,
-    share,
-    whole,
-)
+from common import cli
+from common.cli import YES_NO, folder_name, number, whole
 from common.files import UserError, plain, require_like, using
 
 HERE = Path(__file__).resolve().parent
@@ -41,8 +28,8 @@ SETTINGS = {
         "dataset_path": _setting(HERE / "data/images", "folder that holds the class folders", Path),
         "class_name": _setting("dummy_data", "class folder: train/good, test/good, test/<defect>", folder_name),
         "feature_path": _setting(HERE / "data/features", "folder for the extracted features", Path),
-        "max_value": MAX_VALUE,
-        "max_pixels": MAX_PIXELS,
+        "max_value": cli.MAX_VALUE,
+        "max_pixels": cli.MAX_PIXELS,
         "pre_extracted": _setting(True, "store features once and reuse them; no: compute them in each epoch", **YES_NO),
     },
     "model": {
@@ -72,13 +59,13 @@ SETTINGS = {
     },
     "training": {
         "batch_size": _setting(16, "images per step", whole(1, 65536)),
-        "lr_init": _setting(2e-4, "Adam's learning rate", positive),
-        "max_grad_norm": _setting(1.0, "the gradient's norm is clipped to this", positive),
+        "lr_init": _setting(2e-4, "Adam's learning rate", cli.positive),
+        "max_grad_norm": _setting(1.0, "the gradient's norm is clipped to this", cli.positive),
         "meta_epochs": _setting(50, "how often to train sub_epochs epochs and evaluate", whole(1, 10**6)),
         "sub_epochs": _setting(10, "epochs between evaluations", whole(1, 10**6)),
         "seed": _setting(0, "of the initial weights, the batches and the held-out share", whole(0, 2**32 - 1)),
         "precision": _setting(
-            "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=PRECISIONS
+            "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=cli.PRECISIONS
         ),
         "save_model": _setting(True, "keep the model, and what is needed to resume its training", **YES_NO),
         "save_every": _setting(60.0, "seconds of training between saves", number(0)),
@@ -86,22 +73,20 @@ SETTINGS = {
     },
     "scores and verdicts": {
         "score": _setting(
-            "std",
-            "image score: std of z^2/2 (the published fork) or its mean (the paper)",
-            choices=("std", "mean"),
+            "std", "image score: std of z^2/2 (the published fork) or its mean (the paper)", choices=("std", "mean")
         ),
         "calibration_share": _setting(
             0.1,
             "share of train/good that is not trained on but sets the threshold; 0: all train, no verdicts",
             number(0, 1, below=True),
         ),
-        "fpr": _setting(0.05, "share of good images that the threshold may call defective", share),
+        "fpr": _setting(0.05, "share of good images that the threshold may call defective", cli.share),
     },
     "output": {
         "map_every": _setting(4, "draw every n-th defective image", whole(1, 10**9)),
         "map_columns": _setting(8, "images per picture", whole(1, 40)),
         "output_path": _setting(None, "folder for models/, results/ and viz/; unset: csflow/", Path),
-        "report": _setting(False, REPORT_HELP, **YES_NO),
+        "report": _setting(False, cli.REPORT_HELP, **YES_NO),
         "verbose": _setting(True, "print the losses of each evaluation", **YES_NO),
         "hide_tqdm_bar": _setting(False, "no progress", **YES_NO),
     },
@@ -130,49 +115,42 @@ FEATURES = (
     "extractor_weights", "n_scales", "norm_mean", "norm_std", "batch_size", *MACHINE,
 )  # fmt: skip
 TRAINED = ("modelname", "checkpoint", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr")
+# Of each script: what it does, options of its example, its settings, and which of them --output stands for, too.
+SCRIPTS = {
+    "main": (
+        "Train CS-Flow on the good images of a class and evaluate it on the test images.",
+        "--dataset_path my_data --class_name bottle --modelname bottle",
+        DEFAULTS.keys() - {"checkpoint"},
+        "output_path",
+    ),
+    "extract_features": (
+        "Extract and store the features of all images of a class.",
+        "--dataset_path my_data --class_name bottle",
+        FEATURES,
+        "feature_path",
+    ),
+    "evaluate": (
+        "Evaluate a saved model on the test images of its class.",
+        "--modelname bottle --report",
+        {*FEATURES, *TRAINED, "pre_extracted", "map_every", "map_columns", "report"},
+        "output_path",
+    ),
+    "score": (
+        "Score a folder of images without labels with a saved model.",
+        "--modelname bottle --images my_new_images",
+        {*TRAINED, "max_pixels", *MACHINE},
+    ),
+    "export": ("Write a saved model, with its extractor, as an ONNX file.", "--modelname bottle", TRAINED),
+}
 
 
-class Config(argparse.Namespace):
-    """Settings by name; `given`: the names of those that the command line brought. Nobody changes them."""
+class Config(Namespace):
+    """Settings by name, the places that follow from them, and `given`: the names of those that the user gave.
 
-    @property
-    def _output(self) -> Path:
-        return self.output_path or HERE
-
-    @property
-    def model_file(self) -> Path:
-        """What keeps the trained model."""
-        return self.checkpoint or self._output / "models/tmp" / self.modelname
-
-    @property
-    def result_dir(self) -> Path:
-        """Folder of results.json, scores.csv and report.html."""
-        return self._output / "results" / self.modelname
-
-    @property
-    def score_picture_dir(self) -> Path:
-        """Folder of the histogram and the ROC curves."""
-        return self._output / "viz/scores" / self.modelname
-
-    @property
-    def map_picture_dir(self) -> Path:
-        """Folder of images with their anomaly maps."""
-        return self._output / "viz/maps" / self.modelname
-
-    @property
-    def root(self) -> Path:
-        """The class folder."""
-        return self.dataset_path / self.class_name
-
-    @property
-    def feature_dir(self) -> Path:
-        """The folder of its features."""
-        return self.feature_path / self.class_name
-
-    @property
-    def flow(self) -> dict[str, Any]:
-        """What `csflow.model.get_cs_flow_model` takes."""
-        return {name: getattr(self, name) for name in FLOW}
+    root: the class folder; feature_dir: of its features; model_file: what keeps the trained model; result_dir: of
+    results.json, scores.csv and report.html; score_picture_dir: of the histogram and the ROC curves; map_picture_dir:
+    of images with their anomaly maps; flow: what `csflow.model.get_cs_flow_model` takes. Nobody changes any of them.
+    """
 
     def but(self, **changes: Any) -> "Config":
         """The same settings but for these."""
@@ -210,7 +188,7 @@ class Config(argparse.Namespace):
 
 
 def complete(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Config:
-    """The settings `given`, those `stored` with a model, and the defaults, in this order.
+    """The settings `given`, or else those `stored` with a model, or else the defaults, and what follows from them.
 
     Raises UserError for values that make no sense together, TypeError for other names.
     """
@@ -240,7 +218,18 @@ def complete(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) 
     _require(values, "norm_std", min(values["norm_std"]) >= 1e-6, "at least 1e-6")
     for name in ("extractor", "score", "precision"):
         _require(values, name, values[name] in ALL[name]["choices"], f"one of {', '.join(ALL[name]['choices'])}")
-    return Config(**values, given=frozenset(given))
+    output, name = values["output_path"] or HERE, values["modelname"]
+    return Config(
+        **values,
+        given=frozenset(given),
+        root=values["dataset_path"] / values["class_name"],
+        feature_dir=values["feature_path"] / values["class_name"],
+        model_file=values["checkpoint"] or output / "models/tmp" / name,
+        result_dir=output / "results" / name,
+        score_picture_dir=output / "viz/scores" / name,
+        map_picture_dir=output / "viz/maps" / name,
+        flow={name: values[name] for name in FLOW},
+    )
 
 
 def _require(values: Mapping[str, Any], name: str, fits: bool, expected: str) -> None:
@@ -248,12 +237,14 @@ def _require(values: Mapping[str, Any], name: str, fits: bool, expected: str) ->
         raise UserError(f"--{name} {values[name]}: expected {expected}")
 
 
-def build_parser(description: str, example: str, names: Collection[str], output: str | None = None) -> ArgumentParser:
+def build_parser(
+    description: str, example: str, names: Collection[str], output: str | None = None
+) -> cli.ArgumentParser:
     """A parser with an option for each setting of `names`; those that are given appear in its result.
 
     output: the setting that --output stands for, too.
     """
-    parser = ArgumentParser(description=description, example=example, argument_default=argparse.SUPPRESS)
+    parser = cli.ArgumentParser(description=description, example=example, argument_default=SUPPRESS)
     for title, settings in SETTINGS.items():
         chosen = {name: setting for name, setting in settings.items() if name in names}
         group = parser.add_argument_group(title) if chosen else None
@@ -261,61 +252,36 @@ def build_parser(description: str, example: str, names: Collection[str], output:
             group.add_argument("--data", type=Path, help="the class folder; unset: --dataset_path and --class_name")
         for name, setting in chosen.items():
             options = {key: value for key, value in setting.items() if key != "default"}
-            options["help"] += default_text(setting["default"])
+            options["help"] += cli.default_text(setting["default"])
             group.add_argument(f"--{name}", *(["--output"] if name == output else []), **options)
     return parser
 
 
-def given_by(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The options on the command line, --data as --dataset_path and --class_name."""
+def parse_with(parser: cli.ArgumentParser, argv: Sequence[str] | None) -> Config:
+    """The settings from a command line, and beside them what else the parser knows."""
     given = vars(parser.parse_args(argv))
     if data := given.pop("data", None):
         if both := given.keys() & {"dataset_path", "class_name"}:
             raise UserError(f"--data {data} and --{min(both)} contradict one another: give one of them")
         root = Path(os.path.abspath(data))  # noqa: PTH100 - without following links; "." gets its name
         given |= {"dataset_path": root.parent, "class_name": root.name}
-    return given
+    more = {name: given.pop(name) for name in given.keys() - DEFAULTS.keys()}
+    return complete(given).but(**more)
 
 
-def parse(argv: Sequence[str] | None = None) -> Config:
-    """The settings of main.py."""
-    does = "Train CS-Flow on the good images of a class and evaluate it on the test images."
-    example = "python csflow/main.py --dataset_path my_data --class_name bottle --modelname bottle"
-    return complete(given_by(build_parser(does, example, DEFAULTS.keys() - {"checkpoint"}, "output_path"), argv))
+def parse(argv: Sequence[str] | None = None, script: str = "main") -> Config:
+    """The settings of a script, one of SCRIPTS."""
+    does, options, *names = SCRIPTS[script]
+    parser = build_parser(does, f"python csflow/{script}.py {options}", *names)
+    if script == "score":
+        cli.add_scoring_options(parser, "results/<modelname>/<folder's name>")
+    if script == "export":
+        add = parser.add_argument_group("ONNX").add_argument
+        add("--output", type=Path, default=None, help="the file; unset: results/<modelname>/<modelname>.onnx")
+    return parse_with(parser, argv)
 
 
-def parse_extract(argv: Sequence[str] | None = None) -> Config:
-    """The settings of extract_features.py."""
-    does = "Extract and store the features of all images of a class."
-    example = "python csflow/extract_features.py --dataset_path my_data --class_name bottle"
-    return complete(given_by(build_parser(does, example, FEATURES, "feature_path"), argv))
-
-
-def parse_evaluate(argv: Sequence[str] | None = None) -> Config:
-    """The settings of evaluate.py."""
-    does = "Evaluate a saved model on the test images of its class."
-    names = {*FEATURES, *TRAINED, "pre_extracted", "map_every", "map_columns", "report"}
-    parser = build_parser(does, "python csflow/evaluate.py --modelname bottle --report", names, "output_path")
-    return complete(given_by(parser, argv))
-
-
-def parse_score(argv: Sequence[str] | None = None) -> Config:
-    """The settings of score.py, with those of `common.cli.add_scoring_options`."""
-    does = "Score a folder of images without labels with a saved model."
-    example = "python csflow/score.py --modelname bottle --images my_new_images"
-    parser = build_parser(does, example, {*TRAINED, "max_pixels", *MACHINE})
-    add_scoring_options(parser, "results/<modelname>/<folder's name>")
-    given = given_by(parser, argv)
-    scoring = {name: given.pop(name) for name in SCORING_OPTIONS}
-    return complete(given).but(**scoring)
-
-
-def parse_export(argv: Sequence[str] | None = None) -> Config:
-    """The settings of export.py, with `output`, its file."""
-    does = "Write a saved model, with its extractor, as an ONNX file."
-    parser = build_parser(does, "python csflow/export.py --modelname bottle", TRAINED)
-    add = parser.add_argument_group("ONNX").add_argument
-    add("--output", type=Path, default=None, help="the file; unset: results/<modelname>/<modelname>.onnx")
-    given = given_by(parser, argv)
-    output = given.pop("output")
-    return complete(given).but(output=output)
+parse_extract = partial(parse, script="extract_features")
+parse_evaluate = partial(parse, script="evaluate")
+parse_score = partial(parse, script="score")
+parse_export = partial(parse, script="export")

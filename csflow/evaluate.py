@@ -32,7 +32,7 @@ from csflow.config import Config
 from csflow.dummy_data import ensure_dummy_data
 from csflow.extract_features import load_features
 from csflow.model import CSFlow, load_model, require_same_weights
-from csflow.utils import Dataset, Features, Preparation, load_dataset, run_flow
+from csflow.utils import Dataset, Features, load_dataset, run_flow
 
 NO_THRESHOLD = "no threshold, no verdicts: no good images were held out, or the training was not finished"
 
@@ -171,11 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     flow, options, content = load_model(options.model_file, options, device)
     ensure_dummy_data(options.root)
     dataset = load_dataset(options.root, options.max_value, options.img_size)
-    prepare = Preparation(options.img_size, options.n_scales, options.norm_mean, options.norm_std, dataset.max_value)
-    _, test_set = load_features(
-        options.feature_dir, dataset, prepare, options.extractor, options.extractor_weights, options.batch_size, device,
-        options.pre_extracted, options.hide_tqdm_bar,
-    )  # fmt: skip
+    _, test_set = load_features(options, dataset, device)
     require_same_weights(test_set.weights, content, options.model_file)
     for folder in (options.score_picture_dir, options.map_picture_dir):
         require_writable(folder)

@@ -44,7 +44,7 @@ class Scorer(nn.Module):
 def scorer(options: Config) -> Exported:
     """The model that the options name, as it is exported."""
     model = load(**{name: getattr(options, name) for name in options.given}, cpu=True)
-    config, network = model.config, Scorer(model.extractor, model.flow, model.config)
+    config, network = model.config, Scorer(model.features.network, model.flow, model.config)
     metadata = {"method": "CS-Flow", "channels": "RGB", "resizing": SMOOTHED, "score": config.score}
     metadata["extractor"] = config.extractor
     output = options.output or config.result_dir / f"{config.modelname}.onnx"

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import answer_early
-from csflow.config import parse_extract
+from csflow.config import Config, parse_extract
 
 answer_early(__name__, parse_extract)
 
@@ -19,7 +19,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,10 @@ from common.files import UserError, atomic_write, digest, locked, naming, plain,
 from common.images import same_images, set_max_pixels
 from common.runtime import pick_device
 from csflow.dummy_data import ensure_dummy_data
-from csflow.model import N_FEAT, FeatureExtractor, load_extractor
-from csflow.utils import ComputedFeatures, Dataset, Features, Preparation, StoredFeatures, load_dataset
+from csflow.model import N_FEAT, load_extractor
+from csflow.utils import ComputedFeatures, Dataset, Features, StoredFeatures, load_dataset
 
+PREPARATION = ("img_size", "norm_mean", "norm_std", "max_value")  # how images become the extractor's input
 HEADER = 128  # bytes before the rows in an array's file
 SAVE_EVERY = 20.0  # seconds between the moments from which an interrupted extraction resumes
 
@@ -43,52 +43,55 @@ def feature_file(folder: Path, name: str) -> Path:
     return folder / f"{folder.name}_{name}"
 
 
+def compute_features(options: Config, dataset: Dataset, device: torch.device) -> dict[str, ComputedFeatures]:
+    """Features of the parts "train" and "test", to be computed from the images with the extractor of the options."""
+    extractor = load_extractor(options.extractor, options.extractor_weights, options.n_scales, device)
+    how = (extractor, device, options.img_size, options.norm_mean, options.norm_std, dataset.max_value)
+    parts = {"train": dataset.good, "test": dataset.test}
+    return {part: ComputedFeatures([sample.path for sample in parts[part]], *how) for part in parts}
+
+
 def extract(
-    folder: Path,
-    dataset: Dataset,
-    extractor: FeatureExtractor,
-    prepare: Preparation,
-    batch_size: int,
-    device: torch.device,
-    hide: bool = False,
+    folder: Path, dataset: Dataset, parts: dict[str, ComputedFeatures], batch_size: int, hide: bool = False
 ) -> None:
     """Extract and store the features of both parts in `folder`; they count only when all of them are computed.
 
     Interrupted, the next extraction of the same images with the same extractor resumes where this one was.
     KeyboardInterrupt after Ctrl-C, when what was computed is on the disk.
     """
-    parts = {"train": dataset.train, "test": dataset.test}
+    first, n_scales = parts["train"], parts["train"].network.n_scales
     metadata = {
-        "extractor": extractor.name,
-        "weights": extractor.checksum(),
-        **plain(asdict(prepare)),
+        "extractor": first.extractor,
+        "weights": first.weights,
+        "n_scales": n_scales,
+        **plain({name: getattr(first, name) for name in PREPARATION}),
         "fingerprint": dataset.fingerprint,
         "data": dataset.data,
-        "counts": {part: len(samples) for part, samples in parts.items()},
+        "counts": {part: len(features) for part, features in parts.items()},
         "versions": versions(),
     }
-    shapes = [_shape(prepare.img_size, extractor.name, scale) for scale in range(prepare.n_scales)]
+    shapes = _shapes(first.img_size, n_scales, first.extractor)
     progress_file = feature_file(folder, "extracting.json")
     with locked(folder), naming(folder, "what is extracted so far is kept"), stop_on_request() as stop:
         done = _done_before(progress_file, metadata, shapes)
         if not any(done.values()):  # or, killed soon, this extraction would leave its rows to another one's count
             progress_file.unlink(missing_ok=True)
-        for part, samples in parts.items():
-            features = ComputedFeatures([sample.path for sample in samples], prepare, extractor, device)
+        for part, features in parts.items():
+            count = len(features)
             with ExitStack() as stack:
                 files = []
                 for path, shape in zip(_growing(folder, part, shapes), shapes):
                     file = stack.enter_context(path.open("r+b" if done[part] else "w+b"))
-                    header = {"descr": "<f4", "fortran_order": False, "shape": (len(samples), *shape)}
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
                     np.lib.format.write_array_header_1_0(file, header)
                     file.seek(file.truncate(HEADER + 4 * done[part] * math.prod(shape)))
                     files.append(file)
                 saved = time.monotonic()
-                for start in progress(range(done[part], len(samples), batch_size), f"features of {part}", hide=hide):
-                    done[part] = min(start + batch_size, len(samples))
+                for start in progress(range(done[part], count, batch_size), f"features of {part}", hide=hide):
+                    done[part] = min(start + batch_size, count)
                     for file, rows in zip(files, features.batch(range(start, done[part]))):
                         file.write(np.ascontiguousarray(rows.cpu().numpy(), dtype="<f4").data)
-                    if stop() or time.monotonic() - saved > SAVE_EVERY or done[part] == len(samples):
+                    if stop() or time.monotonic() - saved > SAVE_EVERY or done[part] == count:
                         for file in files:
                             file.flush()
                             os.fsync(file.fileno())
@@ -105,11 +108,12 @@ def extract(
         _write_array(feature_file(folder, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
         digests = {path.name: digest(path) for path in files}
         write_json(feature_file(folder, "features.json"), {**metadata, "digests": digests})
-    say(f"features of {_counted(done)} ({extractor.name}) are in {folder}")
+    say(f"features of {_counted(done)} ({first.extractor}) are in {folder}")
 
 
-def _shape(img_size: Sequence[int], extractor: str, scale: int) -> tuple[int, ...]:
-    return N_FEAT[extractor], *(side // 32 >> scale for side in img_size)
+def _shapes(img_size: Sequence[int], n_scales: int, extractor: str) -> list[tuple[int, ...]]:
+    """Of an image's features, per scale."""
+    return [(N_FEAT[extractor], *(side // 32 >> scale for side in img_size)) for scale in range(n_scales)]
 
 
 def _growing(folder: Path, part: str, shapes: Sequence[tuple]) -> list[Path]:
@@ -141,21 +145,21 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def open_features(
-    folder: Path, dataset: Dataset, prepare: Preparation, extractor: str = "auto"
-) -> tuple[StoredFeatures, StoredFeatures]:
-    """Features of train and test part that are stored in `folder`, mapped into memory.
+def open_features(options: Config, dataset: Dataset) -> tuple[StoredFeatures, StoredFeatures]:
+    """Stored features of train and test part, mapped into memory.
 
-    Raises UserError unless they belong to these images, this preparation and this extractor ("auto": any).
+    Raises UserError unless they belong to these images, this extractor and its settings.
     """
+    folder = options.feature_dir
     path = feature_file(folder, "features.json")
     again = "extract them again with extract_features.py and the same options"
     metadata = read_json(path)
     metadata = {"max_value": 65535, **metadata} if isinstance(metadata, dict) else {}  # older versions do not tell it
-    name, weights, digests = (metadata.get(key) for key in ("extractor", "weights", "digests"))
-    if not isinstance(name, str) or not isinstance(weights, str) or name not in N_FEAT:
+    extractor, weights, digests = (metadata.get(key) for key in ("extractor", "weights", "digests"))
+    if not isinstance(extractor, str) or not isinstance(weights, str) or extractor not in N_FEAT:
         raise UserError(f"{path} does not describe features of ours: {again}")
-    wanted = plain(asdict(prepare)) | ({} if extractor == "auto" else {"extractor": extractor})
+    settings = options.but(max_value=dataset.max_value).as_dict()
+    wanted = {name: settings[name] for name in (*PREPARATION, "n_scales", "extractor") if settings[name] != "auto"}
     unlike = [f"{key} {metadata.get(key)}, not {value}" for key, value in wanted.items() if metadata.get(key) != value]
     if unlike:
         raise UserError(f"the features in {folder} were made with {'; '.join(unlike)}: {again}")
@@ -164,14 +168,14 @@ def open_features(
     if not isinstance(digests, dict):
         note(f"the features in {folder} are of an older version of this program: damage to them is not seen")
     parts = []
-    for part, samples in {"train": dataset.train, "test": dataset.test}.items():
+    for part, count in {"train": len(dataset.good), "test": len(dataset.test)}.items():
         maps = []
-        for scale in range(prepare.n_scales):
+        for scale, shape in enumerate(_shapes(options.img_size, options.n_scales, extractor)):
             file = feature_file(folder, f"scale_{scale}_{part}.npy")
-            maps.append(_map_array(file, (len(samples), *_shape(prepare.img_size, name, scale)), again))
+            maps.append(_map_array(file, (count, *shape), again))
             if isinstance(digests, dict) and digests.get(file.name) != digest(file):
                 raise UserError(f"{file} is not what was extracted: {again}")
-        parts.append(StoredFeatures(maps, name, weights))
+        parts.append(StoredFeatures(maps, extractor, weights))
     return parts[0], parts[1]
 
 
@@ -189,29 +193,17 @@ def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
     return array
 
 
-def load_features(
-    folder: Path,
-    dataset: Dataset,
-    prepare: Preparation,
-    extractor: str,
-    extractor_weights: Path | None,
-    batch_size: int,
-    device: torch.device,
-    pre_extracted: bool = True,
-    hide: bool = False,
-) -> tuple[Features, Features]:
-    """Features of train and test part: those stored in `folder`, extracted first where there are none, or, with
-    pre_extracted False, computed from the images whenever they are needed."""
-    missing = not feature_file(folder, "features.json").is_file()
-    if pre_extracted and not missing:
-        return open_features(folder, dataset, prepare, extractor)
-    network = load_extractor(extractor, extractor_weights, prepare.n_scales, device)
-    if not pre_extracted:
-        parts = [[sample.path for sample in samples] for samples in (dataset.train, dataset.test)]
-        return tuple(ComputedFeatures(paths, prepare, network, device) for paths in parts)
-    say(f"no features of {dataset.root.name} in {folder.parent} yet: extracting them")
-    extract(folder, dataset, network, prepare, batch_size, device, hide)
-    return open_features(folder, dataset, prepare, extractor)
+def load_features(options: Config, dataset: Dataset, device: torch.device) -> tuple[Features, Features]:
+    """Features of train and test part: stored ones, extracted first where there are none, or, with pre_extracted False,
+    computed from the images whenever they are needed."""
+    stored = feature_file(options.feature_dir, "features.json").is_file()
+    if not (stored and options.pre_extracted):
+        parts = compute_features(options, dataset, device)
+        if not options.pre_extracted:
+            return parts["train"], parts["test"]
+        say(f"no features of {options.class_name} in {options.feature_path} yet: extracting them")
+        extract(options.feature_dir, dataset, parts, options.batch_size, options.hide_tqdm_bar)
+    return open_features(options, dataset)
 
 
 @script(memory="a smaller --batch_size")
@@ -222,9 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(options.device, options.gpu_ids, options.cpu)
     ensure_dummy_data(options.root)
     dataset = load_dataset(options.root, options.max_value, options.img_size)
-    extractor = load_extractor(options.extractor, options.extractor_weights, options.n_scales, device)
-    prepare = Preparation(options.img_size, options.n_scales, options.norm_mean, options.norm_std, dataset.max_value)
-    extract(options.feature_dir, dataset, extractor, prepare, options.batch_size, device, options.hide_tqdm_bar)
+    parts = compute_features(options, dataset, device)
+    extract(options.feature_dir, dataset, parts, options.batch_size, options.hide_tqdm_bar)
 
 
 if __name__ == "__main__":

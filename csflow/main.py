@@ -26,7 +26,7 @@ from csflow.evaluate import evaluate
 from csflow.extract_features import load_features
 from csflow.model import N_FEAT, get_cs_flow_model, load_training, require_same_weights
 from csflow.train import train
-from csflow.utils import Preparation, load_dataset
+from csflow.utils import load_dataset
 
 
 @script(memory="a smaller --batch_size, --fc_internal or --img_size, or --precision bf16", several=True)
@@ -42,13 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         folders = (options.result_dir, options.score_picture_dir, options.map_picture_dir)
         for folder in (options.model_file.parent, *folders):
             require_writable(folder)
-        prepare = Preparation(
-            options.img_size, options.n_scales, options.norm_mean, options.norm_std, dataset.max_value
-        )
-        train_set, test_set = load_features(
-            options.feature_dir, dataset, prepare, options.extractor, options.extractor_weights, options.batch_size,
-            device, options.pre_extracted, options.hide_tqdm_bar,
-        )  # fmt: skip
+        train_set, test_set = load_features(options, dataset, device)
     options = options.but(extractor=train_set.extractor, max_value=dataset.max_value)  # which may have been "auto"
 
     path = options.model_file if options.save_model else None

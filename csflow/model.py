@@ -6,7 +6,6 @@ import socket
 import urllib.error
 import zlib
 from collections.abc import Mapping
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -160,22 +159,12 @@ def load_extractor(name: str, weights: Path | None, n_scales: int, device: torch
 
 
 def _download_b5() -> Mapping[str, Tensor]:
-    with _network_timeout(20):
-        return EfficientNet_B5_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
-
-
-@contextmanager
-def _network_timeout(seconds: float):
-    """A firewall that answers nothing shall not hold the program for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(20)  # a firewall that answers nothing shall not hold the program for ever
     try:
-        yield
+        return EfficientNet_B5_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
     # Raised while reading (urllib wraps those of connecting), RuntimeError by torch on what was cut off.
     except (TimeoutError, ConnectionError, HTTPException, RuntimeError) as error:
         raise urllib.error.URLError(error) from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 class CSFlow(nn.Module):
@@ -201,19 +190,19 @@ class CSFlow(nn.Module):
         )
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        log_det = 0
+        log_det = [0] * len(x)
         for permute, block in zip(self.permutations, self.blocks):
             x, log_det_block = block(permute(x))
-            log_det = [one + two for one, two in zip(log_det, log_det_block)] if log_det else log_det_block
+            log_det = [one + two for one, two in zip(log_det, log_det_block)]
         return x, log_det
 
     def reverse(self, z: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Features from latents, and the log-determinant per scale of this direction."""
-        log_det = 0
+        log_det = [0] * len(z)
         for permute, block in zip(reversed(self.permutations), reversed(self.blocks)):
             z, log_det_block = block(z, reverse=True)
             z = permute(z, reverse=True)
-            log_det = [one + two for one, two in zip(log_det, log_det_block)] if log_det else log_det_block
+            log_det = [one + two for one, two in zip(log_det, log_det_block)]
         return z, log_det
 
 
@@ -273,8 +262,8 @@ def load_training(path: Path, count: int) -> dict[str, Any]:
         with using(path, "csflow"):
             sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))
             images = content["epoch"] % sub_epochs * count + min(content["step"] * batch_size, count)
-            sums = {"train_loss": content["loss_sum"], "weight": float(images)}
-            content |= {"sums": sums if images else {}, "optimizer": [content["optimizer"]]}
+            content["sums"] = {"train_loss": content["loss_sum"], "weight": float(images)} if images else {}
+            content["optimizer"] = [content["optimizer"]]
     return content
 
 
@@ -283,10 +272,9 @@ def _upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
     weights, no largest value of pixels, and other names for precisions. UserError where it is not like `TRAINED`."""
     content = {"scaler": {}, "weights": None, "history": [], **content}
     with using(path, "csflow"):
-        settings = {"max_value": 65535, **content["settings"]}
+        content["settings"] = settings = {"max_value": 65535, **content["settings"]}
         names = {"float32": "fp32", "bfloat16": "bf16"}
         settings["precision"] = names.get(settings["precision"], settings["precision"])
-        content["settings"] = settings
         require_like(content, TRAINED)
     return content
 

@@ -17,7 +17,7 @@ def write(path: Path, dataset: Dataset, results: dict[str, Any], scored: dict[st
     held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     height, width = results["settings"]["img_size"]
     paragraphs = [
-        f"{len(dataset.train)} good images to train on{held}, {counts['good']} good and "
+        f"{len(dataset.good)} good images to train on{held}, {counts['good']} good and "
         f"{counts['defective']} defective ones to test. Features: {results['extractor']}, {height} x {width} pixels. "
         f"{results['epochs_trained']} epochs; score: {score} of z²/2.",
         "The model is the last epoch's. Best F1s and the best AUROC in training are the highest on the test images "
@@ -25,7 +25,7 @@ def write(path: Path, dataset: Dataset, results: dict[str, Any], scored: dict[st
     ]
     write_image_report(
         path, f"CS-Flow on {results['class_name']}", results, paragraphs,
-        [np.asarray(read_image(sample.path, dataset.max_value)) for sample in dataset.train[:6]],
+        [np.asarray(read_image(sample.path, dataset.max_value)) for sample in dataset.good[:6]],
         np.array([sample.label for sample in dataset.test]), scored[score],
         partial(shown_image, dataset, scored["map"]), f"{score} of z²/2",
         [(metric_name(name), results[name]) for name in ("last_auroc", "best_auroc") if name in results],

@@ -17,12 +17,11 @@ from csflow.config import parse_score
 answer_early(__name__, parse_score)
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.cli import say, script
 from common.images import read_image, set_max_pixels
@@ -30,8 +29,8 @@ from common.runtime import pick_device
 from common.scoring import Scored, default_output, named_images, score_folder, scored
 from csflow.config import MODEL_SETTINGS, Config, complete
 from csflow.evaluate import NO_THRESHOLD, thresholds_of
-from csflow.model import CSFlow, FeatureExtractor, load_extractor, load_model, require_same_weights
-from csflow.utils import ComputedFeatures, Preparation, run_flow
+from csflow.model import CSFlow, load_extractor, load_model, require_same_weights
+from csflow.utils import ComputedFeatures, run_flow
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,10 @@ class Loaded:
     """A trained flow with its extractor and settings, ready to score."""
 
     flow: CSFlow
-    extractor: FeatureExtractor
-    prepare: Preparation
+    features: ComputedFeatures  # of no images
     config: Config
-    trained_on: str | None
+    content: dict[str, Any]  # of the model's file
     threshold: dict[str, Any] | None  # as `common.metrics.thresholds` gives it
-    device: torch.device
 
 
 def load(**options: Any) -> Loaded:
@@ -55,12 +52,14 @@ def load(**options: Any) -> Loaded:
     device = pick_device(config.device, config.gpu_ids, config.cpu)
     flow, config, content = load_model(config.model_file, config, device)
     extractor = load_extractor(config.extractor, config.extractor_weights, config.n_scales, device)
-    require_same_weights(extractor.checksum(), content, config.model_file)
+    features = ComputedFeatures(
+        [], extractor, device, config.img_size, config.norm_mean, config.norm_std, config.max_value
+    )
+    require_same_weights(features.weights, content, config.model_file)
     threshold = thresholds_of(content, config.model_file, config.score, config.fpr)
     if threshold is None:
         say(NO_THRESHOLD)
-    prepare = Preparation(config.img_size, config.n_scales, config.norm_mean, config.norm_std, config.max_value)
-    return Loaded(flow, extractor, prepare, config, content.get("data"), threshold, device)
+    return Loaded(flow, features, config, content, threshold)
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
@@ -68,7 +67,7 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
     arrays, UserError where scores are not finite."""
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
-        features = ComputedFeatures(images, model.prepare, model.extractor, model.device)
+        features = replace(model.features, images=images)
         rows = run_flow(model.flow, features, range(len(images)), model.config.batch_size)
         return zip(rows[model.config.score], rows["map"])
 
@@ -82,26 +81,18 @@ def main(argv: list[str] | None = None) -> int:
     paths = named_images(given.images)
     model = load(**{name: getattr(given, name) for name in given.given})
     config = model.config
+    metadata = {
+        "trained_on": model.content.get("data"),
+        "weights": model.features.weights,
+        "settings": {name: config.as_dict()[name] for name in MODEL_SETTINGS},  # the authors' files hold none
+        "score": config.score,
+    }
     return score_folder(
-        given,
-        given.output or default_output(config.result_dir, given.images),
-        config.model_file,
+        given, given.output or default_output(config.result_dir, given.images), config.model_file,
         {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name], config.max_value)),
-        partial(score_images, model=model),
-        1,
-        {
-            "trained_on": model.trained_on,
-            "weights": model.extractor.checksum(),
-            "settings": {name: config.as_dict()[name] for name in MODEL_SETTINGS},  # the authors' files hold none
-            "score": config.score,
-        },
-        model.threshold,
-        f"score_{config.score}",
-        config.hide_tqdm_bar,
-        config.img_size,
-        config.max_value,
-    )
+        lambda name: np.asarray(read_image(paths[name], config.max_value)), partial(score_images, model=model), 1,
+        metadata, model.threshold, f"score_{config.score}", config.hide_tqdm_bar, config.img_size, config.max_value,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,25 +14,24 @@ from torchvision import transforms
 
 from common import distributed
 from common.files import UserError
-from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
+from common.images import Category, Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
 from common.runtime import autocast
 from csflow.model import FeatureExtractor
 
 FeatureBatch = list[Tensor]  # per scale s: (B, C, H / 32 / 2^s, W / 32 / 2^s), float32
 
 
-@dataclass
-class Dataset:
-    """The images of one class folder: samples of both parts, class names by label, and what they are."""
+@dataclass(frozen=True)
+class Dataset(Category):
+    """The images of the class folder `root`, and what tells whether others are the same."""
 
     root: Path
-    train: list[Sample]  # the last `held_out` of them are never trained on
-    held_out: int
-    test: list[Sample]
-    class_names: list[str]
-    synthetic: bool
     fingerprint: str
-    max_value: int  # white in 16-bit images
+
+    @property
+    def good(self) -> list[Sample]:
+        """All good images to learn from; the last ones are never trained on (MVTec LOCO's validation/good)."""
+        return self.train + self.held_out
 
     @property
     def data(self) -> str:
@@ -44,48 +43,17 @@ class Dataset:
         return sample.path.relative_to(self.root).as_posix()
 
     def split(self, calibration_share: float, seed: int) -> tuple[list[int], list[int]]:
-        """Indices of `train` to train on, and of the images held out to set the threshold."""
-        count = len(self.train) - self.held_out
-        rows, held = split_calibration(count, calibration_share, seed)
-        return rows, held + list(range(count, len(self.train)))
+        """Indices of `good` to train on, and of the images held out to set the threshold."""
+        rows, held = split_calibration(len(self.train), calibration_share, seed)
+        return rows, held + list(range(len(self.train), len(self.good)))
 
 
 def load_dataset(root: Path, max_value: int | str, img_size: Sequence[int]) -> Dataset:
     """List the images of a class folder and check that each can be read; max_value: "auto" or a number, img_size:
     (height, width) to which they will be resized. UserError names what is wrong."""
-    parts = mvtec_dataset(root, max_value)
-    note_squeezed(parts.paths, img_size, "--img_size takes a height and a width")
-    train, mark = parts.train + parts.held_out, fingerprint(parts.paths, root)
-    return Dataset(
-        root, train, len(parts.held_out), parts.test, parts.class_names, parts.synthetic, mark, parts.max_value
-    )
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How images become the extractor's input; the settings of these names."""
-
-    img_size: Sequence[int]  # height, width
-    n_scales: int
-    norm_mean: Sequence[float]
-    norm_std: Sequence[float]
-    max_value: int
-
-    def __call__(self, images: Sequence[Path | np.ndarray]) -> Tensor:
-        """Files or arrays (H, W, 3) uint8 -> (B, 3, height, width), resized and normalised."""
-        transform = transforms.Compose(
-            [
-                transforms.Resize(self.img_size),  # bilinear, antialiased
-                transforms.ToTensor(),
-                transforms.Normalize(self.norm_mean, self.norm_std),
-            ]
-        )
-
-        def load(image: Path | np.ndarray) -> Tensor:
-            return transform(read_image(image, self.max_value) if isinstance(image, Path) else Image.fromarray(image))
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.stack(list(pool.map(load, images)))
+    category = mvtec_dataset(root, max_value)
+    note_squeezed(category.paths, img_size, "--img_size takes a height and a width")
+    return Dataset(**vars(category), root=root, fingerprint=fingerprint(category.paths, root))
 
 
 @dataclass
@@ -110,17 +78,26 @@ class StoredFeatures:
 
 @dataclass
 class ComputedFeatures:
-    """Features computed from the images, files or arrays, whenever they are asked for (pre_extracted False)."""
+    """Features computed from the images, files or arrays (H, W, 3) uint8, whenever they are asked for."""
 
     images: Sequence[Path | np.ndarray]
-    prepare: Preparation
     network: FeatureExtractor
     device: torch.device
+    img_size: Sequence[int]  # height, width
+    norm_mean: Sequence[float]
+    norm_std: Sequence[float]
+    max_value: int  # white in 16-bit images
 
-    @property
-    def extractor(self) -> str:
-        """The extractor's name."""
-        return self.network.name
+    def __post_init__(self):
+        """Make what brings an image to the extractor's size and range."""
+        self.extractor = self.network.name
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(self.img_size),  # bilinear, antialiased
+                transforms.ToTensor(),
+                transforms.Normalize(self.norm_mean, self.norm_std),
+            ]
+        )
 
     @property
     def weights(self) -> str:
@@ -132,7 +109,13 @@ class ComputedFeatures:
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
         """Features of the images `indices`, on the device."""
-        return self.network(self.prepare([self.images[index] for index in indices]).to(self.device))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            images = torch.stack(list(pool.map(self._load, [self.images[index] for index in indices])))
+        return self.network(images.to(self.device))
+
+    def _load(self, image: Path | np.ndarray) -> Tensor:
+        image = read_image(image, self.max_value) if isinstance(image, Path) else Image.fromarray(image)
+        return self.transform(image)  # (3, height, width), normalised
 
 
 Features = StoredFeatures | ComputedFeatures

@@ -21,7 +21,7 @@ from crn.options import parse, plain
 from crn.training.dataset import Images, Item
 from crn.training.utils import make_model
 from csflow.model import get_cs_flow_model, load_extractor
-from csflow.utils import ComputedFeatures, Preparation, run_flow
+from csflow.utils import ComputedFeatures, run_flow
 from memae.options import TestOptions
 from memae.script_testing import reconstruct
 from memae.utils import clip_errors, error_maps, load_weights
@@ -115,8 +115,8 @@ def test_csflow(tmp_path, monkeypatch):
     path = picture(tmp_path, 128)
     found, about = runtime(csflow.export.main, argv, tmp_path, image=in_unit_range(path))
     extractor = load_extractor("lite0", None, 3, torch.device("cpu"))
-    prepare = Preparation(config.img_size, 3, config.norm_mean, config.norm_std, 65535)
-    scored = run_flow(model, ComputedFeatures([path], prepare, extractor, torch.device("cpu")), [0], 1)
+    how = (extractor, torch.device("cpu"), config.img_size, config.norm_mean, config.norm_std, 65535)
+    scored = run_flow(model, ComputedFeatures([path], *how), [0], 1)
     assert found["score"] == pytest.approx(scored["std"], rel=1e-3)
     maps = upsample(scored["map"][0], (128, 128))
     assert found["map"].shape == (1, 128, 128) and found["map"][0] == pytest.approx(

@@ -183,8 +183,7 @@ def test_a_training_of_before_is_resumed(place, undrawn, capsys):
 def test_features_have_the_promised_layout_and_are_read_row_by_row(trained, bricks):
     config = csflow.config.parse(options(bricks, trained, *LITE))
     dataset = utils.load_dataset(config.root, 65535, config.img_size)
-    prepare = utils.Preparation(config.img_size, 3, config.norm_mean, config.norm_std, 65535)
-    parts = extract_features.open_features(trained / "features/brick", dataset, prepare)
+    parts = extract_features.open_features(config, dataset)
     for count, part in zip((8, 9), parts):
         assert [array.shape for array in part.maps] == [(count, 192, size, size) for size in (4, 2, 1)]
         assert all(isinstance(array, np.memmap) for array in part.maps) and part.extractor == "lite0"
