@@ -14,7 +14,7 @@ from tests.robustness.processes import ROOT, context
 IMAGE = spoil.holding(spoil.png(2, 2, bytes(6)))
 CASES = {
     "csflow/extract_features.py: a decompression bomb": (
-        "--dataset_path {place} --class_name data --img_size 32 --n_scales 1 --kernel_sizes 1 --extractor lite0",
+        "--dataset_path {place} --class_name data --img_size 32 --n_scales 1 --extractor lite0",
         {"data/train/good/1.png": spoil.IMAGE["bomb"], "data/test/good/1.png": IMAGE},
         "1.png",
     ),
