@@ -178,8 +178,20 @@ def crn(where: Where, image: int = 128, units: int = 2, batch: int = 8, depth: i
 
     def step():
         model.train()
-        model.training_step(x, optimizers, (0, units - 1), scaler, where.autocast)
-        model.choose_best()
+        found = {}
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for g, d in model.orders((0, units - 1)):
+            with where.autocast():
+                passes = model.passes(x, g, d)
+            losses = model.losses(x, *passes)
+            scaler.scale(losses["generator"]).backward()
+            scaler.scale(losses["discriminator"]).backward()
+            found[g, d] = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist()))
+        for unit in {0, units - 1}:
+            scaler.step(optimizers[unit])
+        scaler.update()
+        model.finish_step(found)
 
     @torch.no_grad()
     def scoring():

@@ -100,7 +100,7 @@ class Training:
         """The numbers of the epochs that are left of `count`, each of `steps` steps; total: where it ends before that.
         Saves after each epoch where --save_every has passed, and after the last."""
         total = count * steps if total is None else total
-        if self.step > steps:
+        if self.step >= steps:
             raise UserError(f"{self.path} is damaged: its step is {self.step} of {steps}")
         if self.epoch * steps + self.step > total:
             raise UserError(

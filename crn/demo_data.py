@@ -5,23 +5,28 @@
 draws more of them.
 """
 
-import contextlib
-import io
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import answer_early
+from crn.options import BAD, GOOD, parse_demo_data
+
+answer_early(__name__, parse_demo_data)
+
+import contextlib
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
-from common.cli import ArgumentParser, say, script
+from common.cli import say, script
 from common.demo_data import TEXTURES, make_textures
-from common.files import UserError, temporary_folder
+from common.files import temporary_folder
 from common.images import new_synthetic_folder
 
-GOOD, BAD = 60, 24  # images
 SIZE = 96  # px
 
 
@@ -127,19 +132,7 @@ def _draw_panorama(folder: Path, name: str, bad: bool, rng: np.random.Generator)
 @script
 def main(argv: list[str] | None = None) -> None:
     """Draw one data set."""
-    parser = ArgumentParser(
-        description="Draw stand-ins for road images or panoramas, with cracks and potholes.",
-        example="python crn/demo_data.py --dataset RoadImages --output my_roads --good 30 --bad 10",
-    )
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=["RoadImages", "Panorama"], default="RoadImages", help="whose layout")
-    add("--output", type=Path, required=True, help="folder to make")
-    add("--good", type=int, default=GOOD, metavar="N", help="good images, to train and to test on")
-    add("--bad", type=int, default=BAD, metavar="N", help="damaged ones")
-    options = parser.parse_args(argv)
-    for name in ("good", "bad"):
-        if not 1 <= getattr(options, name) <= 100_000:
-            raise UserError(f"--{name} {getattr(options, name)}: expected 1 to 100000")
+    options = parse_demo_data(argv)
     command = f"python crn/demo_data.py --dataset {options.dataset} --good {options.good} --bad {options.bad}"
     draw_streets(options.dataset, options.output, options.good, options.bad, command)
     say(f"made {options.output}: {options.good} good and {options.bad} damaged images")

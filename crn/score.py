@@ -8,37 +8,44 @@ in --images. In Python: `load` once, then `score_images`.
 """
 
 import sys
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.cli import answer_early
+from crn.options import parse_score
+
+answer_early(__name__, parse_score)
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from common.cli import MAX_PIXELS, ArgumentParser, add_scoring_options, script
+from common.cli import script
+from common.files import UserError
 from common.images import read_image, set_max_pixels
 from common.runtime import channels_last, pick_device
 from common.scoring import Scored, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
-from crn.options import HERE, SCORES, require
-from crn.training.dataset import DATASETS, prepare, read, unlabelled
-from crn.training.utils import Model, load_model, read_model_kind
+from crn.options import HERE, LARGEST_SIDE, defaults
+from crn.training import utils
+from crn.training.dataset import prepare, read, unlabelled
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model with its settings, ready to score; `about` is the rest of its file, `score` names what counts."""
+    """A trained model with its settings, ready to score; `content` is its file's, `score` names what counts."""
 
-    model: Model
+    model: utils.Model
     settings: Namespace
-    about: dict[str, Any]
+    content: Mapping[str, Any]
     score: str
-    threshold: dict[str, Any] | None  # as `common.scoring.thresholds` gives it
+    threshold: dict[str, Any] | None  # as `common.metrics.thresholds` gives it
     device: torch.device
 
 
@@ -52,14 +59,18 @@ def load(
 ) -> Loaded:
     """The model in the checkpoint `path`; dataset and imsize: else as it says. UserError where it is missing, damaged,
     or does not fit."""
-    given = Namespace(model_input=path, fpr=fpr, dataset=dataset, imsize=imsize)
-    require(given, "fpr", 0 < fpr < 1, "between 0 and 1")
-    require(given, "imsize", imsize is None or 1 <= imsize <= 4096, "from 1 to 4096")
-    settings = read_model_kind(given)
-    model, about = load_model(settings)
+    if not (0 < fpr < 1 and 1 <= (imsize or 1) <= LARGEST_SIDE):
+        raise UserError(f"fpr {fpr}, imsize {imsize}: expected a rate between 0 and 1, a side from 1 to {LARGEST_SIDE}")
+    content = utils.read(path)
+    given = {"dataset": dataset or content.get("settings", {}).get("dataset"), "imsize": imsize}
+    if given["dataset"] is None:
+        raise UserError(f"{path} does not tell how its images were normalised: give --dataset")
+    given = {name: value for name, value in given.items() if value is not None}
+    options = {**defaults(), **given, "model": utils.kind_of(content), "model_input": path}
+    model, settings = utils.load_model(Namespace(**options, given=set(given)), content)
     device = device or pick_device()
     model.to(device, memory_format=channels_last(device))
-    return Loaded(model, settings, about, score, thresholds_of(about, settings, fpr, score), device)
+    return Loaded(model, settings, content, score, thresholds_of(content, settings, fpr, score), device)
 
 
 def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Scored | list[Scored]:
@@ -73,8 +84,8 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
             x = torch.tensor(image).movedim(-1, 0)
             x = x / 255 if x.dtype == torch.uint8 else x
             x = prepare(x, settings.dataset, settings.imsize, settings.antialias)[None].to(model.device)
-            found = finite_scores(model.model, x)
-            yield float(found[model.score][0]), found["difference"][0].mean(dim=0).cpu().numpy()
+            scores = finite_scores(model.model, x)
+            yield float(scores[model.score][0]), scores["difference"][0].mean(dim=0).cpu().numpy()
 
     infinite = float("inf")
     return scored(images, score, model.threshold, (-infinite, infinite) if settings.dataset == "RoadImages" else (0, 1))
@@ -83,25 +94,7 @@ def score_images(images: np.ndarray | Sequence[np.ndarray], model: Loaded) -> Sc
 @script(memory="a smaller --imsize, smaller images, or --cpu")
 def main(argv: list[str] | None = None) -> int:
     """Score every image of a folder; exit status 1 where some could not be read."""
-    parser = ArgumentParser(
-        description="Score a folder of images without labels with a trained model.",
-        example="python crn/score.py --images my_new_images --model-input ck/last.ckpt",
-    )
-    add_scoring_options(parser, "results/<checkpoint's folder>_<its name>/<folder's name> in crn/")
-    add = parser.add_argument_group("scores and verdicts").add_argument
-    add("--score", choices=SCORES, default="inference", help="the score that counts")
-    add("--fpr", type=float, default=0.05, help="share of good images that the threshold may call defective")
-
-    add = parser.add_argument_group("network").add_argument
-    add("--model-input", type=Path, required=True, help="checkpoint, such as model_checkpoints/last.ckpt")
-    add("--dataset", choices=DATASETS, help="how images are normalised; unset: as the checkpoint says")
-    add("--imsize", type=int, help="side of the images for the network; unset: the training's")
-
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    add("--max-pixels", "--max_pixels", **MAX_PIXELS)
-    opt = parser.parse_args(argv)
+    opt = parse_score(argv)
     set_max_pixels(opt.max_pixels)
     device = pick_device(opt.device, cpu=opt.cpu)
     model = load(opt.model_input, device, opt.score, opt.fpr, opt.dataset, opt.imsize)
@@ -121,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         read_one,
         partial(score_images, model=model),
         1,
-        {"trained_on": model.about.get("data"), "score": opt.score, "imsize": model.settings.imsize, "dataset": kind},
+        {"trained_on": model.content.get("data"), "score": opt.score, "imsize": model.settings.imsize, "dataset": kind},
         model.threshold,
         f"score_{opt.score}",
         size=(model.settings.imsize, model.settings.imsize),

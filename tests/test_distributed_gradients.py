@@ -72,13 +72,19 @@ def difference(make) -> float:
 
 
 def crn_step(norm, x, weight):
-    """After CRN's step, which averages by itself, since it passes several times through each network."""
+    """After CRN's passes and backward passes, with its own averages: it passes several times through each network."""
     from crn.training.crn import CompetitiveReconstructionNetwork
+    from crn.training.statistics import average_gradients
 
     torch.manual_seed(0)
     model = CompetitiveReconstructionNetwork(2, 5, norm=norm, ngf=2)
-    optimizers = [torch.optim.SGD(unit.parameters(), 0.0) for unit in model.networks]
-    model.training_step(x, optimizers, (0, 1), torch.amp.GradScaler("cpu", enabled=False), weight=weight)
+    found = {}
+    for g, d in model.orders((0, 1)):
+        losses = {name: weight * loss for name, loss in model.losses(x, *model.passes(x, g, d)).items()}
+        (losses["generator"] + losses["discriminator"]).backward()
+        found[g, d] = {name: distributed.mean_of(loss.item(), x.device) for name, loss in losses.items()}
+    average_gradients(model.parameters())
+    model.finish_step(found)
     return model
 
 

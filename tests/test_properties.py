@@ -16,7 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from common.checkpoint import shuffled
 from common.files import UserError, plain, read_json, write_json
 from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
-from crn.train import draw_epoch, split_calibration
+from crn.train import split_calibration
 from crn.training.dataset import prepare, viewable
 from crrn.boards import grid_side
 from crrn.utils import Counts, at_pads, make_colormaps, place
@@ -302,7 +302,7 @@ def test_colours_are_bounded_and_symmetric(maps, limit):
 @given(st.integers(2, 50), st.sampled_from([0.1, 0.3, 0.5, 0.9]), SEEDS)
 def test_held_out_images_are_a_share_and_never_trained_on(count, share, seed):
     rows = list(range(count))
-    crn = split_calibration(count, Namespace(calibration_share=share, seed=seed, batch_size=1)) if share < 0.9 else None
+    crn = split_calibration(count, share, seed, 1) if share < 0.9 else None
     riad = datamanager.split(np.arange(count), share, seed)
     for parts in (csflow_utils.split_calibration(count, share, seed), crn, riad):
         if parts is None:
@@ -315,22 +315,15 @@ def test_held_out_images_are_a_share_and_never_trained_on(count, share, seed):
 
 @given(st.integers(1, 60), st.integers(1, 9), SEEDS, st.integers(0, 9), st.data())
 def test_epochs_go_through_all_images_once_and_on_from_anywhere(count, size, seed, epoch, data):
-    class Units:
-        def draw_pair(self, generator):
-            return tuple(torch.randint(4, (2,), generator=generator).tolist())
-
     memae = Namespace(Seed=seed % 2**31, BatchSize=size)
-    crn = Namespace(seed=seed % 2**31, batch_size=size)
     first = data.draw(st.integers(0, -(-count // size)))
     for batches in (
         batches_of(count, memae, epoch, 0),
-        [rows for rows, _ in draw_epoch(crn, Units(), count, epoch)],
         shuffled(count, size, seed % 2**31, epoch),
     ):
         assert sorted(row for batch in batches for row in batch) == list(range(count))
         assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1) and 1 <= len(batches[-1]) <= size
     assert batches_of(count, memae, epoch, first) == batches_of(count, memae, epoch, 0)[first:]
-    assert draw_epoch(crn, Units(), count, epoch) == draw_epoch(crn, Units(), count, epoch)
 
 
 @given(SEEDS, st.sampled_from(["MVTec", "Panorama"]), st.integers(1, 9))

@@ -1,18 +1,17 @@
 """Competitive Reconstruction Network: a population of U-Nets, two of which compete in every step."""
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import distributed
 from common.files import UserError
-from crn.training.networks import average_gradients, average_statistics, init_weights, observe, replay
+from crn.training.networks import init_weights
 from crn.training.skipnetworks import FEWEST_LEVELS, UnetGenerator, UnetGeneratorImproved, get_norm_layer
+from crn.training.statistics import Statistics, apply_statistics, average_statistics, captured
 
 MARGIN = 4.0  # the discriminator's loss is MARGIN - discrimination_weight * ..., so that it stays positive
 
@@ -38,7 +37,7 @@ def require_fitting(imsize: int, levels: int) -> None:
 
 
 class CompetitiveReconstructionNetwork(nn.Module):
-    """The units, which of them is the best generator and discriminator, one training step, and the scores.
+    """The units, which of them is the best generator and discriminator, passes and losses of a step, and the scores.
 
     Images are (B, 3, imsize, imsize) as the data set normalises them.
     """
@@ -70,75 +69,63 @@ class CompetitiveReconstructionNetwork(nn.Module):
         self.reconstruction_losses = [math.inf] * units  # last |x - G(x)| as generator
         self.advantages = [-math.inf] * units  # last |G(x) - D(G(x))| - |x - D(x)| as discriminator
         self.best_gen = self.best_disc = 0
+        # Of the step that is being made: what each unit's passes over x and over a reconstruction captured.
+        self.on_image: dict[int, Statistics] = {}
+        self.on_reconstruction: dict[int, Statistics] = {}
 
     @property
     def networks(self) -> Sequence[nn.Module]:
         """What has an optimizer each."""
         return self.competitive_units
 
-    def draw_pair(self, generator: torch.Generator) -> tuple[int, int]:
+    def draw_pair(self) -> tuple[int, int]:
         """Two different units at random; one unit alone plays both roles."""
-        order = torch.randperm(len(self.competitive_units), generator=generator).tolist()
+        order = torch.randperm(len(self.competitive_units)).tolist()
         return order[0], order[-1]
 
-    def training_step(
-        self,
-        x: Tensor,
-        optimizers: Sequence[torch.optim.Optimizer],
-        pair: tuple[int, int],
-        scaler: torch.amp.GradScaler,
-        autocast: Any = nullcontext,
-        weight: float = 1.0,
-    ) -> dict[str, float]:
-        """One competition of the units `pair` on the images x; returns the losses for the log.
+    def orders(self, pair: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(generator, discriminator) of a step's two halves: each of the two is both."""
+        return pair, pair[::-1]
 
-        For (g, d) = pair and the reverse, with gradients summed:
-            generator loss      w_r |x - G(x)| + w_f |G(x) - D(G(x))|,  D(G(x)) constant
-            discriminator loss  4 - w_d |G(x) - D(G(x))|,               G(x) constant
-        | | is the mean absolute difference. Then both units' optimizers step. The published code passes G(x) through D
-        twice and x through D once more, for bookkeeping: the outputs are the same, so that here each pass is made once
-        and only its running statistics are entered as often as there.
+    def passes(self, x: Tensor, g: int, d: int) -> tuple[Tensor, Tensor]:
+        """G(x) and D(G(x)) with G(x) constant, shaped as x; their running statistics wait for `finish_step`."""
+        with captured(self.competitive_units[g]) as self.on_image[g]:
+            rec = self.competitive_units[g](x)
+        with captured(self.competitive_units[d]) as self.on_reconstruction[d]:
+            feedback = self.competitive_units[d](rec.detach())
+        return rec.to(x.dtype), feedback.to(x.dtype)
 
-        Under torchrun, x and `weight` are `common.distributed.share` of the batch. DistributedDataParallel follows one
-        forward pass for each backward pass, and here are several: gradients are averaged before the step, and all
-        processes note the mean losses, so that they choose the same units. Raises FloatingPointError before the step
-        where a loss is not finite.
+    def losses(self, x: Tensor, rec: Tensor, feedback: Tensor) -> dict[str, Tensor]:
+        """Of G(x) and D(G(x)), with | | the mean absolute difference:
+
+            generator        w_r |x - G(x)| + w_f |G(x) - D(G(x))|,  D(G(x)) constant
+            discriminator    4 - w_d |G(x) - D(G(x))|,               G(x) constant
+
+        and of the former its two distances.
         """
         w_r, w_f, w_d = self.weights
-        a, b = pair
-        for unit in {a, b}:
-            optimizers[unit].zero_grad()
-        distances = {}  # of each as generator: |x - G(x)| and |G(x) - D(G(x))|
-        on_image, on_reconstruction = {}, {}  # what `observe` saw of each
-        for g, d in ((a, b), (b, a)):
-            with autocast():
-                rec, on_image[g] = observe(self.competitive_units[g], x)
-                feedback, on_reconstruction[d] = observe(self.competitive_units[d], rec.detach())
-            rec, feedback = rec.to(x.dtype), feedback.to(x.dtype)
+        reconstruction = F.l1_loss(rec, x)
+        adversarial = F.l1_loss(rec, feedback.detach())
+        discrimination = F.l1_loss(feedback, rec.detach())
+        return {
+            "generator": w_r * reconstruction + w_f * adversarial,
+            "discriminator": MARGIN - w_d * discrimination,
+            "reconstruction": reconstruction,
+            "adversarial": adversarial,
+        }
 
-            reconstruction = F.l1_loss(rec, x)
-            adversarial = F.l1_loss(rec, feedback.detach())
-            scaler.scale(weight * (w_r * reconstruction + w_f * adversarial)).backward()
-            discrimination = F.l1_loss(feedback, rec.detach())
-            scaler.scale(weight * (MARGIN - w_d * discrimination)).backward()
-            own = torch.stack((reconstruction, adversarial)).tolist()
-            distances[g] = [distributed.mean_of(weight * value, x.device) for value in own]
-
-        if not all(math.isfinite(value) for values in distances.values() for value in values):
-            raise FloatingPointError
-        for unit in {a, b}:
-            average_gradients(self.competitive_units[unit].parameters())
-            scaler.step(optimizers[unit])
-        scaler.update()
-
-        for g, d in ((a, b), (b, a)):
-            replay(self.competitive_units[g], [on_image[g]])
-            replay(self.competitive_units[d], [on_reconstruction[d], on_image[d], on_reconstruction[d]])
-            reconstruction, adversarial = distances[g]
-            self.reconstruction_losses[g] = reconstruction
-            self.advantages[d] = adversarial - distances[d][0]  # |x - D(x)|, from where d was the generator
-        average_statistics(self.competitive_units[unit] for unit in {a, b})
-        return {f"unit_losses/loss_{unit}": distances[unit][0] for unit in {a, b}}
+    def finish_step(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
+        """Enter what a step has found: running statistics (statistics.py says why now), each unit's last losses by the
+        mean losses of its pairs (g, d), and which units are best."""
+        for g, d in self.orders(next(iter(found))):
+            on_reconstruction = self.on_reconstruction[d]
+            apply_statistics(self.competitive_units[g], self.on_image[g])
+            apply_statistics(self.competitive_units[d], on_reconstruction, self.on_image[d], on_reconstruction)
+            self.reconstruction_losses[g] = found[g, d]["reconstruction"]
+            self.advantages[d] = found[g, d]["adversarial"] - found[d, g]["reconstruction"]  # that is |x - D(x)|
+        average_statistics(self.competitive_units[unit] for unit in self.on_image)
+        self.on_image, self.on_reconstruction = {}, {}
+        self.choose_best()
 
     def choose_best(self) -> None:
         """best_gen: the trained unit with the lowest reconstruction loss; best_disc: with the largest advantage."""

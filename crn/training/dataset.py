@@ -38,7 +38,6 @@ from common.images import (
 )
 from common.scoring import named_images
 
-DATASETS = ("MVTec", "Panorama", "RoadImages")
 TRAINED_SHARE = 0.7  # of the good images of Panorama and RoadImages
 BAD_PER_TRAINED = 2  # at most so many bad images of Panorama for each training image
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # mean and standard deviation of R, G, B

@@ -1,21 +1,18 @@
 """DAGAN, the baseline: a U-Net against an autoencoder that reconstructs images well and reconstructions badly."""
 
-import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import distributed
-from crn.training.networks import RoadImageDiscriminator, average_gradients, average_statistics, observe, replay
+from crn.training.networks import RoadImageDiscriminator
 from crn.training.skipnetworks import UnetGenerator, get_norm_layer
+from crn.training.statistics import apply_statistics, average_statistics, captured
 
 
 class DAGAN(nn.Module):
-    """Generator G and discriminator D, one training step, and the scores.
+    """Generator G and discriminator D, passes and losses of a step, and the scores.
 
     Images are (B, 3, imsize, imsize) as the data set normalises them.
     """
@@ -43,59 +40,46 @@ class DAGAN(nn.Module):
         """What has an optimizer each."""
         return self.generator, self.discriminator
 
-    def draw_pair(self, generator: torch.Generator) -> tuple[int, int]:
+    def draw_pair(self) -> tuple[int, int]:
         """There is only this pair."""
         return 0, 1
 
-    def training_step(
-        self,
-        x: Tensor,
-        optimizers: Sequence[torch.optim.Optimizer],
-        pair: tuple[int, int],
-        scaler: torch.amp.GradScaler,
-        autocast: Any = nullcontext,
-        weight: float = 1.0,
-    ) -> dict[str, float]:
-        """One step of each network on the images x; returns the losses for the log. With mse the mean squared error:
+    def orders(self, pair: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Each network has its role."""
+        return (pair,)
 
-            generator loss      w_a mse(G(x), D(G(x))) + w_c mse(x, G(x)),  D(G(x)) constant
-            discriminator loss  w_d mse(D(x), x) - w_a mse(D(G(x)), G(x)),  G(x) constant
+    def passes(self, x: Tensor, g: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+        """G(x), D(G(x)) with G(x) constant, and D(x), shaped as x; D's running statistics wait for `finish_step`."""
+        rec = self.generator(x)
+        with captured(self.discriminator) as self.on_reconstruction:
+            of_rec, _ = self.discriminator(rec.detach())
+        with captured(self.discriminator) as self.on_image:
+            of_x, _ = self.discriminator(x)
+        return rec.to(x.dtype), of_rec.to(x.dtype), of_x.to(x.dtype)
 
-        D has not changed between the two, so that D(G(x)) is computed once; its running statistics are entered twice,
-        as in the published code. `weight` and torchrun: as in CRN's step (crn.py). Raises FloatingPointError before the
-        step where a loss is not finite.
+    def losses(self, x: Tensor, rec: Tensor, of_rec: Tensor, of_x: Tensor) -> dict[str, Tensor]:
+        """Of G(x), D(G(x)) and D(x), with mse the mean squared error:
+
+            generator        w_a mse(G(x), D(G(x))) + w_c mse(x, G(x)),  D(G(x)) constant
+            discriminator    w_d mse(D(x), x) - w_a mse(D(G(x)), G(x)),  G(x) constant
+
+        and three of the four errors.
         """
         w_a, w_c, w_d = self.weights
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        with autocast():
-            rec = self.generator(x)
-            (of_rec, _), on_rec = observe(self.discriminator, rec.detach())
-            (of_x, _), on_x = observe(self.discriminator, x)
-        rec, of_rec, of_x = (output.to(x.dtype) for output in (rec, of_rec, of_x))
-
         adversarial, contextual = F.mse_loss(rec, of_rec.detach()), F.mse_loss(rec, x)
-        generator_loss = w_a * adversarial + w_c * contextual
-        scaler.scale(weight * generator_loss).backward()
         reconstruction, discrimination = F.mse_loss(of_x, x), F.mse_loss(of_rec, rec.detach())
-        discriminator_loss = w_d * reconstruction - w_a * discrimination
-        scaler.scale(weight * discriminator_loss).backward()
+        return {
+            "generator": w_a * adversarial + w_c * contextual,
+            "discriminator": w_d * reconstruction - w_a * discrimination,
+            "adversarial": adversarial,
+            "contextual": contextual,
+            "discriminator_reconstruction": reconstruction,
+        }
 
-        own = torch.stack((generator_loss, adversarial, contextual, discriminator_loss, reconstruction)).tolist()
-        losses = [distributed.mean_of(weight * value, x.device) for value in own]
-        if not all(map(math.isfinite, losses)):
-            raise FloatingPointError
-        average_gradients(self.parameters())
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-        scaler.update()
-        replay(self.discriminator, [on_rec, on_rec, on_x])
+    def finish_step(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
+        """Enter D's running statistics, as `statistics` says; there is nothing to choose by the losses."""
+        apply_statistics(self.discriminator, self.on_reconstruction, self.on_reconstruction, self.on_image)
         average_statistics(self.networks)
-        names = ("generator", "adversarial", "contextual", "discriminator", "discriminator_reconstruction")
-        return {f"losses/{name}": value for name, value in zip(names, losses)}
-
-    def choose_best(self) -> None:
-        """There is nothing to choose."""
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """G(x) and D(x), shaped as x."""

@@ -1,19 +1,10 @@
-"""DAGAN's discriminator, initial weights, optimizers, schedulers, and running statistics of passes not repeated."""
+"""DAGAN's discriminator, initial weights, optimizers and schedulers."""
 
 import math
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-
-from common import distributed
-from common.files import UserError
-
-OPTIMIZERS = ("adam", "adamw", "radam", "nadam", "rmsprop", "sgd")
-SCHEDULERS = ("step", "exponential", "cosine")
 
 
 class RoadImageDiscriminator(nn.Module):
@@ -32,7 +23,7 @@ class RoadImageDiscriminator(nn.Module):
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(64, image_channels, 3, padding=1), nn.Tanh())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """(B, image_channels, H, W) -> both outputs."""
         latent = self.encoder(x)
         return self.decoder(latent), latent
 
@@ -50,90 +41,25 @@ def init_weights(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def create_optimizer(opt: Namespace, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer `opt.optimizer` with learning rate `opt.lr`; `opt.momentum` is that of rmsprop and sgd."""
-    name, lr = opt.optimizer, opt.lr
-    if name == "adam":  # fused: the same update in one pass over the parameters
-        return torch.optim.Adam(parameters, lr, fused=True)
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, fused=True)
-    if name == "radam":
-        return torch.optim.RAdam(parameters, lr)
-    if name == "nadam":
-        return torch.optim.NAdam(parameters, lr)
+def create_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float
+) -> torch.optim.Optimizer:
+    """One of `crn.options.OPTIMIZERS`; momentum: of rmsprop and sgd."""
+    if name in ("adam", "adamw"):  # fused: the same update in one pass over the parameters
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, lr, fused=True)
+    if name in ("radam", "nadam"):
+        return {"radam": torch.optim.RAdam, "nadam": torch.optim.NAdam}[name](parameters, lr)
     if name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr, momentum=opt.momentum)
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=opt.momentum, fused=True)
-    raise UserError(f"--optimizer {name}: expected {', '.join(OPTIMIZERS)}")
+        return torch.optim.RMSprop(parameters, lr, momentum=momentum)
+    return torch.optim.SGD(parameters, lr, momentum=momentum, fused=True)
 
 
-def create_scheduler(opt: Namespace, epochs: int) -> Callable[[int], float]:
-    """The learning rate of each epoch (from 0) by `opt.lr_scheduler`: divided at `opt.lr_steps` ("step") or after every
-    epoch ("exponential") by 1 / `opt.lr_factor`, half a cosine over `epochs` ("cosine"), or constant ("")."""
-    if opt.lr_scheduler == "step":
-        return lambda epoch: opt.lr * opt.lr_factor ** sum(step <= epoch for step in opt.lr_steps)
-    if opt.lr_scheduler == "exponential":
-        return lambda epoch: opt.lr * opt.lr_factor**epoch
-    if opt.lr_scheduler == "cosine":
-        return lambda epoch: opt.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    if opt.lr_scheduler == "":
-        return lambda epoch: opt.lr
-    raise UserError(f"--lr-scheduler {opt.lr_scheduler}: expected {', '.join(SCHEDULERS)}, or nothing")
-
-
-Statistics = list[Tensor]  # of one pass: mean and variance of each norm
-
-
-def observe(network: nn.Module, x: Tensor) -> tuple[Any, Statistics]:
-    """network(x), and the batch statistics that this pass would have entered into the running ones, which stay."""
-    kept = [(norm, norm.running_mean, norm.running_var, norm.momentum) for norm in _norms(network)]
-    for norm, mean, variance, _ in kept:  # others in their place, since the backward pass needs the tensors of the pass
-        norm.running_mean, norm.running_var, norm.momentum = torch.zeros_like(mean), torch.zeros_like(variance), 1.0
-    output = network(x)
-    seen = []
-    for norm, mean, variance, momentum in kept:
-        seen += [norm.running_mean, norm.running_var]
-        norm.running_mean, norm.running_var, norm.momentum = mean, variance, momentum
-        if not isinstance(norm, nn.InstanceNorm2d):  # which do not count
-            norm.num_batches_tracked -= 1
-    return output, seen
-
-
-@torch.no_grad()
-def replay(network: nn.Module, passes: Sequence[Statistics]) -> None:
-    """Update the running statistics as the passes that `observe` saw would have, one after the other."""
-    for seen in passes:
-        values = iter(seen)
-        for norm in _norms(network):
-            for running in (norm.running_mean, norm.running_var):
-                running.mul_(1 - norm.momentum).add_(next(values), alpha=norm.momentum)
-            if not isinstance(norm, nn.InstanceNorm2d):
-                norm.num_batches_tracked += 1
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Under torchrun, give all processes the mean of their gradients, after a step with several forward passes through
-    one network, which DistributedDataParallel cannot follow. The same parameters must have one in all processes."""
-    _average([p.grad for p in parameters if p.grad is not None])
-
-
-def average_statistics(networks: Iterable[nn.Module]) -> None:
-    """Under torchrun, give all processes the mean of their running statistics, so that they score alike."""
-    _average([x for network in networks for norm in _norms(network) for x in (norm.running_mean, norm.running_var)])
-
-
-def _average(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over all processes into each of the tensors, in one exchange."""
-    if distributed.size() == 1 or not tensors:
-        return
-    flat = torch.cat([x.flatten() for x in tensors])
-    dist.all_reduce(flat)
-    for x, mean in zip(tensors, (flat / distributed.size()).split([x.numel() for x in tensors])):
-        x.copy_(mean.view_as(x))
-
-
-def _norms(network: nn.Module) -> list[nn.Module]:
-    """Those with running statistics."""
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
-    return [module for module in network.modules() if isinstance(module, kinds) and module.track_running_stats]
+def create_scheduler(name: str, lr: float, factor: float, steps: Sequence[int], epochs: int) -> Callable[[int], float]:
+    """The learning rate of each epoch (from 0): `lr` times `factor` from each of `steps` on ("step") or after every
+    epoch ("exponential"), half a cosine over `epochs` ("cosine"), or `lr` itself ("")."""
+    return {
+        "step": lambda epoch: lr * factor ** sum(step <= epoch for step in steps),
+        "exponential": lambda epoch: lr * factor**epoch,
+        "cosine": lambda epoch: lr * (1 + math.cos(math.pi * epoch / epochs)) / 2,
+        "": lambda epoch: lr,
+    }[name]

@@ -12,25 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.files import UserError
-
-NORMS = ("batch", "instance", "image", "none")
 FEWEST_LEVELS = 5  # outermost, three that widen 1 -> 2 -> 4 -> 8 times ngf, innermost
 
 
 def get_norm_layer(norm: str) -> Callable[[int], nn.Module] | None:
     """The norm's constructor, taking the number of channels: "batch" (affine), "instance" (not affine), both with
     running statistics, or "image" (instance norm by each image's own statistics in evaluation, too; not in the
-    original); None for "none". Raises UserError for any other name."""
+    original); None for "none"."""
     if norm == "batch":
         return partial(nn.BatchNorm2d, affine=True, track_running_stats=True)
     if norm == "instance":
         return partial(nn.InstanceNorm2d, affine=False, track_running_stats=True)
     if norm == "image":
         return partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
-    if norm == "none":
-        return None
-    raise UserError(f"--norm {norm}: expected {', '.join(NORMS)}")
+    return None
 
 
 class UpsampledConv2d(nn.Conv2d):
@@ -132,7 +127,7 @@ class UnetGenerator(nn.Module):
         self.model = block(output_nc, ngf, input_nc=input_nc, submodule=inside, outermost=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(B, input_nc, H, W) -> (B, output_nc, H, W)."""
         return self.model(x)
 
 

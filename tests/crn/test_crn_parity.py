@@ -1,7 +1,6 @@
 """CRN and DAGAN against numbers of the authors' own code (tests/parity), gradients and whole steps included."""
 
 import copy
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,21 @@ from crn.training.skipnetworks import UnetGenerator, UnetGeneratorImproved, Upsa
 from crn.training.utils import stored_parameters
 from tests.parity.cases import assert_float32, assert_gradients, assert_parity, case, draw, fill, filled
 
-NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+def make_step(model, optimizers, pair, x):
+    """A step as train.py's loop makes it, without what surrounds it; the losses, by name."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    found = {}
+    for g, d in model.orders(pair):
+        losses = model.losses(x, *model.passes(x, g, d))
+        losses["generator"].backward()
+        losses["discriminator"].backward()
+        found[g, d] = {name: loss.item() for name, loss in losses.items()}
+    for unit in {*pair}:
+        optimizers[unit].step()
+    model.finish_step(found)
+    return losses
 
 
 @pytest.mark.parametrize("name", ["crn_unet_batch", "crn_unet_improved_batch", "crn_unet_improved_instance"])
@@ -50,7 +63,7 @@ def test_competitive_steps():
     model = units_of(settings)
     optimizers = [torch.optim.Adam(unit.parameters(), settings["lr"], fused=True) for unit in model.networks]
     for step, seed in enumerate(settings["input_seeds"]):
-        model.training_step(draw(seed, *settings["shape"]), optimizers, (0, 1), NO_SCALER)
+        make_step(model, optimizers, (0, 1), draw(seed, *settings["shape"]))
         for g, d in ((0, 1), (1, 0)):
             theirs = arrays[f"step{step}/gen{g}"]  # |x - G(x)|, |G(x) - D(G(x))|, |x - D(x)|, and the second again
             found = model.reconstruction_losses[g], model.reconstruction_losses[d], model.advantages[d]
@@ -66,7 +79,7 @@ def test_competitive_steps():
 
 
 def published_step(model, optimizers, pair, x):
-    """The competition as published, every pass made: what `training_step` must come to with fewer."""
+    """The competition as published, every pass made: what ours must come to with fewer."""
     w_r, w_f, w_d = model.weights
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -90,12 +103,8 @@ def test_step_equals_the_published_passes(norm, improved, pair):
     theirs = copy.deepcopy(ours)
     for step in range(2):
         x = draw(step, 2, 3, 32, 32)
-        for model, call in ((ours, None), (theirs, published_step)):
-            optimizers = [torch.optim.SGD(unit.parameters(), 1e-2) for unit in model.networks]
-            if call:
-                call(model, optimizers, pair, x)
-            else:
-                model.training_step(x, optimizers, pair, NO_SCALER)
+        for model, call in ((ours, make_step), (theirs, published_step)):
+            call(model, [torch.optim.SGD(unit.parameters(), 1e-2) for unit in model.networks], pair, x)
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10, msg=name)
 
@@ -168,7 +177,9 @@ def test_dagan():
     model.load_state_dict(fill(model.state_dict()))
     x = draw(settings["input_seed"], *settings["shape"])
     optimizers = [torch.optim.SGD(network.parameters(), 0) for network in model.networks]
-    losses = list(model.training_step(x, optimizers, (0, 1), NO_SCALER).values())
+    found = make_step(model, optimizers, (0, 1), x)
+    names = ("generator", "adversarial", "contextual", "discriminator", "discriminator_reconstruction")
+    losses = [found[name].item() for name in names]
     adversarial, contextual, generator = arrays["generator_losses"]
     reconstruction, discrimination, discriminator = arrays["discriminator_losses"]
     assert adversarial == discrimination
@@ -189,7 +200,7 @@ def test_dagans_step_equals_the_published_passes():
     optimizers = [[torch.optim.SGD(network.parameters(), 1e-2) for network in m.networks] for m in (ours, theirs)]
     generator, discriminator = theirs.networks
     x = draw(0, 2, 3, 32, 32)
-    ours.training_step(x, optimizers[0], (0, 1), NO_SCALER)
+    make_step(ours, optimizers[0], (0, 1), x)
 
     rec = generator(x)
     (0.7 * F.mse_loss(rec, discriminator(rec)[0].detach()) + 3.0 * F.mse_loss(x, rec)).backward()
@@ -221,16 +232,15 @@ def test_initial_weights():
 
 def test_learning_rates_are_those_of_pytorchs_schedulers():
     schedulers = torch.optim.lr_scheduler
-    opt = Namespace(lr=0.2, lr_factor=0.3, lr_steps=[2, 3, 7])
+    lr, factor, steps = 0.2, 0.3, [2, 3, 7]
     for name, create in (
-        ("step", lambda optimizer: schedulers.MultiStepLR(optimizer, opt.lr_steps, opt.lr_factor)),
-        ("exponential", lambda optimizer: schedulers.ExponentialLR(optimizer, opt.lr_factor)),
+        ("step", lambda optimizer: schedulers.MultiStepLR(optimizer, steps, factor)),
+        ("exponential", lambda optimizer: schedulers.ExponentialLR(optimizer, factor)),
         ("cosine", lambda optimizer: schedulers.CosineAnnealingLR(optimizer, 9)),
         ("", lambda optimizer: schedulers.ConstantLR(optimizer, factor=1)),
     ):
-        opt.lr_scheduler = name
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], opt.lr)
-        theirs, ours = create(optimizer), create_scheduler(opt, 9)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
+        theirs, ours = create(optimizer), create_scheduler(name, lr, factor, steps, 9)
         for epoch in range(9):
             assert ours(epoch) == pytest.approx(theirs.get_last_lr()[0]), (name, epoch)
             optimizer.step()
