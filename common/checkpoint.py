@@ -62,13 +62,21 @@ class Training:
         otherwise: str = "give another output",
         history_file: Path | None = None,
         hide: bool = False,
+        layout: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         **extra: Any,
     ):
         """path: of the checkpoint, None: nothing is saved; stored: what `load` read of it, to resume; binding: settings
-        in which it must agree; otherwise: what to do where it does not; history_file: the history as a table."""
+        in which it must agree; otherwise: what to do where it does not; history_file: the history as a table; layout:
+        renames what is saved, where a paper's files promise other names, which `stored` then has no more."""
         self.path, self.kind, self.settings, self.fingerprint = path, kind, settings, fingerprint
         self.model, self.optimizers, self.device, self.seed = model, optimizers, device, seed
-        self.save_every, self.history_file, self.hide, self.extra = save_every, history_file, hide, extra
+        self.save_every, self.history_file, self.hide, self.layout, self.extra = (
+            save_every,
+            history_file,
+            hide,
+            layout,
+            extra,
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
         self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
@@ -185,12 +193,11 @@ class Training:
         now = time.monotonic()
         self.seconds, self.started, self.saved = self.seconds + now - self.started, now, now
         if self.path:
-            place = {name: getattr(self, name) for name in ("epoch", "step", "history", "sums", "seconds")}
-            save(
-                self.path, self.kind, settings=self.settings, fingerprint=self.fingerprint, **place, **self.extra,
-                model=self.model.state_dict(), scaler=self.scaler.state_dict(),
-                optimizer=[optimizer.state_dict() for optimizer in self.optimizers],
-            )  # fmt: skip
+            names = ("settings", "fingerprint", "epoch", "step", "history", "sums", "seconds")
+            content = {**{name: getattr(self, name) for name in names}, **self.extra}
+            content |= {"model": self.model.state_dict(), "scaler": self.scaler.state_dict()}
+            content["optimizer"] = [optimizer.state_dict() for optimizer in self.optimizers]
+            save(self.path, self.kind, **self.layout(content))
 
 
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

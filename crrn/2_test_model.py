@@ -7,23 +7,28 @@ test_set_<name>/ there.
 """
 
 import sys
-from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common.cli import answer_early
+from crrn.options import MODEL, parse_test
+
+answer_early(__name__, parse_test)
 
 import torch
 from torch import Tensor
 
 from common import checkpoint, distributed
-from common.cli import REPORT_HELP, ArgumentParser, notes, progress, say, script
-from common.files import UserError, require_writable, write_json
+from common.cli import notes, progress, say, script
+from common.files import UserError, locked, require_writable, write_json
 from common.metrics import average_precision
 from common.runtime import autocast
 from crrn import report
-from crrn.boards import cycle_of, is_synthetic
-from crrn.checkpoints import MODEL_SETTINGS, add_model_options, check_options, load_trained, result_folder
+from crrn.boards import cycle_of
+from crrn.checkpoints import load_trained, model_folder
 from crrn.demo_boards import ensure_prepared
 from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import Prepared
@@ -31,165 +36,132 @@ from crrn.report import Tested
 from crrn.utils import KINDS, RATES, SHIFTS, Counts, at_pads, device_of, inject, place, reconstruct
 
 SHOWN = 4  # boards on a picture
+Curves = dict[str, dict[str, dict[str, list[float]]]]  # kind -> rate -> as `Counts.curve` gives it
 
 
 def test(
-    options: Namespace, prepared: Prepared, model: torch.nn.Module, folder: Path, device: torch.device
-) -> tuple[dict[str, Any], Tensor, list[Tested]]:
-    """Count at every rate and shift, then write the curves and pictures to `folder`, and return the results, a clean
-    sequence at its pads, (T, P), and what was tested at the lowest rate."""
-    sequences = prepared.test_pcbs
-    if options.test_set == "measured":
-        _, sequences, _, _ = prepared.measured_cycles(options.held_out)
-    rows, columns = torch.nonzero(prepared.mask, as_tuple=True)  # pads that share a pixel count once
-    clean = at_pads(sequences, rows, columns)  # (N, T, P)
-    generator = torch.Generator().manual_seed(options.seed)
-    results: dict[str, Any] = {}
-    curves: dict[str, dict] = {kind: {} for kind in KINDS}
-    baseline_curves: dict[str, dict] = {kind: {} for kind in KINDS}
-    jobs = [(rate, shift) for rate in RATES for shift in SHIFTS]
-    errors: list[Tensor] = []
-    tested: list[Tested] = []
-    for rate, shift in progress(jobs, "testing"):
-        if shift == SHIFTS[0]:
-            counts = {kind: Counts(sign) for kind, sign in KINDS.items()}
-            baseline = {kind: Counts(sign) for kind, sign in KINDS.items()}
-            errors, inputs, shifts = [], [], []
-        added = inject(clean, rate, shift, generator)
-        # Pads that moved since the first board, on whose positions the mask is, stay in the input as they are.
-        images = sequences + place(added, rows, columns, prepared.height, prepared.width)
-        values = at_pads(images, rows, columns)
-        output = reconstruct(model, images, options.batch_size, device, options.precision)
-        error = values - at_pads(output, rows, columns)
-        if not error.isfinite().all():
-            raise UserError(f"the reconstruction is not finite in --precision {options.precision}: try fp32")
-        for kind in KINDS:
-            counts[kind].update(error, added)
-            baseline[kind].update(values, added)  # as if all volumes should be normal
-        if rate == RATES[0]:
-            tested.append(Tested(added, values, error))
-        errors.append(error.flatten())
-        inputs.append(values.flatten())
-        shifts.append(added.flatten())
-        if shift == SHIFTS[-1]:
-            name = f"{rate:.1f}"
-            for kind, sign in KINDS.items():
-                curve, other = counts[kind].curve(), baseline[kind].curve()
-                curves[kind][name], baseline_curves[kind][name] = curve, other
-                labels = sign * torch.cat(shifts) > 0
-                results.setdefault(kind, {})[name] = {
-                    **_best(curve),
-                    "average_precision": average_precision(labels, sign * torch.cat(errors)),
-                    "z_score": {
-                        **_best(other),
-                        "average_precision": average_precision(labels, sign * torch.cat(inputs)),
-                    },
-                }
+    rebuild: Callable[[Tensor], Tensor], sequences: Tensor, prepared: Prepared, generator: torch.Generator
+) -> tuple[dict[str, Any], Curves, Curves, list[Tested]]:
+    """Inject anomalies at every rate and shift into `sequences`, (N, T, 1, H, W), and count those that are found.
 
-    all_errors, all_shifts = torch.cat(errors), torch.cat(shifts)
-    added = sum(inject(clean[:1], 0.05, shift, generator) for shift in (-4, 4))
-    shown = place(added, rows, columns, prepared.height, prepared.width)
-    images = sequences[:1] + shown
-    output = reconstruct(model, images, 1, device, options.precision)
-    # All is computed: from here on, the results of an earlier test are replaced.
-    about = f"{options.mode}{' with attention' if options.is_attn else ''}, {_data_name(prepared)}, {options.test_set}"
+    rebuild: gives their reconstruction. Returns, of each kind and rate, best F1 and average precision of the network
+    and of the z-score; the curves of both; and what was tested at the lowest and at the highest rate.
+    """
+    rows, columns = prepared.mask.nonzero(as_tuple=True)  # pads that share a pixel count once
+    clean = at_pads(sequences, rows, columns)  # (N, T, P)
+    results, curves, z_curves = ({kind: {} for kind in KINDS} for _ in range(3))
+    kept: list[Tested] = []
+    for rate in progress(RATES, "testing"):
+        tested = []
+        for shift in SHIFTS:
+            added = inject(clean, rate, shift, generator)
+            # Pads that moved since the first board, on whose positions the mask is, stay in the input as they are.
+            images = sequences + place(added, rows, columns, prepared.height, prepared.width)
+            values = at_pads(images, rows, columns)
+            tested.append((added, values, values - at_pads(rebuild(images), rows, columns)))
+        found = Tested(*map(torch.stack, zip(*tested)))  # (shifts, N, T, P) each
+        if not found.error.isfinite().all():
+            raise UserError("the reconstruction is not finite in this --precision: try fp32")
+        for kind, sign in KINDS.items():
+            curves[kind][f"{rate:.1f}"], network = measure(found.error, found.added, sign)
+            # as if all volumes should be normal
+            z_curves[kind][f"{rate:.1f}"], z_score = measure(found.values, found.added, sign)
+            results[kind][f"{rate:.1f}"] = {**network, "z_score": z_score}
+        kept = [*kept[:1], found]
+    return results, curves, z_curves, kept
+
+
+def measure(error: Tensor, added: Tensor, sign: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """The curve of one kind of anomaly, and its best F1 (0 where nothing is ever found) and average precision."""
+    counts = Counts(sign)
+    counts.update(error, added)
+    curve = counts.curve()
+    best, threshold = max(zip(curve["F1"], curve["Threshold"]), key=lambda pair: pair[0], default=(0.0, float("nan")))
+    precision = average_precision((sign * added > 0).flatten(), (sign * error).flatten())
+    return curve, {"best_f1": best, "best_f1_threshold": threshold, "average_precision": precision}
+
+
+def write(
+    folder: Path, prepared: Prepared, curves: Curves, z_curves: Curves, last: Tested, shown: Tensor, title: str
+) -> None:
+    """The curves' files, and all pictures; shown: injected shifts, input and error of a sequence, (3, T, 1, H, W)."""
     for kind in KINDS:
         for number, curve in enumerate(curves[kind].values(), start=1):
             saved = {key: curve[key] for key in ("Precision", "Recall", "F1")}
             checkpoint.write(folder / f"pr_info_{kind[0]}_{number}.pt", saved)
-        title = f"{kind} paste: {about}"
-        draw_precision_recall(folder / f"precision_recall_{kind}.png", curves[kind], baseline_curves[kind], title)
-    groups = {"fine": all_shifts == 0, "excessive": all_shifts > 0, "insufficient": all_shifts < 0}
-    draw_errors(
-        folder / "errors.png",
-        {name: all_errors[chosen].numpy() for name, chosen in groups.items()},
-        f"anomaly rate {RATES[-1]}: {about}",
-    )
-    _draw_boards(folder / "boards.png", torch.cat([shown, images, images - output]), prepared, about)
-    return results, clean[0], tested
-
-
-def _best(curve: dict[str, list[float]]) -> dict[str, float]:
-    """The best F1 of a curve and its threshold; 0 where nothing is ever found."""
-    if not curve["F1"]:
-        return {"best_f1": 0.0, "best_f1_threshold": float("nan")}
-    best = max(range(len(curve["F1"])), key=curve["F1"].__getitem__)
-    return {"best_f1": curve["F1"][best], "best_f1_threshold": curve["Threshold"][best]}
-
-
-def _draw_boards(path: Path, shown: Tensor, prepared: Prepared, about: str) -> None:
-    """Some boards of a sequence, evenly spread: injected shift, input and error, (3, T, 1, H, W)."""
-    ages = torch.linspace(0, shown.size(1) - 1, min(SHOWN, shown.size(1))).long()
-    maps = shown[:, ages, 0].numpy()
-    rows = {"injected shift": maps[0], "input": maps[1], "error": maps[2]}
+        path = folder / f"precision_recall_{kind}.png"
+        draw_precision_recall(path, curves[kind], z_curves[kind], f"{kind} paste: {title}")
+    groups = {"fine": last.added == 0, "excessive": last.added > 0, "insufficient": last.added < 0}
+    errors = {name: last.error[chosen].numpy() for name, chosen in groups.items()}
+    draw_errors(folder / "errors.png", errors, f"anomaly rate {RATES[-1]}: {title}")
+    ages = torch.linspace(0, shown.size(1) - 1, min(SHOWN, shown.size(1))).long()  # evenly spread
+    rows = dict(zip(("injected shift", "input", "error"), shown[:, ages, 0].numpy()))
     titles = [f"board {age} of a cycle" for age in ages.tolist()]
     # A limit of 5 standard deviations, the largest shift: colours tell by how much.
-    draw_boards(path, rows, titles, prepared.mask.numpy(), about, limit=5.0)
-
-
-def _data_name(prepared: Prepared) -> str:
-    return "synthetic boards" if is_synthetic(prepared.folder) else prepared.folder.name
+    draw_boards(folder / "boards.png", rows, titles, prepared.mask.numpy(), title, limit=5.0)
 
 
 @script(memory="a smaller --batch_size, or --precision bf16", several=True)
 def main(argv: list[str] | None = None) -> None:
     """Test one trained model."""
-    parser = ArgumentParser(
-        description="Count which injected anomalies a trained CRRN finds.",
-        example="python crrn/2_test_model.py --data my_boards --cycle 20 --protocol measured --report",
-    )
-    add_model_options(parser, [1, 2, 3])
-    add = parser.add_argument_group("testing").add_argument
-    add("--batch_size", type=int, default=20, help="sequences at once")
-    add(
-        "--test_set",
-        choices=("drawn", "measured"),
-        help="sequences to inject anomalies into: drawn ones or measured cycles held out; unset: as --protocol",
-    )
-    add("--seed", type=int, default=0, help="of the injected anomalies")
-    add("--report", action="store_true", help=REPORT_HELP)
-    options = parser.parse_args(argv)
-    check_options(options, batch_size=(1, 1e9), seed=(0, 2**32 - 1))
+    options = parse_test(argv)
     cycle = cycle_of(options.data, options.cycle)
-    device = distributed.join(device_of(options.gpu_ids, options.cpu))
+    device = distributed.join(device_of(options.gpu_ids, options.cpu, options.device))
     autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
         prepared = ensure_prepared(options.data, cycle, options.result)
-    folder = result_folder(options, prepared.folder)
-    model, content = load_trained(folder / "model_dictionary.pt", options, prepared, device)
-    options.test_set = options.test_set or options.protocol
-    if options.test_set != options.protocol:  # what the usual test wrote stays
-        folder /= f"test_set_{options.test_set}"
+    folder = model_folder(vars(options), prepared.folder)
+    model, metadata = load_trained(folder / "model_dictionary.pt", vars(options), prepared, device)
+    test_set, sequences = options.test_set or options.protocol, prepared.test_pcbs
+    if test_set == "measured":
+        _, sequences, _, _ = prepared.measured_cycles(metadata["held_out"])
+    if test_set != options.protocol:  # what the usual test wrote stays
+        folder /= f"test_set_{test_set}"
     require_writable(folder)
-    found, clean, tested = test(options, prepared, model, folder, device)
-    results = {
-        "method": "CRRN",
-        "data": "synthetic" if is_synthetic(prepared.folder) else str(prepared.folder),
-        "model_sha256": content["sha256"],
-        "boards_fingerprint": prepared.fingerprint,
-        "trained_on": content.get("data"),
-        "trained_on_these_boards": content["same_boards"],
-        "test_set": options.test_set,
-        "epochs": content["epoch"] + 1,
-        "epochs_planned": content.get("num_epochs"),
-        **found,
-        "best_f1_chosen_on": "the test sequences themselves, of 51 thresholds",
-        "device": str(device),
-        "settings": {name: getattr(options, name) for name in (*MODEL_SETTINGS, "held_out", "seed", "precision")},
-        "notes": notes(),
-        "versions": checkpoint.versions(),
-    }
-    write_json(folder / "results.json", results)
-    for kind in KINDS:
-        pairs = [
-            f"{rate}: {one['best_f1']:.3f} ({one['z_score']['best_f1']:.3f})" for rate, one in results[kind].items()
-        ]
-        say(f"best F1, {kind} (in brackets: z-score alone) at anomaly rate {', '.join(pairs)}")
-    say(f"results, curves and pictures: {folder}")
-    if options.report:
-        report.write(folder, prepared, clean, tested, results)
-    elif (folder / "report.html").exists():
-        say(f"{folder / 'report.html'} is of an earlier test: --report makes it anew")
+    generator = torch.Generator().manual_seed(options.seed)
+    rebuild = partial(reconstruct, model, batch_size=options.batch_size, device=device, precision=options.precision)
+    with locked(folder):
+        found, curves, z_curves, (lowest, highest) = test(rebuild, sequences, prepared, generator)
+        pixels = prepared.mask.nonzero(as_tuple=True)
+        clean = at_pads(sequences[:1], *pixels)
+        added = sum(inject(clean, 0.05, shift, generator) for shift in (-4, 4))
+        shifts = place(added, *pixels, prepared.height, prepared.width)  # (1, T, 1, H, W)
+        images = sequences[:1] + shifts
+        shown = torch.cat([shifts, images, images - rebuild(images)])
+        # All is computed: from here on, the results of an earlier test are replaced.
+        name = "synthetic boards" if prepared.source == "synthetic" else prepared.folder.name
+        title = f"{options.mode}{' with attention' if options.is_attn else ''}, {name}, {test_set}"
+        write(folder, prepared, curves, z_curves, highest, shown, title)
+        settings = {name: getattr(options, name) for name in (*MODEL, "seed", "precision")}
+        results = {
+            "method": "CRRN",
+            "data": prepared.source,
+            "model_sha256": metadata["sha256"],
+            "boards_fingerprint": prepared.fingerprint,
+            "trained_on": metadata["data"],
+            "trained_on_these_boards": metadata["same_boards"],
+            "chosen_on": "no measure, the last epoch",
+            "test_set": test_set,
+            "epochs": metadata["epochs"],
+            "epochs_planned": metadata["planned"],
+            **found,
+            "best_f1_chosen_on": "test set",
+            "device": str(device),
+            "settings": settings | {"held_out": metadata["held_out"]},
+            "notes": notes(),
+            "versions": checkpoint.versions(),
+        }
+        write_json(folder / "results.json", results)
+        for kind in KINDS:
+            pairs = [f"{rate}: {x['best_f1']:.3f} ({x['z_score']['best_f1']:.3f})" for rate, x in found[kind].items()]
+            say(f"best F1 (threshold chosen on the test set; in brackets: z-score alone), {kind}: {', '.join(pairs)}")
+        say(f"results, curves and pictures: {folder}")
+        if options.report:
+            report.write(
+                folder, prepared, at_pads(sequences[0], *prepared.mask.nonzero(as_tuple=True)), lowest, results
+            )
+        elif (folder / "report.html").exists():
+            say(f"{folder / 'report.html'} is of an earlier test: --report replaces it")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import ArgumentParser, note, number_of, progress
+from common.cli import note, number_of, progress
 from common.files import UserError, read_json, reason, regular
 from common.images import synthetic, visible
 
@@ -30,13 +30,6 @@ INPUTS = ("job.json", "spi_measurement/*")  # what is data in a data folder; res
 LARGEST_ID = 2**53  # of a pad: up to here, float64 is exact
 LONGEST_SHAPE = 200  # characters
 FIELDS = ("PosX", "PosY", "Volume", "PadID")
-
-
-def add_data_options(parser: ArgumentParser) -> None:
-    """Add --data and --cycle, which `data_folder` and `cycle_of` understand."""
-    add = parser.add_argument_group("data").add_argument
-    add("--data", help=f"path of a folder, or name of one in crrn/; unset: {DEFAULT} there")
-    add("--cycle", type=int, help="boards between two stencil cleanings; unset: 10 for jabil, else 20")
 
 
 def data_folder(name: str | None) -> Path:
@@ -58,10 +51,7 @@ def data_folder(name: str | None) -> Path:
 
 def cycle_of(name: str | None, given: int | None) -> int:
     """Boards per cycle: the one given, else the published one of that data set."""
-    cycle = CYCLES.get(Path(name or DEFAULT).name, CYCLES[DEFAULT]) if given is None else given
-    if cycle < 2:
-        raise UserError(f"--cycle {cycle}: expected 2 or more boards between two cleanings")
-    return cycle
+    return CYCLES.get(Path(name or DEFAULT).name, CYCLES[DEFAULT]) if given is None else given
 
 
 def command(script: str, *arguments: str) -> str:
@@ -99,11 +89,6 @@ class Boards:
     def __len__(self) -> int:
         return len(self.volume)
 
-    def first(self, count: int) -> "Boards":
-        """The first `count` boards."""
-        parts = (array[:count] for array in (self.x, self.y, self.volume, self.files))
-        return Boards(self.layout, self.pad_ids, self.groups, *parts)
-
     @property
     def rows(self) -> np.ndarray:
         """Row of each pad's pixel, (N, P) int64."""
@@ -121,48 +106,27 @@ def is_synthetic(folder: Path) -> bool:
 
 
 def read_layout(path: Path) -> Layout:
-    """Read job.json. UserError names the field that is missing or makes no sense."""
+    """Read job.json. UserError says what is missing or makes no sense."""
     job = read_json(path)
-    width = _side(job, "PCBLenth", path)
-    height = _side(job, "PCBWidth", path)
-    ids, shapes = (_field(job, ("Pad", name), list, path) for name in ("ID", "ShapeID"))
-    if len(ids) != len(shapes):
-        raise UserError(f"{path}: Pad.ID has {len(ids)} entries, Pad.ShapeID {len(shapes)}; each pad needs both")
-    for number, pad in enumerate(ids):
-        if type(pad) is not int or abs(pad) > LARGEST_ID:
-            raise UserError(f"{path}: Pad.ID[{number}] is {short(pad)}, expected a whole number up to {LARGEST_ID}")
-        if not isinstance(shapes[number], (int, str)) or len(str(shapes[number])) > LONGEST_SHAPE:
-            wanted = f"a number or a name, of up to {LONGEST_SHAPE} characters"
-            raise UserError(f"{path}: Pad.ShapeID[{number}] is {short(shapes[number])}, expected {wanted}")
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise UserError(f"{path}: pad {twice} stands more than once in Pad.ID")
-    return Layout(grid_side(height), grid_side(width), dict(zip(ids, shapes)))
-
-
-def _side(job: Any, name: str, path: Path) -> float:
-    values = _field(job, ("PCBInfo", name), list, path)
-    value = values[0] if values else None
-    if not _is_number(value) or not 1 <= value <= 2000:
-        raise UserError(f"{path}: PCBInfo.{name}[0] is {short(value)}, expected the board's side in mm, from 1 to 2000")
-    return value
-
-
-def _field(content: Any, names: tuple[str, ...], kind: type, path: Path) -> Any:
-    for depth, name in enumerate(names):
-        if not isinstance(content, dict) or name not in content:
-            raise UserError(f"{path}: {'.'.join(names[: depth + 1])} is missing")
-        content = content[name]
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: {'.'.join(names)} is a {type(content).__name__}, expected a {kind.__name__}")
-    return content
-
-
-def _is_number(value: Any) -> bool:
     try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer beyond float64
-        return False
+        sides = [job["PCBInfo"][name][0] for name in ("PCBWidth", "PCBLenth")]
+        ids, shapes = job["Pad"]["ID"], job["Pad"]["ShapeID"]
+        pairs = list(zip(ids, shapes, strict=True))
+    except (LookupError, TypeError, ValueError) as error:
+        fields = "PCBInfo.PCBLenth[0], PCBInfo.PCBWidth[0], and Pad.ID[] and Pad.ShapeID[] of the same length"
+        raise UserError(f"{path}: expected {fields} ({type(error).__name__}: {error})") from error
+    for side in sides:
+        if type(side) not in (int, float) or not 1 <= side <= 2000:
+            raise UserError(f"{path}: a side in PCBInfo is {short(side)}, expected millimetres from 1 to 2000")
+    for pad, shape in pairs:
+        if type(pad) is not int or abs(pad) > LARGEST_ID:
+            raise UserError(f"{path}: Pad.ID holds {short(pad)}, expected whole numbers up to {LARGEST_ID}")
+        if not isinstance(shape, (int, str)) or len(str(shape)) > LONGEST_SHAPE:
+            expected = f"numbers or names of up to {LONGEST_SHAPE} characters"
+            raise UserError(f"{path}: Pad.ShapeID of pad {pad} is {short(shape)}, expected {expected}")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: pad {Counter(ids).most_common(1)[0][0]} stands more than once in Pad.ID")
+    return Layout(*map(grid_side, sides), dict(pairs))
 
 
 def read_boards(folder: Path, layout: Layout) -> Boards:
@@ -173,29 +137,44 @@ def read_boards(folder: Path, layout: Layout) -> Boards:
     """
     paths = board_files(folder)
     tables = [_read_board(path, layout) for path in progress(paths, "reading boards")]
-    first = tables[0]["PadID"]
-    ids = first.astype(np.int64)
-    order = np.argsort(ids)
-    for path, table in zip(paths, tables):
-        if len(table["PadID"]) != len(first):
-            raise UserError(f"{path} has {len(table['PadID'])} pads, {paths[0].name} has {len(first)}: "
-                            "all boards need the same pads")  # fmt: skip
-        if not np.array_equal(table["PadID"], first):
-            own = np.argsort(table["PadID"])
-            if not np.array_equal(table["PadID"][own], first[order]):
-                odd = sorted(set(table["PadID"].astype(int)) ^ set(ids.tolist()))[0]
-                raise UserError(f"{path}: pad {odd} is not on this board and on {paths[0].name} alike: "
-                                "all boards need the same pads")  # fmt: skip
-            back = np.empty_like(order)
-            back[order] = own
-            for name in FIELDS:
-                table[name] = table[name][back]
-    stacked = {name: np.stack([table[name] for table in tables]) for name in FIELDS}
-    groups = [layout.shapes[pad] for pad in ids.tolist()]
-    if unused := layout.shapes.keys() - set(ids.tolist()):
+    ids = tables[0][-1]  # (P,)
+    place = np.argsort(np.argsort(ids))  # of each pad among the sorted ones
+    for number, (path, table) in enumerate(zip(paths, tables)):
+        if not np.array_equal(table[-1], ids):
+            if odd := set(table[-1]) ^ set(ids):
+                alike = f"on this board and on {paths[0].name} alike: all boards need the same pads"
+                raise UserError(f"{path}: pad {min(odd):.0f} is not {alike}")
+            tables[number] = table[:, np.argsort(table[-1])[place]]
+    x, y, volume, _ = np.stack(tables, axis=1)  # (N, P) each
+    pad_ids = ids.astype(np.int64)
+    groups = [layout.shapes[pad] for pad in pad_ids.tolist()]
+    if unused := layout.shapes.keys() - set(pad_ids.tolist()):
         note(f"{folder}: no board has {number_of(len(unused), 'pad')} of job.json, such as pad {min(unused)}")
-    names = [path.name for path in paths]
-    return Boards(layout, ids, groups, stacked["PosX"], stacked["PosY"], stacked["Volume"], names)
+    return Boards(layout, pad_ids, groups, x, y, volume, [path.name for path in paths])
+
+
+def _read_board(path: Path, layout: Layout) -> np.ndarray:
+    """The FIELDS of each pad, (4, P) float64."""
+    content = read_json(path)
+    pads = content.get("PADINFO") if isinstance(content, dict) else None
+    if not isinstance(pads, list) or not pads:
+        raise UserError(f"{path}: PADINFO is missing, no list, or empty")
+    for number, pad in enumerate(pads):
+        where = f"{path}: PADINFO[{number}]"
+        for name in FIELDS:
+            value = pad.get(name) if isinstance(pad, dict) else None
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise UserError(f"{where}.{name} is {short(value)}, expected a finite number")
+        if pad["PadID"] not in layout.shapes:
+            raise UserError(f"{where}.PadID is {pad['PadID']}: Pad.ID in job.json has no such pad")
+        if not (0 <= pad["PosX"] < layout.width and 0 <= pad["PosY"] < layout.height):
+            grid = f"the grid of {layout.width} x {layout.height} pixels of 1 mm, which begins at (0, 0)"
+            raise UserError(f"{where} at ({pad['PosX']:g}, {pad['PosY']:g}) lies off {grid}")
+    table = np.array([[pad[name] for pad in pads] for name in FIELDS], np.float64)
+    ids, counts = np.unique(table[-1], return_counts=True)
+    if counts.max() > 1:
+        raise UserError(f"{path}: pad {ids[counts.argmax()]:.0f} stands more than once in PADINFO")
+    return table
 
 
 def board_files(folder: Path) -> list[Path]:
@@ -234,29 +213,3 @@ def digest_of(paths: Iterable[Path]) -> str:
         digest.update(f"{path.name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
-
-
-def _read_board(path: Path, layout: Layout) -> dict[str, np.ndarray]:
-    pads = _field(read_json(path), ("PADINFO",), list, path)
-    if not pads:
-        raise UserError(f"{path}: PADINFO is empty, there are no pads")
-    for number, pad in enumerate(pads):
-        where = f"{path}: PADINFO[{number}]"
-        if not isinstance(pad, dict):
-            raise UserError(f"{where} is {short(pad)}, expected PosX, PosY, Volume and PadID")
-        for name in FIELDS:
-            if name not in pad:
-                raise UserError(f"{where}.{name} is missing")
-            if not _is_number(pad[name]):
-                raise UserError(f"{where}.{name} is {short(pad[name])}, expected a finite number")
-        if pad["PadID"] not in layout.shapes:
-            raise UserError(f"{where}.PadID is {pad['PadID']}: Pad.ID in job.json has no such pad")
-        if not (0 <= pad["PosX"] < layout.width and 0 <= pad["PosY"] < layout.height):
-            place = f"({pad['PosX']:g}, {pad['PosY']:g})"
-            grid = f"the grid of {layout.width} x {layout.height} pixels of 1 mm, which begins at (0, 0)"
-            raise UserError(f"{where}: pad {pad['PadID']} at {place} lies off {grid}")
-    table = {name: np.array([pad[name] for pad in pads], np.float64) for name in FIELDS}
-    ids, counts = np.unique(table["PadID"], return_counts=True)
-    if counts.max() > 1:
-        raise UserError(f"{path}: pad {int(ids[counts.argmax()])} stands more than once in PADINFO")
-    return table

@@ -17,15 +17,19 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common.cli import answer_early
+from crrn.options import parse_demo_boards
+
+answer_early(__name__, parse_demo_boards)
 
 import numpy as np
 from scipy.linalg import cholesky
 from scipy.spatial.distance import cdist
 
-from common.cli import ArgumentParser, note, say, script
+from common.cli import note, say, script
 from common.files import UserError, require_writable, write_json
 from common.images import new_synthetic_folder
-from crrn.boards import data_folder, is_synthetic
+from crrn.boards import FIELDS, data_folder, is_synthetic
 from crrn.preprocess import Prepared, is_prepared, load_prepared, preprocess
 
 LENGTH, WIDTH = 32.0, 24.0  # mm; on a grid of 33 x 25 pixels
@@ -48,28 +52,20 @@ def make_boards(folder: str | Path, seed: int = 0, boards: int = 200, run: int =
     """Write `boards` boards of 32 x 24 mm to `folder`, which must not hold anything yet.
 
     seed: of pads and volumes; run: another number gives other volumes of the same pads, a new print run. Same arguments
-    give same files. Each pad has a pixel of its own. UserError where the folder cannot be made or a number makes no
-    sense.
+    give same files. Each pad has a pixel of its own. UserError where the folder cannot be made.
     """
-    if seed < 0 or run < 0 or not 1 <= boards <= 9999:
-        raise UserError(f"seed {seed}, run {run}, {boards} boards: use 0 or more, 0 or more, and 1 to 9999 boards")
     x, y, shape, mean = _layout(np.random.default_rng(seed))
     rng = np.random.default_rng([seed, run, 1])
     volumes = _volumes(x, y, mean, boards, rng)
     ids = np.arange(1, len(x) + 1)
     mixed = rng.permutation(len(x))  # job.json need not list the pads in their order
-    job = {
-        "PCBInfo": {"PCBLenth": [LENGTH], "PCBWidth": [WIDTH]},
-        "Pad": {"ID": ids[mixed], "ShapeID": shape[mixed]},
-    }
+    job = {"PCBInfo": {"PCBLenth": [LENGTH], "PCBWidth": [WIDTH]}, "Pad": {"ID": ids[mixed], "ShapeID": shape[mixed]}}
     with new_synthetic_folder(folder, f"python crrn/demo_boards.py --seed {seed} --boards {boards} --run {run}") as new:
         write_json(new / "job.json", job)
         for number, volume in enumerate(volumes):
             shift = rng.normal(0, 0.03, 2)  # mm, how the board lay in the machine
             columns = np.round(x + shift[0], 4), np.round(y + shift[1], 4), np.round(volume, 4), ids
-            pads = [
-                dict(zip(("PosX", "PosY", "Volume", "PadID"), pad)) for pad in zip(*map(np.ndarray.tolist, columns))
-            ]
+            pads = [dict(zip(FIELDS, pad)) for pad in zip(*map(np.ndarray.tolist, columns))]
             write_json(new / f"spi_measurement/spi_{number:03d}.json", {"PADINFO": pads})
     say(f"made {boards} boards with {len(x)} pads: {folder}")
 
@@ -154,16 +150,7 @@ def ensure_prepared(name: str | None, cycle: int, result: Path | None = None) ->
 @script
 def main(argv: list[str] | None = None) -> None:
     """Make demonstration boards."""
-    parser = ArgumentParser(
-        description="Make boards in the inspection machine's format; they are marked as synthetic.",
-        example="python crrn/demo_boards.py --output my_boards --boards 200",
-    )
-    add = parser.add_argument_group("boards").add_argument
-    add("--output", type=Path, required=True, help="new folder for job.json and spi_measurement/")
-    add("--seed", type=int, default=0, help="of layout and volumes")
-    add("--boards", type=int, default=200, help=f"how many, in cycles of {CYCLE}")
-    add("--run", type=int, default=0, help="another number: the same pads, other volumes")
-    options = parser.parse_args(argv)
+    options = parse_demo_boards(argv)
     make_boards(options.output, options.seed, options.boards, options.run)
 
 

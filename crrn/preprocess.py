@@ -1,13 +1,9 @@
 """From measured volumes to what training and testing read: normalised volumes, their statistics, test sequences."""
 
-import csv
 import hashlib
-import io
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +11,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli import note, number_of, say
-from common.files import UserError, read_tensors, read_text, write_csv
+from common.files import UserError, read_csv, read_tensors, require_like, using, write_csv
 from crrn.boards import (
     LARGEST_ID,
     Boards,
@@ -23,6 +19,7 @@ from crrn.boards import (
     command,
     digest_of,
     grid_side,
+    is_synthetic,
     read_boards,
     read_layout,
 )
@@ -54,6 +51,11 @@ class Prepared:
         for values in (self.volume, self.x, self.y, self.test_pcbs):
             digest.update(values.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def source(self) -> str:
+        """What results say of the data: "synthetic", or the folder."""
+        return "synthetic" if is_synthetic(self.folder) else str(self.folder)
 
     @property
     def cycle(self) -> int:
@@ -143,8 +145,6 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
     cycle: boards between two cleanings; boards beyond the last whole cycle are left out. UserError says what is wrong.
     """
     output = output or folder
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: expected a number from 0 to {2**32 - 1}")
     layout = read_layout(folder / "job.json")
     files = board_files(folder / "spi_measurement")
     count = len(files)
@@ -155,7 +155,7 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
         raise UserError(
             f"{folder / 'spi_measurement'} holds {number_of(count, 'board')}, fewer than one cycle of {cycle} (--cycle)"
         )
-    boards = boards.first(whole)
+    boards = replace(boards, **{name: getattr(boards, name)[:whole] for name in ("x", "y", "volume", "files")})
     volume = torch.from_numpy(boards.volume)  # (N, P)
     mean, std = pad_statistics(volume)
     if _constant(volume).all():
@@ -201,130 +201,59 @@ def is_prepared(folder: Path) -> bool:
 def load_prepared(folder: Path, cycle: int | None = None, output: Path | None = None) -> Prepared:
     """Read what `preprocess` wrote of the boards in `folder`, there or to `output`. UserError where it is damaged,
     belongs to other boards than lie there now, or to cycles of another length than `cycle` (None: any)."""
-    output = output or folder
-    again = f"{_again(folder, cycle)} makes it anew"
-    if output != folder:
-        again = f"remove {output / 'pcb_info.pt'} to make it anew"
+    words = ["--data", str(folder.resolve()), *([] if cycle is None else ["--cycle", str(cycle)])]
+    again = f"{command('0_preprocessing.py', *words)} makes it again"
+    if output not in (None, folder):
+        again = f"remove {output / 'pcb_info.pt'} to make it again"
+    try:
+        prepared = _read_prepared(folder, cycle, output or folder)
+    except UserError as error:
+        raise UserError(f"{error}: {again}") from error
+    if min(prepared.height, prepared.width) < SMALLEST:
+        sides = f"{prepared.height} x {prepared.width}"
+        raise UserError(f"{folder}: boards of {sides} pixels are too small for the network, which needs {SMALLEST}")
+    return prepared
+
+
+def _read_prepared(folder: Path, cycle: int | None, output: Path) -> Prepared:
     info, tests = read_tensors(output / "pcb_info.pt"), read_tensors(output / "test_pcbs.pt")
-    _require_sound(info, output / "pcb_info.pt", again)
-    ages = len(info["mean"])
-    if cycle is not None and ages != cycle:
-        raise UserError(
-            f"{folder} was preprocessed for cycles of {ages} boards, not {cycle}: give --cycle {ages}, or {again}"
-        )
-    height, width = info["height"], info["width"]
-    if min(height, width) < SMALLEST:
-        raise UserError(
-            f"{folder}: boards of {height} x {width} pixels are too small for the network, which needs {SMALLEST}"
-        )
-    table = _read_table(output / "df_info.csv", again)
-    pads = int((table["Timestep"] == 0).sum())
-    boards = len(table["Timestep"]) // max(pads, 1)
-    if problem := _unordered(table, boards, pads, ages):
-        raise UserError(f"{output / 'df_info.csv'} is damaged ({problem}): {again}")
-    x, y = (torch.from_numpy(table[name]) for name in "XY")
-    if len(info["pcb_mean"]) != pads or not (x.max() < width and y.max() < height):
-        raise UserError(f"{output / 'df_info.csv'} does not fit pcb_info.pt: {again}")
+    with using(output / "pcb_info.pt", "0_preprocessing.py"):
+        require_like(info, {"mean": [0.0], "std": [0.0], "height": 0, "width": 0})
+        ages, height, width = len(info["mean"]), info["height"], info["width"]
+        sides = all(1 < side <= grid_side(2000) and side % 4 == 1 for side in (height, width))
+        if not (sides and 1 < ages == len(info["std"]) and min(info["std"]) >= 0):
+            raise ValueError("means, deviations, height or width make no sense")
+    if cycle not in (None, ages):
+        raise UserError(f"{folder} was preprocessed for cycles of {ages} boards, not {cycle}: give --cycle {ages}, or")
+    with using(output / "df_info.csv", "0_preprocessing.py"):
+        rows = read_csv(output / "df_info.csv")
+        columns = {name: [row[name] for row in rows] for name in COLUMNS}
+        table = {name: np.array(cells, np.float64) for name, cells in columns.items() if name != "Group"}
+        pads = int((table["Timestep"] == 0).sum())
+        boards, times = len(rows) // pads, np.arange(len(rows)) // pads
+        ids, (x, y) = table["PadID"][:pads], (table[name] for name in "XY")
+        whole = (ids == ids.round()) & (np.abs(ids) <= LARGEST_ID)
+        if not (whole.all() and len(np.unique(ids)) == pads and np.array_equal(table["PadID"], np.tile(ids, boards))):
+            raise ValueError("not the same pads in the same order on all boards")
+        if not (boards % ages == 0 and (table["Timestep"] == times).all() and (table["Age"] == times % ages).all()):
+            raise ValueError("Timestep or Age out of order")
+        if not (min(x.min(), y.min()) >= 0 and x.max() < width and y.max() < height):
+            raise ValueError("pads off the board")
+        if not np.isfinite(table["Vol"]).all():
+            raise ValueError("Vol is not finite")
     files: list[Path] = []
     if (folder / "spi_measurement").is_dir():
         files = board_files(folder / "spi_measurement")
         if len(files) // ages * ages != boards:
-            raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {len(files)}: {again}")
+            raise UserError(f"{folder} was preprocessed with {boards} boards, now there are {len(files)}")
         # The authors' files do not know their boards.
         if "inputs" in info and digest_of([folder / "job.json", *files[:boards]]) != info["inputs"]:
-            raise UserError(f"{folder}: job.json or boards have changed since they were preprocessed: {again}")
-    if problem := _unfit_tests(tests, (boards // ages, ages, 1, height, width)):
-        raise UserError(f"{output / 'test_pcbs.pt'} {problem}: {again}")
-    volume = torch.from_numpy(table["Vol"]).view(boards, pads)
-    pad_ids = (table["PadID"][:pads] + 1).astype(int).tolist()
-    pixels = list(zip(y[:pads].long().tolist(), x[:pads].long().tolist()))
-    _note_left_out(files, ages, pad_ids, pixels, volume)
-    return Prepared(
-        folder=folder,
-        **{name: info[name] for name in ("mean", "std", "height", "width")},
-        volume=volume,
-        pad_ids=pad_ids,
-        x=x[:pads],
-        y=y[:pads],
-        test_pcbs=tests,
-    )
-
-
-def _again(folder: Path, cycle: int | None) -> str:
-    """The command that preprocesses `folder`."""
-    arguments = [] if cycle is None else ["--cycle", str(cycle)]
-    return command("0_preprocessing.py", "--data", str(folder.resolve()), *arguments)
-
-
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(type(v) is float and math.isfinite(v) for v in value)
-
-
-def _per_pad(value: Any) -> bool:
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    return dense and value.dim() == 1 and bool(value.isfinite().all())
-
-
-def _side(value: Any) -> bool:
-    return type(value) is int and 1 < value <= grid_side(2000) and value % 4 == 1
-
-
-# What pcb_info.pt holds.
-INFO: dict[str, Callable[[Any], bool]] = {
-    "mean": _numbers,
-    "std": lambda value: _numbers(value) and min(value) >= 0,
-    "height": _side,
-    "width": _side,
-    "pcb_mean": _per_pad,
-    "pcb_std": _per_pad,
-}
-
-
-def _require_sound(info: Any, path: Path, again: str) -> None:
-    for name, sound in INFO.items():
-        if not isinstance(info, Mapping) or not sound(info.get(name)):
-            raise UserError(f"{path} is damaged: its {name!r} is missing or not what preprocessing stores: {again}")
-    if len(info["mean"]) != len(info["std"]) or len(info["pcb_mean"]) != len(info["pcb_std"]):
-        raise UserError(f"{path} is damaged: means and deviations are not equally many: {again}")
-
-
-def _unfit_tests(tests: Any, shape: tuple[int, ...]) -> str | None:
-    """Why `tests` cannot be the test sequences; None where it can."""
-    if not isinstance(tests, Tensor) or tests.layout != torch.strided or tests.dtype != torch.float32:
-        return "is no dense tensor of float32"
-    if tests.shape != shape:
-        return f"does not fit pcb_info.pt and df_info.csv (shape {tuple(tests.shape)} instead of {shape})"
-    if not tests.isfinite().all():
-        return "holds nan or infinite values"
-    return None if tests.any() else "holds nothing but zeros"
-
-
-def _unordered(table: dict[str, np.ndarray], boards: int, pads: int, cycle: int) -> str | None:
-    """Why the rows are not those of `boards` boards with the same `pads` pads each, one board after the other."""
-    if not pads or not boards or len(table["Timestep"]) != boards * pads or boards % cycle:
-        return "not all boards have the same number of pads, or not all cycles of boards"
-    ids = table["PadID"][:pads]
-    if (ids != ids.round()).any() or np.abs(ids).max() > LARGEST_ID or len(np.unique(ids)) < pads:
-        return "PadIDs are no whole numbers, or not unique"
-    times = np.repeat(np.arange(boards), pads)
-    if (table["Timestep"] != times).any() or (table["Age"] != times % cycle).any():
-        return "Timestep or Age out of order"
-    if (table["PadID"] != np.tile(ids, boards)).any():
-        return "not the same pads in the same order on all boards"
-    return None if min(table["X"].min(), table["Y"].min()) >= 0 else "X or Y below 0"
-
-
-def _read_table(path: Path, again: str) -> dict[str, np.ndarray]:
-    """Columns of df_info.csv but for Group, (rows,) float64 each."""
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
-        header = rows.pop(0) if rows else []
-        if len(set(header)) < len(header):
-            raise ValueError("a column stands in it twice")
-        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        table = {name: np.array(columns[name], np.float64) for name in COLUMNS if name != "Group"}
-        if not all(np.isfinite(values).all() for values in table.values()):
-            raise ValueError("not all values are finite")
-    except (ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{path} is broken ({error}): {again}") from error
-    return table
+            raise UserError(f"{folder}: job.json or boards have changed since they were preprocessed")
+    with using(output / "test_pcbs.pt", "0_preprocessing.py"):
+        shape = boards // ages, ages, 1, height, width
+        if tests.shape != shape or tests.dtype != torch.float32 or not tests.isfinite().all() or not tests.any():
+            raise ValueError(f"expected finite float32 of shape {shape}, not all 0")
+    volume, pad_ids = torch.from_numpy(table["Vol"]).view(boards, pads), (ids + 1).astype(int).tolist()
+    x, y = (torch.from_numpy(values[:pads]) for values in (x, y))
+    _note_left_out(files, ages, pad_ids, list(zip(y.long().tolist(), x.long().tolist())), volume)
+    return Prepared(folder, info["mean"], info["std"], height, width, volume, pad_ids, x, y, tests)

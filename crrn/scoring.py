@@ -7,8 +7,7 @@ few cycles, whose pads are alike; how well the other cycles would have judged ea
 """
 
 import math
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,37 +17,44 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from common import distributed
-from common.cli import ArgumentParser, number_of
+from common.cli import number_of
 from common.files import UserError
 from common.metrics import threshold_for_fpr
 from common.runtime import autocast
 from crrn.boards import cycle_of
-from crrn.checkpoints import add_model_options, check_options, load_trained, result_folder
+from crrn.checkpoints import load_trained, model_folder
 from crrn.demo_boards import ensure_prepared
 from crrn.model.ConvRRN import ST_EncDec
+from crrn.options import parse_score
 from crrn.preprocess import Prepared
 from crrn.utils import at_pads, device_of, place, reconstruct
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained network, ready to score; `about` is the rest of its file."""
+    """A trained network, ready to score."""
 
     network: ST_EncDec
     path: Path
-    about: dict[str, Any]
+    metadata: dict[str, Any]  # what `load_trained` knows of it
     prepared: Prepared  # the boards that volumes are normalised by
     held_out: Tensor  # their cycles that thresholds come from, (n, cycle, 1, H, W)
     mean: Tensor  # volume of each pad, (P,)
     std: Tensor
-    options: Namespace
     device: torch.device
+    precision: str
+    batch_size: int
+    fpr: float
     thresholds: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the number of boards; found when needed
 
     @property
     def pad_ids(self) -> list[int]:
         """PadID of each pad, in the order of volumes and results, (P,)."""
         return self.prepared.pad_ids
+
+    def reconstruct(self, sequences: Tensor) -> Tensor:
+        """The network's reconstruction, (N, T, 1, H, W) like `sequences`."""
+        return reconstruct(self.network, sequences, self.batch_size, self.device, self.precision)
 
 
 class Scored(NamedTuple):
@@ -61,30 +67,23 @@ class Scored(NamedTuple):
     threshold: dict[str, Any]  # as `thresholds_of` gives it
 
 
-def add_scoring_options(parser: ArgumentParser) -> None:
-    """The options that `load` takes."""
-    add_model_options(parser, [0])
-    add = parser.add_argument_group("verdicts").add_argument
-    add("--fpr", type=float, default=0.01, help="share of fine pads that may be called wrong")
-    add("--batch_size", type=int, default=20, help="sequences at once")
-
-
 def load(**given: Any) -> Loaded:
     """The trained model that options of 3_score_boards.py name, such as data="my_boards", cycle=20; UserError where it
     is missing, damaged or of other boards."""
-    parser = ArgumentParser()
-    add_scoring_options(parser)
-    options = Namespace(**{**vars(parser.parse_args([])), **given})
-    check_options(options, batch_size=(1, 1e9), fpr=(1e-6, 0.5))
-    cycle = cycle_of(options.data, options.cycle)
-    device = distributed.join(device_of(options.gpu_ids, options.cpu))
-    autocast(device, options.precision)  # refuses what this device cannot do
+    options = vars(parse_score(["--boards", "unused"]))
+    if unknown := given.keys() - options.keys():
+        raise TypeError(f"{', '.join(unknown)}: expected options of 3_score_boards.py, {', '.join(options)}")
+    options |= given
+    cycle = cycle_of(options["data"], options["cycle"])
+    device = distributed.join(device_of(options["gpu_ids"], options["cpu"], options["device"]))
+    autocast(device, options["precision"])  # refuses what this device cannot do
     with distributed.first_alone():
-        prepared = ensure_prepared(options.data, cycle, options.result)
-    path = result_folder(options, prepared.folder) / "model_dictionary.pt"
-    network, about = load_trained(path, options, prepared, device)
-    _, held_out, mean, std = prepared.measured_cycles(options.held_out)
-    return Loaded(network, path, about, prepared, held_out, mean, std, options, device)
+        prepared = ensure_prepared(options["data"], cycle, options["result"])
+    path = options["checkpoint"] or model_folder(options, prepared.folder) / "model_dictionary.pt"
+    network, metadata = load_trained(path, options, prepared, device)
+    _, held_out, mean, std = prepared.measured_cycles(metadata["held_out"])
+    used = {name: options[name] for name in ("precision", "batch_size", "fpr")}
+    return Loaded(network, path, metadata, prepared, held_out, mean, std, device, **used)
 
 
 def score_boards(
@@ -104,15 +103,11 @@ def score_boards(
     values = normalised(volumes, model, names)
     if expected is None:
         images = place(values, *prepared.pixels, prepared.height, prepared.width)
-        output = reconstruct(model.network, images[None], 1, model.device, model.options.precision)[0]
-        expected = at_pads(output, *prepared.pixels)
+        expected = at_pads(model.reconstruct(images[None])[0], *prepared.pixels)
     error = values - expected
-    if where := _not_finite(error, names, model):
-        board, pad = divmod(int(values.abs().argmax()), values.size(1))
-        raise UserError(
-            f"{where}: no finite reconstruction in --precision {model.options.precision}; the volume furthest from "
-            f"normal is that of pad {model.pad_ids[pad]} in {names[board]}, by {values[board, pad]:.3g} deviations"
-        )
+    board, pad = divmod(int(values.abs().argmax()), values.size(1))
+    furthest = f"pad {model.pad_ids[pad]} in {names[board]} is {values[board, pad]:.3g} deviations from normal"
+    _require_finite(error, model, names, f"no finite reconstruction in --precision {model.precision}; {furthest}")
     threshold = threshold_for(len(values), model)
     verdicts = [[verdict_of(one, threshold) for one in board] for board in error.tolist()]
     return Scored(values, expected, error, verdicts, threshold)
@@ -121,31 +116,27 @@ def score_boards(
 def normalised(volumes: Tensor, model: Loaded, names: Sequence[str]) -> Tensor:
     """Volumes (N, P) in standard deviations from each pad's mean. UserError names board and pad where that is none."""
     values = ((volumes - model.mean) / model.std).float()
-    if where := _not_finite(values, names, model):
-        raise UserError(f"{where}: its volume cannot be normalised")
+    _require_finite(values, model, names, "its volume cannot be normalised")
     return values
+
+
+def _require_finite(values: Tensor, model: Loaded, names: Sequence[str], problem: str) -> None:
+    """UserError that names board and pad of the first of `values`, (T, P), that is nan or infinite."""
+    for board, pad in torch.nonzero(~values.isfinite()).tolist():
+        raise UserError(f"{names[board]}, pad {model.pad_ids[pad]}: {problem}")
 
 
 def threshold_for(length: int, model: Loaded) -> dict[str, Any]:
     """`thresholds_of` from the first `length` boards of each held-out cycle: reconstruction is harder or easier in
     shorter sequences, such as the last one to be judged may be."""
     if length not in model.thresholds:
-        options, shorter = model.options, model.held_out[:, :length]
-        output = reconstruct(model.network, shorter, options.batch_size, model.device, options.precision)
-        errors = at_pads(shorter - output, *model.prepared.pixels)
+        shorter = model.held_out[:, :length]
+        errors = at_pads(shorter - model.reconstruct(shorter), *model.prepared.pixels)
         if not errors.isfinite().all():
-            raise UserError(
-                f"the held-out boards of {model.prepared.folder} have no finite reconstruction in --precision "
-                f"{options.precision}: try fp32"
-            )
-        model.thresholds[length] = thresholds_of(errors.flatten(1), options.fpr)
+            boards = f"the held-out boards of {model.prepared.folder}"
+            raise UserError(f"no finite reconstruction of {boards} in --precision {model.precision}: try fp32")
+        model.thresholds[length] = thresholds_of(errors.flatten(1), model.fpr)
     return model.thresholds[length]
-
-
-def _not_finite(values: Tensor, names: Sequence[str], model: Loaded) -> str | None:
-    """Board and pad of the first of values (T, P) that is nan or infinite."""
-    wrong = torch.nonzero(~values.isfinite()).tolist()
-    return f"{names[wrong[0][0]]}, pad {model.pad_ids[wrong[0][1]]}" if wrong else None
 
 
 def thresholds_of(errors: Tensor, fpr: float) -> dict[str, Any]:
@@ -157,18 +148,16 @@ def thresholds_of(errors: Tensor, fpr: float) -> dict[str, Any]:
     """
     high, low = _limits(errors, fpr)
     met = []
-    for one, cycle in enumerate(errors):
-        others = torch.cat([errors[:one], errors[one + 1 :]])
-        limits = _limits(others, fpr) if len(others) else (math.nan, math.nan)
-        wrong = ((cycle > limits[0]) | (cycle < limits[1])).double().mean().item()
-        met.append(wrong if len(others) else math.nan)
+    for one, cycle in enumerate(errors if len(errors) > 1 else ()):
+        above, below = _limits(torch.cat([errors[:one], errors[one + 1 :]]), fpr)
+        met.append(((cycle > above) | (cycle < below)).double().mean().item())
     return {
         "excessive": high,
         "insufficient": low,
         "held_out_cycles": len(errors),
         "held_out_pads": errors.numel(),
         "fpr_asked": fpr,
-        "fpr_of_each_cycle_by_others": met,
+        "fpr_of_each_cycle_by_others": met or [math.nan],
     }
 
 
@@ -176,17 +165,16 @@ def _limits(errors: Tensor, fpr: float) -> tuple[float, float]:
     return threshold_for_fpr(errors, fpr / 2)[0], -threshold_for_fpr(-errors, fpr / 2)[0]
 
 
-def describe(threshold: dict[str, Any]) -> str:
+def describe(threshold: Mapping[str, Any]) -> str:
     """One line about where thresholds come from and how far they can be trusted."""
-    rates, cycles = threshold["fpr_of_each_cycle_by_others"], threshold["held_out_cycles"]
-    line = f"thresholds from {number_of(cycles, 'held-out cycle')}"
-    if cycles == 1:
+    line = f"thresholds from {number_of(threshold['held_out_cycles'], 'held-out cycle')}"
+    if threshold["held_out_cycles"] == 1:
         return f"{line}: there is no other one to judge it by, so the rate of false positives is unknown"
-    percent = ", ".join(f"{100 * rate:.1f}" for rate in rates)
+    percent = ", ".join(f"{100 * rate:.1f}" for rate in threshold["fpr_of_each_cycle_by_others"])
     return f"{line}; each judged by the others: {percent} % of fine pads called wrong"
 
 
-def verdict_of(error: float, threshold: dict[str, Any]) -> str:
+def verdict_of(error: float, threshold: Mapping[str, Any]) -> str:
     """ "excessive", "insufficient" or "fine". ValueError where error or thresholds are not finite."""
     if not all(map(math.isfinite, (error, threshold["excessive"], threshold["insufficient"]))):
         raise ValueError(f"error {error} against {threshold}: no verdict without finite numbers")

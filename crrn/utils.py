@@ -112,12 +112,16 @@ def make_colormaps(maps: Tensor | np.ndarray, limit: float = 1.0) -> np.ndarray:
     return colormaps["bwr"](scaled)[..., :3].transpose(0, 3, 1, 2)
 
 
-def device_of(gpu_ids: list[int], cpu: bool, deterministic: bool = False) -> torch.device:
-    """`pick_device` of those of `gpu_ids` that this machine has, or of any, where these are too few; says so."""
+def device_of(
+    gpu_ids: list[int], cpu: bool = False, name: str | None = None, deterministic: bool = False
+) -> torch.device:
+    """The device called `name`, else those of `gpu_ids` that this machine has, or any, where these are too few; says
+    so."""
+    if cpu or name:
+        return pick_device(name or "auto", cpu=cpu, deterministic=deterministic)
     count, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     ids = list(dict.fromkeys(number for number in gpu_ids if number < count))
-    if count and not cpu and (missing := [number for number in gpu_ids if number >= count]):
+    if count and (missing := [number for number in gpu_ids if number >= count]):
         ids = ids if len(ids) >= processes else list(range(count))[:processes]
         note(f"this machine has no GPU {', '.join(map(str, missing))}: using GPU {', '.join(map(str, ids))}")
-    names = None if cpu else ",".join(map(str, ids or gpu_ids))
-    return pick_device(gpu_ids=names, cpu=cpu, deterministic=deterministic)
+    return pick_device(gpu_ids=",".join(map(str, ids or gpu_ids)), deterministic=deterministic)
