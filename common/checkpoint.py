@@ -70,13 +70,8 @@ class Training:
         renames what is saved, where a paper's files promise other names, which `stored` then has no more."""
         self.path, self.kind, self.settings, self.fingerprint = path, kind, settings, fingerprint
         self.model, self.optimizers, self.device, self.seed = model, optimizers, device, seed
-        self.save_every, self.history_file, self.hide, self.layout, self.extra = (
-            save_every,
-            history_file,
-            hide,
-            layout,
-            extra,
-        )
+        self.save_every, self.history_file, self.hide = save_every, history_file, hide
+        self.layout, self.extra = layout, extra
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
         self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
