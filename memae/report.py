@@ -89,8 +89,8 @@ def _about(opt: Namespace, results: dict[str, Any]) -> list[str]:
         f"{results['videos']} test videos; {results['frames']} frames have a score and a label, "
         f"{results['abnormal_frames']} of them are abnormal. A frame's score is the mean error of the clip of "
         f"{opt.FrameNum} frames around it.",
-        f"The model: {results['chosen']}. AUCs are those of errors scaled to 0..1 per video, which looks at each whole "
-        "test video, and of raw errors; the frame difference, a plain baseline without training, is scored alike.",
+        f"The model: {results['chosen_on']}. AUCs are those of errors scaled to 0..1 per video, which looks at "
+        "each whole test video, and of raw errors; the frame difference, a baseline without training, is scored alike.",
     ]
     if results["tested_on_training_videos"]:
         parts.append("The test videos are the training videos: these scores say little about others.")

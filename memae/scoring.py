@@ -5,29 +5,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
-from common.runtime import channels_last
 from memae.options import TestOptions
-from memae.script_testing import reconstruct
-from memae.utils import device_of, error_maps, load_weights, make_model, require_fitting, setting_name
+from memae.utils import Scorer, load_scorer, model_path, require_fitting
 
 
 class Loaded(NamedTuple):
     """A trained model, ready to score."""
 
-    network: nn.Module
+    scorer: Scorer
     opt: Namespace
-    device: torch.device
 
 
 def load(**options: Any) -> Loaded:
     """The trained model that options of script_testing.py name, such as Dataset="mine". UserError where there is none,
     or it does not fit them."""
-    opt = TestOptions().parse([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    network, device = make_model(opt), device_of(opt)
-    load_weights(network, opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt", opt)
-    return Loaded(network.to(device, memory_format=channels_last(device, 5)).eval(), opt, device)
+    opt = TestOptions().parse([f"--{name}={value}" for name, value in options.items()])
+    return Loaded(load_scorer(opt, model_path(opt)), opt)
 
 
 def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +32,7 @@ def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndar
     frames: (T, H, W), or (T, H, W, 3) for a model of colours, uint8, of the size that the model was trained with.
     ValueError for other shapes, UserError where H and W do not fit the network.
     """
-    opt, network = model.opt, model.network
+    opt, scorer = model.opt, model.scorer
     clip = torch.tensor(frames if frames.ndim == 4 else frames[..., None]).movedim(-1, 0)  # (C, T, H, W)
     if clip.dim() != 4 or clip.dtype != torch.uint8 or len(clip) != opt.ImgChnNum or clip.size(1) < opt.FrameNum:
         raise ValueError(f"frames of shape {frames.shape}, {frames.dtype}: expected uint8, {opt.FrameNum} or more")
@@ -46,7 +40,7 @@ def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndar
     scores, maps = [], []
     for batch in torch.arange(clip.size(1) - opt.FrameNum + 1).split(opt.BatchSize):
         clips = torch.stack([clip[:, start : start + opt.FrameNum] for start in batch.tolist()])
-        errors = error_maps(*reconstruct(network, clips, opt, model.device), opt.ModelName)  # (B, FrameNum, H, W)
+        errors = scorer.maps(clips)  # (B, FrameNum, H, W)
         scores.append(errors.flatten(1).mean(dim=1).double().cpu())
         maps.append(errors[:, opt.FrameNum // 2].cpu())
     return torch.cat(scores).numpy(), torch.cat(maps).numpy()

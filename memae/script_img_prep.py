@@ -20,15 +20,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import answer_early, note, notes, number_of, progress, resumable, say, script
+from memae.options import PreparationOptions
+
+answer_early(__name__, PreparationOptions().parse)
+
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
 from common import images
-from common.cli import MAX_PIXELS, MAX_VALUE, ArgumentParser, goes_on, note, notes, number_of, progress, say, script
 from common.files import UserError, atomic_write, locked, plain, read_json, read_mat, read_text, reason, write_json
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
-from memae.options.base_options import HERE
 
 VIDEO_FILES = frozenset([
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
@@ -43,7 +46,6 @@ DATES = (
 )
 CLOCK = r"\D{0,3}(?P<H>[01]\d|2[0-3])\D?(?P<M>[0-5]\d)\D?(?P<S>[0-6]\d)(?:\D?(?P<f>\d+))?"
 RECORD = "prepared.json"
-MAX_SIZE = 4096
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
 # Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
 QUALITY = 100
@@ -334,14 +336,8 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
 
 
 def prepare(opt: Namespace) -> Path:
-    """Everything this script does; returns <DataRoot>/<Dataset>. opt: see `build_parser`."""
+    """Everything this script does; returns <DataRoot>/<Dataset>. opt: of `PreparationOptions`."""
     train, test = opt.Train, opt.Test
-    if opt.Input:
-        if train or test:
-            raise UserError("give --Input, or --Train and --Test, not both")
-        train, test = opt.Input / "Train", opt.Input / "Test"
-    if not train and not test:
-        raise UserError("nothing to prepare: give --Input, or --Train and --Test")
     root = opt.DataRoot / opt.Dataset
     train_videos = find_videos(train) if train else {}
     test_videos = find_videos(test) if test else {}
@@ -486,38 +482,12 @@ def _readable(video: Path) -> dict[int, bool]:
     return {number: image is not None for number, image in read_frames(video, f"counting {video.name}")}
 
 
-def build_parser() -> ArgumentParser:
-    """The options of this script."""
-    parser = ArgumentParser(
-        description="Prepare videos for MemAE: frames of one size, numbered, and labels.",
-        example="python memae/script_img_prep.py --Train my_normal_videos --Test my_videos --Dataset mine",
-    )
-    add = parser.add_argument_group("videos").add_argument
-    add("--Input", type=Path, help="folder with Train and Test in UCSD's layout; unset: --Train and --Test say")
-    add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
-    add("--Test", type=Path, help="videos to score; unset: none")
-    add("--Labels", type=Path, help="labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none")
-    add("--max_value", **MAX_VALUE)
-    add("--max_pixels", **MAX_PIXELS)
-
-    add = parser.add_argument_group("prepared data").add_argument
-    add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
-    add("--Dataset", default="UCSD_P2_256", help="name of the folder to make in DataRoot")
-    add("--Size", type=int, default=256, help="width and height of the frames, a multiple of 16 (of 32 for backbones)")
-    add("--ImgChnNum", type=int, choices=(1, 3), default=1, help="1: grey, 3: colour")
-    return parser
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     """Prepare the videos."""
-    opt = build_parser().parse_args(argv)
-    if not 16 <= opt.Size <= MAX_SIZE or opt.Size % 16:
-        raise UserError(f"--Size {opt.Size}: expected a multiple of 16 from 16 to {MAX_SIZE}")
-    if not opt.Dataset or opt.Dataset.startswith(".") or set(opt.Dataset) & set("/\\\0"):
-        raise UserError(f"--Dataset {opt.Dataset}: expected a plain name without slashes")
+    opt = PreparationOptions().parse(argv)
     images.set_max_pixels(opt.max_pixels)
-    with goes_on(opt.DataRoot / opt.Dataset):
+    with resumable(opt.DataRoot / opt.Dataset):
         root = prepare(opt)
     counts = {
         part: len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")

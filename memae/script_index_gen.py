@@ -10,13 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.cli import answer_early, note, progress, say, script
+from memae.options import IndexOptions
+
+answer_early(__name__, IndexOptions().parse)
+
 from scipy.io import savemat
 
-from common.cli import ArgumentParser, note, progress, say, script
 from common.files import UserError, locked
 from common.images import MARK, made_by, mark_synthetic
 from memae.data.video_datasets import frame_files, require_prepared, subfolders, windows
-from memae.options.base_options import HERE
 
 
 def index_part(root: Path, part: str, videos: dict[str, int], frame_num: int, stride: int) -> int:
@@ -47,21 +50,7 @@ def index_part(root: Path, part: str, videos: dict[str, int], frame_num: int, st
 @script
 def main(argv: list[str] | None = None) -> None:
     """Index both parts of a data set."""
-    parser = ArgumentParser(
-        description="Write the index files of all clips of a prepared data set.",
-        example="python memae/script_index_gen.py --Dataset mine --Stride 2",
-    )
-    add = parser.add_argument_group("data").add_argument
-    add("--DataRoot", type=Path, default=HERE / "dataset", help="folder of the prepared data sets")
-    add("--Dataset", default="UCSD_P2_256", help="folder in DataRoot")
-
-    add = parser.add_argument_group("clips").add_argument
-    add("--FrameNum", type=int, default=16, help="frames of a clip")
-    add("--Stride", type=int, default=1, help="frames between the starts of clips")
-    opt = parser.parse_args(argv)
-    for name in ("FrameNum", "Stride"):
-        if getattr(opt, name) < 1:
-            raise UserError(f"--{name} {getattr(opt, name)}: expected at least 1")
+    opt = IndexOptions().parse(argv)
     root = opt.DataRoot / opt.Dataset
     parts = [part for part in ("Train", "Test") if (root / part).is_dir()]
     if not parts:
@@ -72,11 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         # All is looked at before an index is replaced.
         for part in ("Train", "Test"):
             require_prepared(root / part)
-        found = {
+        videos = {
             part: {name: len(frame_files(root / part / name)) for name in subfolders(root / part)} for part in parts
         }
         command = made_by(root) if (root / MARK).is_file() else None
-        counts = {part: index_part(root, part, videos, opt.FrameNum, opt.Stride) for part, videos in found.items()}
+        counts = {part: index_part(root, part, videos[part], opt.FrameNum, opt.Stride) for part in parts}
         if command:  # the index of generated videos is generated, too
             mark_synthetic(root, command)
     say(f"{root}: " + ", ".join(f"{count} clips in {part}_idx" for part, count in counts.items()))

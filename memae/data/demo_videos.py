@@ -13,7 +13,7 @@ from skimage import data as textures
 
 from common.cli import say
 from common.images import new_synthetic_folder, synthetic
-from memae.options.base_options import HERE
+from memae.options import PreparationOptions
 
 DATASET = "Walkers_64"  # the data set that stands in for one that is missing
 RAW = "Walkers_raw"
@@ -24,22 +24,21 @@ TRAIN_VIDEOS, TEST_VIDEOS = 3, 4
 EPOCHS = 20  # enough for the stand-in data
 
 
-def ensure_data(opt: Namespace) -> None:
-    """Where the default data set is asked for and missing, take the stand-in, made if need be, and say so.
+def with_data(opt: Namespace) -> Namespace:
+    """`opt`, naming the stand-in where the default data set is asked for and missing; it is made if need be.
 
     Asked for by its name, the stand-in is made in DataRoot, if need be.
     """
     if "Dataset" in opt.given and opt.Dataset == DATASET and not (opt.DataRoot / DATASET).exists():
         folder = make_prepared(opt.DataRoot)
         say(f"made generated videos in {folder} (not real data)")
-        return
-    if "Dataset" in opt.given or "DataRoot" in opt.given or (HERE / "dataset" / opt.Dataset).exists():
-        return
-    wanted, opt.Dataset = opt.Dataset, DATASET
-    folder = HERE / "dataset" / DATASET
+    if "Dataset" in opt.given or "DataRoot" in opt.given or (opt.DataRoot / opt.Dataset).exists():
+        return opt
+    folder = opt.DataRoot / DATASET
     if not folder.exists():
-        make_prepared(HERE / "dataset")
-    say(f"{wanted} is not in {HERE / 'dataset'}: using generated videos instead, {folder} (not real data)")
+        make_prepared(opt.DataRoot)
+    say(f"{opt.Dataset} is not in {opt.DataRoot}: using generated videos instead, {folder} (not real data)")
+    return Namespace(**vars(opt) | {"Dataset": DATASET})
 
 
 def make_prepared(data_root: Path, frames: int = 80, size: int = 64, seed: int = 0) -> Path:
@@ -53,7 +52,7 @@ def make_prepared(data_root: Path, frames: int = 80, size: int = 64, seed: int =
     if not synthetic(folder):
         with new_synthetic_folder(folder, "python memae/script_training.py") as new:
             argv = ["--Input", str(raw), "--DataRoot", str(new.parent), "--Dataset", new.name, "--Size", str(size)]
-            script_img_prep.prepare(script_img_prep.build_parser().parse_args(argv))
+            script_img_prep.prepare(PreparationOptions().parse(argv))
     return folder
 
 

@@ -317,6 +317,10 @@ class VideoDataset(Dataset):
         self.store = FrameStore(paths, self.channels, self.limit_gib, spill=self.root.parent)
         self.size = self.store.size  # height and width
 
+    def forget(self) -> None:
+        """Give the memory of the decoded frames back."""
+        vars(self).pop("store", None)
+
     def fingerprint(self) -> str:
         """Tells whether two data sets have the same clips of the same frames, wherever they lie."""
         clips = zlib.crc32(repr(self.clips).encode())

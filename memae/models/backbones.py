@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.files import UserError
 from memae.models.convolutions import convolve, longer_than
+from memae.options.base_options import DEPTHS
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per stage
 STEM_CHANNELS = 64
@@ -23,8 +24,6 @@ Triple = tuple[int, int, int]
 class Plan:
     """What distinguishes the backbones. Strides not named here are 2 in space from the second stage on, else 1."""
 
-    default_depth: int
-    depths: tuple[int, ...]
     stem_kernel: Triple
     stem_stride_t: int
     pool_stride_t: int = 1
@@ -36,9 +35,9 @@ class Plan:
 
 
 PLANS = {
-    "slowonly": Plan(18, tuple(BLOCKS), (1, 7, 7), 8, inflate=(False, False, True, True)),
-    "csn": Plan(152, (50, 101, 152), (3, 7, 7), 1, temporal_strides=(1, 2, 2, 2), channel_separated=True, bn_eps=1e-3),
-    "resnet3d": Plan(18, tuple(BLOCKS), (3, 7, 7), 2, pool_stride_t=2, pool2=True),
+    "slowonly": Plan((1, 7, 7), 8, inflate=(False, False, True, True)),
+    "csn": Plan((3, 7, 7), 1, temporal_strides=(1, 2, 2, 2), channel_separated=True, bn_eps=1e-3),
+    "resnet3d": Plan((3, 7, 7), 2, pool_stride_t=2, pool2=True),
 }
 
 
@@ -147,10 +146,9 @@ def make_backbone(name: str, depth: int | None = None, in_channels: int = 1) -> 
     """slowonly, csn or resnet3d of a depth, None for 18, 152 and 18. UserError for unknown names and depths."""
     if name not in PLANS:
         raise UserError(f"backbone {name!r} is unknown: use conv3d, {', '.join(PLANS)}")
-    plan = PLANS[name]
-    if depth is not None and depth not in plan.depths:
-        raise UserError(f"there is no {name} of depth {depth}: use {', '.join(map(str, plan.depths))}")
-    return ResNet3d(plan, depth or plan.default_depth, in_channels)
+    if depth is not None and depth not in DEPTHS[name]:
+        raise UserError(f"there is no {name} of depth {depth}: use {', '.join(map(str, DEPTHS[name]))}")
+    return ResNet3d(PLANS[name], depth or DEPTHS[name][0], in_channels)
 
 
 def from_mmaction(state: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:

@@ -3,12 +3,19 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from common.cli import REPORT_HELP, YES_NO
+from common.cli import REPORT_HELP, YES_NO, whole
 from memae.options.base_options import HERE, BaseOptions
+
+# What script_eval_video.py uses; it takes the rest, too.
+EVALUATION = {
+    "data", "DataRoot", "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth",
+    "MemDim", "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "UseCUDA", "cpu", "device", "IsDeter", "precision",
+    "ModelRoot", "ModelFilePath", "OutRoot", "report",
+}  # fmt: skip
 
 
 class TestOptions(BaseOptions):
-    """The original's testing options, and Backbone, BackboneDepth, cpu, precision, CacheGiB, WorstFrames, report."""
+    """The original's testing options, and more."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
@@ -17,20 +24,27 @@ class TestOptions(BaseOptions):
         description: str = "Score the videos in <DataRoot>/<Dataset>/Test with a trained model.",
         example: str = "python memae/script_testing.py --Dataset mine --BatchSize 8",
         only: Collection[str] | None = None,
+        silent: bool = False,
     ):
-        super().__init__(description, example, only)
-        add = self._group("testing")
+        super().__init__(description, example, only, silent)
+        add = self.group("testing")
         add("--Mode", choices=("eval",), default="eval", help="accepted, unused")
-        add("--BatchSize", type=int, default=1, help="clips per pass")
-        add("--ModelFilePath", type=Path, help="checkpoint; unset: <ModelRoot>/<setting>.pt")
+        add("--BatchSize", type=whole(1), default=1, help="clips per pass")
+        add("--ModelRoot", type=Path, default=HERE / "models", help="folder of the trained models")
+        add("--ModelFilePath", "--checkpoint", type=Path, help="trained model; unset: <ModelRoot>/<setting>.pt")
 
-        add = self._group("output")
-        add("--OutRoot", type=Path, default=HERE / "results", help="folder of the results")
-        add("--WorstFrames", type=int, default=6, help="frames per video to draw with their error maps; 0: none")
+        add = self.group("output")
+        add("--OutRoot", "--output", type=Path, default=HERE / "results", help="folder of the results")
+        worst = "frames per video to draw with their error maps; 0: none"
+        add("--WorstFrames", type=whole(0, 1000), default=6, help=worst)
         add("--report", **YES_NO, default=False, help=f"script_eval_video.py: {REPORT_HELP}")
 
-    def parse(self, argv=None):
-        """As `BaseOptions.parse`."""
-        opt = super().parse(argv)
-        self._require(opt, "WorstFrames", opt.WorstFrames >= 0, "at least 0")
-        return opt
+
+def evaluation_options() -> TestOptions:
+    """Of script_eval_video.py."""
+    return TestOptions(
+        "Evaluate the scores of script_testing.py, with the same options.",
+        "python memae/script_eval_video.py --Dataset mine --report",
+        only=EVALUATION,
+        silent=True,
+    )

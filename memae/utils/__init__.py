@@ -1,15 +1,15 @@
-"""What MemAE's scripts share: names, paths, models, losses and scores."""
+"""What MemAE's scripts share: names, models, reconstructions and their errors."""
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common import checkpoint
 from common.files import UserError
-from common.runtime import pick_device
+from common.runtime import autocast, channels_last, pick_device
 from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem
 
 
@@ -34,9 +34,36 @@ def make_model(opt: Namespace) -> nn.Module:
     return AutoEncoderCov3DMem(opt.ImgChnNum, opt.MemDim, opt.ShrinkThres, opt.Backbone, depth)
 
 
-def device_of(opt: Namespace) -> torch.device:
-    """The device that UseCUDA and cpu ask for; where there is no GPU, the CPU, in so many words. Applies IsDeter."""
-    return pick_device("cuda" if opt.UseCUDA and not opt.cpu else "cpu", deterministic=opt.IsDeter)
+class Scorer(NamedTuple):
+    """A trained network, and how it scores clips."""
+
+    network: nn.Module
+    method: str  # MemAE or AE
+    device: torch.device
+    precision: str
+    batch_size: int
+    threads: int
+
+    @torch.no_grad()
+    def maps(self, frames: Tensor) -> Tensor:
+        """`error_maps` (B, T, H, W) of clips (B, C, T, H, W), uint8."""
+        x = normalise(frames, self.device)
+        with autocast(self.device, self.precision):
+            output, _ = reconstruct(self.network, x)
+        return error_maps(output, x, self.method)
+
+
+def load_scorer(opt: Namespace, path: Path) -> Scorer:
+    """The network that the options name, with the weights in `path`. UserError as `load_weights` raises it."""
+    device, network = pick_device(opt.device, deterministic=opt.IsDeter), make_model(opt)
+    load_weights(network, path, opt)
+    network.to(device, memory_format=channels_last(device, 5)).eval()
+    return Scorer(network, opt.ModelName, device, opt.precision, opt.BatchSize, opt.NumWorker)
+
+
+def model_path(opt: Namespace) -> Path:
+    """Of the weights that the options name."""
+    return opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
 
 
 def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
@@ -70,6 +97,14 @@ def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
 def normalise(frames: Tensor, device: torch.device) -> Tensor:
     """uint8 0..255 -> float32 [-1, 1] on `device`: ToTensor, then mean 0.5 and standard deviation 0.5."""
     return frames.to(device, non_blocking=True).float().div_(255).sub_(0.5).div_(0.5)
+
+
+def reconstruct(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Clips (B, C, T, H, W) in [-1, 1] -> their reconstructions, of the same shape and type, and MemAE's weights w_hat
+    (B, M, T', H', W') of the memory items."""
+    out = network(x)
+    output, w_hat = (out["output"], out["att"]) if isinstance(out, dict) else (out, None)
+    return output.to(x.dtype), w_hat
 
 
 def error_maps(output: Tensor, x: Tensor, model_name: str) -> Tensor:

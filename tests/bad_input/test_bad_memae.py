@@ -109,7 +109,6 @@ CASES = [
     *options(
         "img_prep",
         "--Size 0", "--Size 24", "--Size 1000000", "--Size x", "--ImgChnNum 2", "--Dataset ../x", "--Dataset ''",
-        "--Dataset .x",
         (f"--Dataset {LONG}", "too long"), ("--Input {place}/none", "none"),
         ("--Input {place}/labels.txt", "labels.txt"),
         ("--Train {place}/raw/Train", "not both"),
@@ -163,7 +162,7 @@ CASES = [
     *options(
         "index_gen",
         "--FrameNum 0", "--FrameNum -1", "--FrameNum x", "--Stride 0", "--Stride 1.5", ("--Dataset none", "none"),
-        ("--Dataset ''", "data/Train"),
+        "--Dataset ''",
         (f"--Dataset {LONG}", "too long"), ("--DataRoot {place}/none", "none"),
         ("--DataRoot {place}/labels.txt", "labels.txt"), ("--framenum 8", "--FrameNum"),
         ("--Dataset 'a\0b'", "NUL"), "--Stride", ("more", "more"), ("--Dataset ../raw/Test", "raw/Test"),
@@ -276,7 +275,7 @@ CASES = [
     }),
     *options(
         "export",
-        "--Size 0", ("--Size 40", "multiples of 16"), "--Size 8192", "--Size x", ("--FrameNum 12", "--FrameNum 12"),
+        "--Size 0", ("--Size 40", "multiples of 16"), "--Size 8192", "--Size x", "--FrameNum 12",
         ("--Size 48 --Backbone resnet3d", "multiples of 32"), ("--MemDim 9", "MemDim9"),
         ("--MemDim 9 --ModelFilePath {place}/" + MODEL, "4 items"),
         ("--ModelName AE --ModelFilePath {place}/" + MODEL, "has a memory"),

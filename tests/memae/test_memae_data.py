@@ -18,9 +18,11 @@ from scipy.io import loadmat, savemat
 from common.cli import MAX_PIXELS
 from common.files import UserError, locked
 from common.images import set_max_pixels, synthetic
-from memae import script_eval_video, script_img_prep, script_index_gen, script_training
+from memae import script_img_prep, script_index_gen, script_training
 from memae.data import VideoDataset, VideoDatasetOneDir, demo_videos, video_datasets
 from memae.data.video_datasets import load_batches, read_index, subfolders, windows
+from memae.options import TestOptions
+from memae.options.base_options import HERE
 from memae.script_img_prep import labels_from_intervals, labels_from_masks, read_intervals
 from tests.helpers import refused
 
@@ -100,7 +102,7 @@ def test_a_preparation_stopped_by_ctrl_c_tells_that_it_goes_on(tmp_path, capsys,
     with monkeypatch.context() as patch:
         patch.setattr(script_img_prep, "prepare_video", stopped)
         assert prep(*argv) == 130
-    assert "what is done is kept in" in (told := capsys.readouterr().out) and "the same command goes on" in told
+    assert "progress is saved in" in (told := capsys.readouterr().out) and "run the same command" in told
     assert [path.name for path in (tmp_path / "out/d/Train").iterdir()] == ["one"]
     assert prep(*argv) == 0 and len(list((tmp_path / "out/d/Train").iterdir())) == 2
 
@@ -128,7 +130,7 @@ def test_colour_frames_keep_their_colour_only_with_three_channels(tmp_path):
 
 def test_the_published_interval_file(tmp_path):
     videos = [f"Test{k:03d}" for k in range(1, 13)]
-    found = read_intervals(script_img_prep.HERE / "data/UCSDped2.m", videos)
+    found = read_intervals(HERE / "data/UCSDped2.m", videos)
     assert found["Test001"] == [(61, 180)] and found["Test009"] == [(1, 120)] and found["Test012"] == [(88, 180)]
     (tmp_path / "x.m").write_text("T{end+1}.gt_frame = [5:90, 140:200];\nT{end+1}.gt_frame = [];\n")
     assert read_intervals(tmp_path / "x.m", ["a", "b"]) == {"a": [(5, 90), (140, 200)], "b": []}
@@ -152,7 +154,7 @@ def test_bad_preparations(tmp_path, capsys):
     refused(capsys, script_img_prep.main, base, "nothing to prepare")
     refused(capsys, script_img_prep.main, ["--Input", tmp_path / "none", *base], "none")
     refused(capsys, script_img_prep.main, [*test, "--Input", tmp_path], "not both")
-    refused(capsys, script_img_prep.main, [*test[:-1], "100"], "--Size 100", "16")
+    refused(capsys, script_img_prep.main, [*test[:-1], "100"], "--Size", "100")
     refused(capsys, script_img_prep.main, [*test, "--Dataset", "../d"], "--Dataset")
     refused(capsys, script_img_prep.main, [*test, "--Sise", "3"], "--Size")
     refused(capsys, script_img_prep.main, [*test, "--Labels", tmp_path / "nowhere"], "nowhere")
@@ -191,7 +193,7 @@ def test_sources_that_are_ambiguous_or_uneven(tmp_path, capsys):
     grey(1, (8, 16)).save(tmp_path / "v/a/003.png")
     refused(capsys, script_img_prep.main, argv, "003.png is 16 x 8", "001.png 16 x 16")
     for size in (0, 24, 1_000_000):
-        refused(capsys, script_img_prep.main, [*argv[:-1], size], f"--Size {size}", "16 to 4096")
+        refused(capsys, script_img_prep.main, [*argv[:-1], size], f"--Size: '{size}'")
     assert not (tmp_path / "out").exists()
     shutil.rmtree(tmp_path / "v/a")
     make_video(tmp_path / "v/a", 3, size=(16, 32))
@@ -245,12 +247,13 @@ def test_training_videos_that_are_tested_on(tmp_path, capsys):
     assert prep(*argv, tmp_path / "v", "--Dataset", "same") == 0
     assert (
         "scores mean little" in capsys.readouterr().out
-        and script_eval_video._prepared(tmp_path / "same")["same_videos"]
+        and json.loads((tmp_path / "same/prepared.json").read_text())["same_videos"]
     )
     make_video(tmp_path / "w/a", 18)
     assert prep(*argv, tmp_path / "w", "--Dataset", "other") == 0
     assert (
-        "little" not in capsys.readouterr().out and not script_eval_video._prepared(tmp_path / "other")["same_videos"]
+        "little" not in capsys.readouterr().out
+        and not json.loads((tmp_path / "other/prepared.json").read_text())["same_videos"]
     )
 
 
@@ -809,14 +812,9 @@ def test_demo_videos(tmp_path):
 
 
 def test_the_stand_in_is_prepared_marked_and_guarded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo_videos, "HERE", tmp_path)
-
-    class Options:
-        given = ()
-        Dataset = "UCSD_P2_256"
-
-    opt = Options()
-    demo_videos.ensure_data(opt)
+    opt = TestOptions().parse([])
+    opt.DataRoot = tmp_path / "dataset"
+    opt = demo_videos.with_data(opt)
     folder = tmp_path / "dataset" / demo_videos.DATASET
     assert opt.Dataset == demo_videos.DATASET and synthetic(folder)
     assert "UCSD_P2_256 is not in" in capsys.readouterr().out
@@ -834,6 +832,5 @@ def test_the_stand_in_is_prepared_marked_and_guarded(tmp_path, monkeypatch, caps
     argv = ["--Input", tmp_path / "dataset" / demo_videos.RAW, "--DataRoot", tmp_path, "--Dataset", "x", "--Size", 16]
     assert prep(*argv) == 0 and synthetic(tmp_path / "x")
     # A data set asked for by name is never replaced.
-    opt.given, opt.Dataset = ("Dataset",), "UCSD_P2_256"
-    demo_videos.ensure_data(opt)
-    assert opt.Dataset == "UCSD_P2_256"
+    opt = TestOptions().parse(["--Dataset", "UCSD_P2_256"])
+    assert demo_videos.with_data(opt) is opt

@@ -12,7 +12,7 @@ from memae import script_training
 from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem, EntropyLossEncap, MemModule
 from memae.models.backbones import ResNet3d, from_mmaction, make_backbone
 from memae.options import TestOptions, TrainOptions
-from memae.utils import clip_errors, load_weights, make_model
+from memae.utils import clip_errors, load_weights, make_model, reconstruct
 from tests.parity.cases import assert_float32, assert_gradients, assert_parity, authors_state, case, draw, fill, filled
 
 BACKBONES = {
@@ -30,8 +30,8 @@ def test_autoencoders(name):
     model = AutoEncoderCov3DMem(1, 50, 0.0025) if memory else AutoEncoderCov3D(1)
     filled(model, settings["keys"])
     x = draw(settings["input_seed"], *settings["shape"])
-    options = TrainOptions().parse(["--ModelName", "MemAE" if memory else "AE"])
-    losses, output = script_training.losses_of(model, x, options, torch.device("cpu"))
+    output, w_hat = reconstruct(model, x)
+    losses = script_training.losses_of(output, w_hat, x, alpha=0.0002)
     losses["loss"].backward()
     assert_parity(output.flatten()[::13], arrays["output_train"])
     assert_parity(losses["recon_loss"], arrays["recon_loss"])
@@ -117,9 +117,8 @@ def test_an_mmaction_checkpoint_loads(tmp_path):
     torch.save(
         {"meta": {"epoch": 3}, "state_dict": {**state, "cls_head.fc_cls.weight": torch.zeros(4, 512)}}, tmp_path / "a"
     )
-    options.BackboneWeights = tmp_path / "a"
     model = make_model(options)
-    script_training._load_backbone(model, options)
+    script_training.load_backbone(model, tmp_path / "a", 1)
     colour.load_state_dict(fill(colour.state_dict()))
     grey = draw(3, 1, 1, 16, 32, 32, dtype=torch.float32)
     with torch.no_grad():
@@ -128,11 +127,11 @@ def test_an_mmaction_checkpoint_loads(tmp_path):
         )
     options.Backbone = "resnet3d"
     with pytest.raises(UserError, match="does not fit"):
-        script_training._load_backbone(make_model(options), options)
+        script_training.load_backbone(make_model(options), tmp_path / "a", 1)
     for content in (None, [1], {"state_dict": None}, {"state_dict": [1]}, {1: torch.ones(1)}, {"a": "b"}, {"a": None}):
         torch.save(content, tmp_path / "a")
         with pytest.raises(UserError, match=r"a .*(damaged|does not fit)"):
-            script_training._load_backbone(model, options)
+            script_training.load_backbone(model, tmp_path / "a", 1)
     assert from_mmaction({"conv1.conv.weight": torch.ones(2, 3, 1, 7, 7)}, 3)["conv1.conv.weight"].shape[1] == 3
 
 

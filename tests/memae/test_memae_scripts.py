@@ -24,7 +24,7 @@ from memae.models import AutoEncoderCov3D
 from memae.options import TestOptions, TrainOptions
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
-from memae.utils import clip_errors, device_of, setting_name
+from memae.utils import clip_errors, load_scorer, setting_name
 from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,10 +108,10 @@ def test_generated_videos_are_made_where_they_are_asked_for(tmp_path, monkeypatc
     made = []
     monkeypatch.setattr(demo_videos, "make_prepared", lambda root: made.append(root) or root / demo_videos.DATASET)
     opt = TestOptions().parse(["--Dataset", demo_videos.DATASET, "--DataRoot", str(tmp_path)])
-    demo_videos.ensure_data(opt)
+    assert demo_videos.with_data(opt) is opt
     assert made == [tmp_path] and "not real data" in capsys.readouterr().out
     (tmp_path / demo_videos.DATASET).mkdir()
-    demo_videos.ensure_data(opt)
+    demo_videos.with_data(opt)
     assert len(made) == 1
 
 
@@ -165,7 +165,7 @@ def test_a_finished_training_is_not_repeated_and_can_go_on(videos, tmp_path, cap
     assert script_training.main([*argv, "--EpochNum", "1"]) == 0
     assert "is trained for 1 epochs already" in capsys.readouterr().out and file.read_bytes() == before
     assert script_training.main([*argv, "--EpochNum", "3"]) == 0
-    refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "3 epochs already", "--resume no")
+    refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "trained for 3 epochs", "--resume no")
     whole = tmp_path / "whole"
     assert script_training.main(paths(videos, whole, "--EpochNum", "3")) == 0
     assert (whole / f"models/{NAME}.pt").read_bytes() == file.read_bytes()
@@ -198,7 +198,7 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
-    assert results["frames"] == 9 and results["abnormal_frames"] == 4 and results["chosen"] == "last epoch"
+    assert results["frames"] == 9 and results["abnormal_frames"] == 4 and results["chosen_on"] == "last epoch"
     assert f"{results['auc']:.4f}" in out and f"{results['baseline_auc']:.4f}" in out
     assert (folder / "acc.txt").read_text() == f"{videos / 'stripes'}\nAUC: {results['auc']}\n"
     rows = list(csv.DictReader((folder / "scores.csv").open()))
@@ -213,7 +213,7 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     assert script_testing.main([*argv, "--ModelFilePath", str(trained / f"models/{NAME}.pt")]) == 0
     assert {path.name for path in folder.rglob("*.*")} == {"c.npy", "c.jpg", "testing.json"}
     assert script_eval_video.main(argv) == 0
-    assert json.loads((folder / "results.json").read_text())["chosen"] == "by --ModelFilePath"
+    assert json.loads((folder / "results.json").read_text())["chosen_on"] == "by --ModelFilePath"
 
 
 def test_an_interrupted_testing_goes_on(videos, trained, tmp_path, capsys, monkeypatch):
@@ -456,12 +456,11 @@ def test_scores_of_clips():
 
 
 def test_baseline_is_the_mean_difference(videos):
-    opt = TestOptions().parse([])
     folder = videos / "stripes/Test/c"
     frames = [np.asarray(Image.open(path), float) for path in sorted(folder.iterdir())]
     steps = [np.abs(b - a).mean() for a, b in itertools.pairwise(frames)]
     expected = [np.mean(steps[k : k + 15]) for k in range(9)]
-    np.testing.assert_allclose(script_eval_video.difference_scores(folder, np.arange(9, 18), opt), expected)
+    np.testing.assert_allclose(script_eval_video.difference_scores(folder, np.arange(9, 18), 1, 16), expected)
 
 
 def test_worst_clips_are_apart():
@@ -477,7 +476,7 @@ def test_bad_training_data(videos, tmp_path, capsys):
     frame = tmp_path / "stripes/Train/a/003.jpg"
     content = frame.read_bytes()
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(frame)
-    refused(capsys, script_training.main, argv, "other frames", "--resume no")
+    refused(capsys, script_training.main, argv, "other data", "--resume no")
     frame.write_bytes(content[: len(content) // 2])
     refused(capsys, script_training.main, argv, "003.jpg")
     frame.unlink()
@@ -519,9 +518,7 @@ def test_bad_testing(videos, trained, tmp_path, capsys):
     state = torch.load(model, weights_only=True)
     state["decoder.9.bias"] = torch.full((1,), 3e38)  # its square is infinite
     torch.save(state, tmp_path / "huge.pt")
-    refused(
-        capsys, script_testing.main, [*argv, "--ModelFilePath", tmp_path / "huge.pt"], "c are not finite", "huge.pt"
-    )
+    refused(capsys, script_testing.main, [*argv, "--ModelFilePath", tmp_path / "huge.pt"], "c are not finite")
     del state["mem_rep.memory.weight"]
     torch.save(state, tmp_path / "ae.pt")
     refused(capsys, script_testing.main, [*argv, "--ModelFilePath", tmp_path / "ae.pt"], "no memory")
@@ -569,7 +566,7 @@ def test_bad_evaluation(videos, trained, tmp_path, capsys):
         refused(capsys, script_eval_video.main, argv, "testing", *words)
 
     for content in ([], {}, None, stored | {"videos": None}, stored | {"settings": []}):
-        with_tested(content, "damaged", "script_testing.py")
+        with_tested(content, "damaged")
     for frames in (None, "all", [True] * 9, [*range(9, 17), 17.0], list(range(-9, 0)), list(range(8, 17)), [18]):
         with_tested(stored | {"videos": {"c": {"scored_frames": frames}}}, "frames 9 to 17 of c")
     with_tested(stored | {"videos": {}}, "frames 9 to 17 of c")
@@ -581,7 +578,7 @@ def test_bad_evaluation(videos, trained, tmp_path, capsys):
     capsys.readouterr()
     assert script_eval_video.main(argv) == 0  # no abnormal frame at all: no AUC, but scores and plots
     assert "no AUC: all 9 labelled frames are normal" in capsys.readouterr().out
-    assert json.loads((folder / "results.json").read_text())["chosen"] == "unknown"
+    assert json.loads((folder / "results.json").read_text())["chosen_on"] == "unknown"
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(videos, tmp_path, capsys):
@@ -592,14 +589,14 @@ def test_a_loss_that_is_not_finite_keeps_what_was_saved(videos, tmp_path, capsys
     torch.save(content, state)
     before = state.read_bytes()
     argv = paths(videos, tmp_path, "--EpochNum", "2")
-    refused(capsys, script_training.main, argv, "epoch 1, iteration 2", "--LR", "--resume no")
+    refused(capsys, script_training.main, argv, "epoch 2, step 1", "learning rate")
     assert state.read_bytes() == before
 
 
 def test_weights_that_are_not_finite_are_not_saved(videos, tmp_path, capsys):
     """After a fine loss, the step itself ruins them."""
     argv = paths(videos, tmp_path, "--EpochNum", "1", "--LR", "1e39")
-    refused(capsys, script_training.main, argv, "weights are not finite", "--LR", "--resume no")
+    refused(capsys, script_training.main, argv, "parameters are not finite", "learning rate")
     assert not list((tmp_path / "models").rglob("*.pt"))
     assert script_training.main(paths(videos, tmp_path, "--EpochNum", "1")) == 0
 
@@ -611,9 +608,8 @@ def test_damaged_training_states(videos, trained, tmp_path, capsys):
     content = torch.load(state, weights_only=True)
     for name, value in (
         ("scaler", None), ("scaler", {"scale": "much"}), ("settings", []), ("model", None), ("optimizer", 3),
-        ("epoch", -1), ("step", True), ("iteration", 1.0), ("log_end", None), ("seconds", float("nan")),
-        ("sums", [0.0]), ("history", [{}]), ("fingerprint", 5), ("optimizer", {}), ("iteration", 7), ("step", 2),
-        ("history", []),
+        ("epoch", -1), ("step", True), ("log_end", None), ("seconds", float("nan")),
+        ("sums", {"loss": None}), ("history", [{}]), ("fingerprint", 5), ("optimizer", {}), ("step", 7),
     ):  # fmt: skip
         torch.save(content | {name: value}, state)
         refused(capsys, script_training.main, argv, "_resume.pt")
@@ -629,7 +625,7 @@ def test_the_backbones_weights_belong_to_the_training(videos, tmp_path, capsys, 
         Image.open(path).resize((32, 32)).save(path)
     loaded = []
     monkeypatch.setattr(script_training, "make_model", lambda opt: AutoEncoderCov3D(1))
-    monkeypatch.setattr(script_training, "_load_backbone", lambda model, opt: loaded.append(opt.BackboneWeights))
+    monkeypatch.setattr(script_training, "load_backbone", lambda model, path, channels: loaded.append(path))
     file, other = tmp_path / "pretrained.pth", tmp_path / "other.pth"
     file.write_text("weights")
     other.write_text("other weights")
@@ -660,11 +656,14 @@ def test_checkpoints_of_others(videos, trained, tmp_path, capsys, prefix):
     refused(capsys, script_testing.main, argv, "no checkpoint")
 
 
-def test_deterministic_algorithms_are_asked_for(videos):
+def test_deterministic_algorithms_are_asked_for(trained):
     before = torch.are_deterministic_algorithms_enabled()
     try:
         for text in ("yes", "no"):
-            device_of(TrainOptions().parse(["--UseCUDA", "no", "--IsDeter", text]))
+            load_scorer(
+                TestOptions().parse(["--UseCUDA", "no", "--IsDeter", text, "--MemDim", "8"]),
+                trained / f"models/{NAME}.pt",
+            )
             assert torch.are_deterministic_algorithms_enabled() == (text == "yes")
     finally:
         torch.use_deterministic_algorithms(before, warn_only=True)
@@ -719,7 +718,7 @@ def test_defaults_on_a_fresh_clone_and_ctrl_c(tmp_path):
     output = "".join(lines) + rest
     assert process.returncode == 130 and "Traceback" not in error, error
     assert "UCSD_P2_256 is not in" in output and "not real data" in output and "--EpochNum" in output
-    assert "To continue: python memae/script_training.py" in output
+    assert "run the same command to resume" in output or "nothing was saved yet" in output
     assert (repo / "memae/dataset/Walkers_64/SYNTHETIC").is_file()
     assert {path.name for path in repo.iterdir()} == {"common", "memae"}
 

@@ -14,7 +14,7 @@ import torch
 from common import distributed
 from memae import script_testing, script_training
 from memae.options import TrainOptions
-from memae.utils import make_model
+from memae.utils import make_model, reconstruct
 
 folder, (training, testing) = Path(sys.argv[1]), json.loads(sys.argv[2])
 device = distributed.join(torch.device("cpu"))
@@ -26,7 +26,7 @@ clips = torch.rand(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
 
 def gradients(network, x, weight):
     model.zero_grad()
-    losses, _ = script_training.losses_of(network, x, opt, device)
+    losses = script_training.losses_of(*reconstruct(network, x), x, opt.EntropyLossWeight)
     (weight * losses["loss"]).backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
