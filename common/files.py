@@ -527,3 +527,30 @@ def append_text(path: str | Path, text: str) -> None:
     if first_process():
         with naming(path, "the rows before are kept"), Path(path).open("ab") as file:
             file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def marked_line(content: Any) -> str:
+    """A line with `content` as JSON behind its digest, for files that grow: `read_marked_lines` reads them."""
+    text = json.dumps(plain(content))
+    return f"{_mark(text.encode())} {text}\n"
+
+
+def _mark(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def read_marked_lines(path: Path) -> list[Any]:
+    """What was given to `marked_line` for each line of a file, None where it is damaged; not a last one cut off."""
+    try:
+        lines = [line.partition(b" ") for line in regular(path).read_bytes().split(b"\n")[:-1]]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    content: list[Any] = []
+    for mark, _, text in lines:
+        try:
+            content.append(json.loads(text) if mark == _mark(text).encode() else None)
+        except (ValueError, RecursionError):  # not written here
+            content.append(None)
+    return content

@@ -238,8 +238,8 @@ def say_promise(threshold: Mapping[str, Any]) -> None:
     """Say where the threshold keeps a higher false-positive rate than the one asked for."""
     if threshold["promised_fpr"] > threshold["fpr"]:
         say(
-            f"{number_of(threshold['images'], 'good image')} cannot vouch for a false-positive rate of "
-            f"{threshold['fpr']:g}, only for {threshold['promised_fpr']:.2g}: the threshold is their highest score"
+            f"{number_of(threshold['images'], 'good image is', 'good images are')} too few for --fpr "
+            f"{threshold['fpr']:g} (lowest possible: {threshold['promised_fpr']:.2g})"
         )
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import importlib
-import json
-import math
 import os
 import warnings
 from argparse import Namespace
@@ -22,13 +20,13 @@ from torch import Tensor, nn
 
 from common.cli import (
     complain,
-    goes_on,
     note,
     notes,
     number_of,
     out_of_memory,
     printable,
     progress,
+    resumable,
     say,
 )
 from common.files import (
@@ -38,10 +36,10 @@ from common.files import (
     digest,
     first_process,
     locked,
+    marked_line,
     plain,
     read_json,
-    reason,
-    regular,
+    read_marked_lines,
     require_writable,
     write_csv,
     write_json,
@@ -72,6 +70,20 @@ class Scored(NamedTuple):
     map: np.ndarray
 
 
+def scored(
+    images: np.ndarray | Sequence[np.ndarray],
+    score: Callable[[list[np.ndarray]], Iterable[tuple[float, np.ndarray]]],
+    threshold: Mapping[str, Any] | None,
+    floats: tuple[float, float] | None = None,
+) -> Scored | list[Scored]:
+    """What `score` finds in one image, or in each of several, (H, W, 3) uint8 each, or finite floats in the range
+    `floats`, which it gets as float32. ValueError for other arrays."""
+    one = isinstance(images, np.ndarray) and images.ndim == 3
+    listed = [_checked(image, floats) for image in ([images] if one else images)]
+    found = [Scored(float(value), verdict_of(value, threshold), amap) for value, amap in score(listed)]
+    return found[0] if one else found
+
+
 def _checked(image: np.ndarray, floats: tuple[float, float] | None) -> np.ndarray:
     """The image as `scored` promises it, contiguous."""
     image = np.asarray(image)
@@ -87,36 +99,18 @@ def _checked(image: np.ndarray, floats: tuple[float, float] | None) -> np.ndarra
     return image
 
 
-def scored(
-    images: np.ndarray | Sequence[np.ndarray],
-    score: Callable[[list[np.ndarray]], Iterable[tuple[float, np.ndarray]]],
-    threshold: Mapping[str, Any] | None,
-    floats: tuple[float, float] | None = None,
-) -> Scored | list[Scored]:
-    """What `score` finds in one image, or in each of several, (H, W, 3) uint8 each, or finite floats in the range
-    `floats`, which it gets as float32. ValueError for other arrays."""
-    one = isinstance(images, np.ndarray) and images.ndim == 3
-    listed = [_checked(image, floats) for image in ([images] if one else images)]
-    found = [Scored(float(value), verdict_of(value, threshold), amap) for value, amap in score(listed)]
-    return found[0] if one else found
-
-
-def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: float | None) -> dict[str, Any] | None:
-    """`threshold` with what --threshold and --pixel_threshold put in its place, which promises no error rate."""
-    given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
-    if any(not math.isfinite(value) for value in given.values()) or given.get("pixel", 1) <= 0:
-        raise UserError("--threshold is a finite number, --pixel_threshold one above 0")
-    if threshold and len(given) < 2:
-        say_promise(threshold)
-    if not given:
-        return threshold
-    kept = threshold or {"image": None, "pixel": None}
-    return {"image": kept["image"], "pixel": kept["pixel"], **given, "given": list(given)}
-
-
-def source_of(images: Sequence[Path]) -> Path:
-    """The one file or folder of --images, or the folder that holds all of several."""
-    return images[0].resolve() if len(images) == 1 else _root(images)
+def named_images(images: Sequence[Path]) -> dict[str, Path]:
+    """The images of --images by name, the path relative to the folder that holds all. UserError as `image_files`."""
+    if len(images) > 1:  # the shell's folder/* names whatever lies there
+        unlike = {path for path in images if path.is_file() and path.suffix.lower() not in EXTENSIONS}
+        others = [path for path in images if is_junk(path.name) or path in unlike]
+        note_left_out(others, "of --images that are hidden, the system's own, or not in a supported image format")
+        images = [path for path in images if path not in others]
+        if not images:
+            raise UserError("--images names no image: expected files such as .png, .jpg or .tif, or their folders")
+    paths = [_absolute(source) / path.relative_to(source) for source in images for path in image_files(source)]
+    root = _root(images)
+    return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def _absolute(path: Path) -> Path:
@@ -127,37 +121,64 @@ def _root(images: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in images]))
 
 
-def _is_other(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() not in EXTENSIONS
-
-
-def named_images(images: Sequence[Path]) -> dict[str, Path]:
-    """The images of --images by name, the path relative to the folder that holds all. UserError as `image_files`."""
-    if len(images) > 1:  # the shell's folder/* names whatever lies there
-        others = [path for path in images if is_junk(path.name) or _is_other(path)]
-        note_left_out(others, "of --images that are hidden, the system's own, or not in a supported image format")
-        images = [path for path in images if path not in others]
-        if not images:
-            raise UserError("--images names no image: expected files such as .png, .jpg or .tif, or their folders")
-    paths = [_absolute(source) / path.relative_to(source) for source in images for path in image_files(source)]
-    root = _root(images)
-    return {path.relative_to(root).as_posix(): path for path in paths}
+def _source_of(images: Sequence[Path]) -> Path:
+    """The one file or folder of --images, or the folder that holds all of several."""
+    return images[0].resolve() if len(images) == 1 else _root(images)
 
 
 def default_output(folder: Path, images: Sequence[Path]) -> Path:
     """folder/<name of the images' folder>; where that has results of other images, with its parent's name before it,
     and else with a digest of its path behind it, too."""
-    source = source_of(images)
+    source = _source_of(images)
     both = f"{source.parent.name}_{source.name}"
     last = folder / f"{both}_{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
-    return next((path for path in (folder / source.name, folder / both) if _is_of(path, source)), last)
+    return next((path for path in (folder / source.name, folder / both) if is_of(path, images=source)), last)
 
 
-def _is_of(output: Path, source: Path) -> bool:
-    """Whether `output` holds no results of other images than those in `source`."""
+def is_of(output: Path, **source: Path) -> bool:
+    """Whether `output` holds no results of anything else than `source`, such as images=folder."""
     found = [read_json(output / RESULTS)] if (output / RESULTS).exists() else []
     found += [line for line in read_marked_lines(output / PROGRESS)[:1] if line is not None]
-    return all(isinstance(about, dict) and about.get("images") == plain(source) for about in found)
+    wanted = plain(source).items()
+    return all(isinstance(content, dict) and content.items() >= wanted for content in found)
+
+
+class Journal:
+    """progress.jsonl in the folder `output`, with which an interrupted scoring resumes: a line for what the results
+    depend on (`key`: source, model, settings), then one for each part that is scored, whatever the method keeps of it.
+
+        with locked(output):
+            journal = Journal(output, key, boards=folder)  # UserError where it holds results of others
+            journal.start(rows)                            # those of journal.lines that still hold
+            for ...:
+                journal.add(row)
+
+    lines: what earlier calls have added, if with the same key, but for damaged lines; before: the file's own key, None
+    where it is damaged; all_lines: what was added with that one.
+    """
+
+    def __init__(self, output: Path, key: Mapping[str, Any], **source: Path):
+        if not is_of(output, **source):
+            [(name, place)] = source.items()
+            raise UserError(f"{output} holds results of other {name} than {place}: choose another --output")
+        self.path, self.key = output / PROGRESS, plain(key)
+        self.before, *lines = read_marked_lines(self.path) or [self.key]
+        if damaged := lines.count(None):
+            note(f"{number_of(damaged, 'damaged line')} in {self.path}: scored again")
+        self.all_lines = [line for line in lines if line is not None]
+
+    @property
+    def lines(self) -> list[Any]:
+        return self.all_lines if self.before == self.key else []
+
+    def start(self, rows: Iterable[Any]) -> None:
+        """Write the key and these rows in place of what is there."""
+        with atomic_write(self.path, "w") as file:
+            file.writelines(map(marked_line, [self.key, *rows]))
+
+    def add(self, *rows: Any) -> None:
+        """Add rows, at once and whole."""
+        append_text(self.path, "".join(map(marked_line, rows)))
 
 
 class _Row(NamedTuple):
@@ -171,65 +192,73 @@ class _Row(NamedTuple):
     error: str = ""
 
 
+@dataclass(frozen=True)
+class FolderScorer:
+    """What `score_folder` scores images with.
+
+    file: the model's; score(images): what is found in each image (H, W, 3), uint8 or float in 0..1; metadata: for
+    results.json, of all that the scores depend on beside the model's file; threshold: as `metrics.thresholds` gives it;
+    column: the score's name in scores.csv; size: (height, width) that the network takes, and max_value: white in 16-bit
+    images, to say which images do not fit them.
+    """
+
+    file: Path
+    score: Callable[[list[np.ndarray]], Sequence[Scored]]
+    metadata: Mapping[str, Any]
+    threshold: Mapping[str, Any] | None
+    batch_size: int = 1
+    column: str = "score"
+    size: tuple[int, int] | None = None
+    max_value: int | None = None
+    hide: bool = False  # the progress bar
+
+
 def score_folder(
-    given: Namespace,
+    options: Namespace,
     output: Path,
-    model: Path,
+    scorer: FolderScorer,
     files: Mapping[str, Sequence[Path]],
     read: Callable[[str], np.ndarray],
-    score: Callable[[list[np.ndarray]], Sequence[Scored]],
-    batch_size: int,
-    about: Mapping[str, Any],
-    threshold: Mapping[str, Any] | None,
-    score_name: str = "score",
-    hide: bool = False,
-    size: tuple[int, int] | None = None,
-    max_value: int | None = None,
 ) -> int:
     """Score images in batches; returns the exit status, 1 where some could not be scored.
 
-    given: the options of `add_scoring_options`; files: of each image by its name, a relative path; read(name): the
-    image, (H, W, 3) uint8, or float in 0..1; score(images): what is found in each; size: (height, width) that the
-    network takes, and max_value: white in 16-bit images, to say which images do not fit them. Writes to `output` per
-    image its map (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/, JPEG) and, with a
-    threshold, the mask of defective pixels (masks/, PNG); when all are done, scores.csv (path, <score_name>, threshold,
-    verdict, error) and results.json with `about`; an earlier call's are removed before. progress.jsonl keeps what is
-    scored: the same call goes on where it was interrupted, computes what is new or has changed, and judges the rest by
-    the threshold of now. UserError where `output` holds results of other images.
+    options: those of `add_scoring_options`; files: of each image by its name, a relative path; read(name): the image.
+    Writes to `output` per image its map (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/,
+    JPEG) and, with a threshold, the mask of defective pixels (masks/, PNG); when all are done, scores.csv (path, score,
+    threshold, verdict, error) and results.json; an earlier call's are removed before. A `Journal` keeps what is scored:
+    the same call goes on where it was interrupted, computes what is new or has changed, and judges the rest by the
+    threshold of now. UserError where `output` holds results of other images.
     """
-    threshold = with_given(threshold, given.threshold, given.pixel_threshold)
-    for folder in given.images:
+    threshold = with_given(scorer.threshold, options.threshold, options.pixel_threshold)
+    for folder in options.images:
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--output {output} lies in --images {folder}: its pictures would be scored the next time")
-    source, journal, limit = source_of(given.images), output / PROGRESS, threshold["pixel"] if threshold else None
-    about = plain({"images": source, "model_sha256": digest(model), **about, "maps": given.maps})
+    source, limit = _source_of(options.images), threshold["pixel"] if threshold else None
+    key = {"images": source, "model_sha256": digest(scorer.file), **scorer.metadata, "maps": options.maps}
     reduced = []  # images whose overlays are
     require_writable(output)
-    with locked(output):
-        if not _is_of(output, source):
-            raise UserError(f"{output} holds results of other images than {source}: choose another --output")
-        rows = _rows_before(output, about, files)
-        with atomic_write(journal, "w") as file:
-            file.writelines(map(marked_line, [about, *rows.values()]))
+    with locked(output), resumable(output):
+        journal = Journal(output, key, images=source)
+        rows = _rows_before(journal, output, files)
+        journal.start(rows.values())
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
             say(f"continuing after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
-        _note_unfit([paths[0] for paths in files.values()], size, max_value)
-        work = [(left[i : i + batch_size], score) for i in range(0, len(left), batch_size)]
+        _note_unfit([paths[0] for paths in files.values()], scorer.size, scorer.max_value)
+        work = [(left[i : i + scorer.batch_size], scorer.score) for i in range(0, len(left), scorer.batch_size)]
         judged = [row for row in rows.values() if row.name in files and row.limit != limit]
         work += [([row.name], partial(_stored, output, row)) for row in judged]
         if work:  # the pictures change: what an earlier call has found is not true of them
             for name in ("scores.csv", RESULTS):
                 (output / name).unlink(missing_ok=True)
-        with goes_on(output):
-            for names, find in progress(work, "scoring", hide=hide):
-                new = [_Row(name, _digests(files[name])) for name in names]
-                for i, found in enumerate(_found(names, read, find)):
-                    new[i] = _drawn(output, new[i], found, limit, given.maps == "full")
-                    if not isinstance(found, str) and max(found[0].shape) > LONGEST_JPEG:
-                        reduced.append(names[i])
-                rows.update((row.name, row) for row in new)
-                append_text(journal, "".join(map(marked_line, new)))
+        for names, find in progress(work, "scoring", hide=scorer.hide):
+            new = [_Row(name, _digests(files[name])) for name in names]
+            for i, found in enumerate(_found(names, read, find)):
+                new[i] = _drawn(output, new[i], found, limit, options.maps == "full")
+                if not isinstance(found, str) and max(found[0].shape) > LONGEST_JPEG:
+                    reduced.append(names[i])
+            rows.update((row.name, row) for row in new)
+            journal.add(*new)
         if reduced:
             note(
                 f"reduced {number_of(len(reduced), 'overlay')} to {LONGEST_JPEG} pixels, the most that a JPEG file can "
@@ -240,19 +269,30 @@ def score_folder(
             note(f"{words} not among those given now and left out, such as {others[0]}")
         done = [(row := rows[name], verdict_of(row.score, threshold)) for name in files]
         table = [[row.name, row.score, verdict and threshold["image"], verdict, row.error] for row, verdict in done]
-        write_csv(output / "scores.csv", ["path", score_name, "threshold", "verdict", "error"], table)
+        write_csv(output / "scores.csv", ["path", scorer.column, "threshold", "verdict", "error"], table)
         counts = {
             "scored": sum(row.score is not None for row, _ in done),
             "defective": sum(verdict == "defective" for _, verdict in done),
             "failed": sum(row.error != "" for row, _ in done),
         }
-        summary = {**about, "model": str(model), "threshold": threshold, "finished": True, **counts, "notes": notes()}
-        write_json(output / RESULTS, summary)
+        summary = {**journal.key, "model": str(scorer.file), "threshold": threshold, "finished": True, **counts}
+        write_json(output / RESULTS, {**summary, "notes": notes()})
     defective = f", {counts['defective']} defective" if threshold and threshold["image"] is not None else ""
     say(f"{number_of(counts['scored'], 'image')} scored{defective}: {output}")
     if counts["failed"] and first_process():
         complain(f"{number_of(counts['failed'], 'image')} could not be scored, or not shown: scores.csv says why")
     return 1 if counts["failed"] else 0
+
+
+def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: float | None) -> dict[str, Any] | None:
+    """`threshold` with what --threshold and --pixel_threshold put in its place, which promises no error rate."""
+    given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
+    if threshold and len(given) < 2:
+        say_promise(threshold)
+    if not given:
+        return threshold
+    kept = threshold or {"image": None, "pixel": None}
+    return {"image": kept["image"], "pixel": kept["pixel"], **given, "given": list(given)}
 
 
 def _note_unfit(paths: Sequence[Path], size: tuple[int, int] | None, max_value: int | None) -> None:
@@ -267,18 +307,15 @@ def _note_unfit(paths: Sequence[Path], size: tuple[int, int] | None, max_value: 
         note_squeezed(readable, size, "scores mean little unless the training images were of that shape, too")
 
 
-def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
+def _rows_before(journal: Journal, output: Path, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
     """What calls with the same model and settings have found in images, by name, but for images that have changed since
     or could not be scored."""
-    head, *lines = read_marked_lines(output / PROGRESS) or [about]
-    enlarged = head != about == {**about, "maps": "full"} and head == {**about, "maps": "network"}
-    if head != about and not enlarged:
-        note(f"{output} holds scores of another model or other settings, or damaged ones: all images are scored anew")
+    enlarged = journal.key == {**journal.key, "maps": "full"} and journal.before == {**journal.key, "maps": "network"}
+    if journal.before != journal.key and not enlarged:
+        note(f"{output} holds scores of another model or other settings, or damaged ones: scoring all images again")
         return {}
-    if damaged := lines.count(None):
-        note(f"{number_of(damaged, 'damaged line')} in {output / PROGRESS}: scored again")
     names = {plain(name): name for name in files}  # that are no UTF-8 are kept in the form in which they are written
-    found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in lines if line is not None]
+    found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in journal.all_lines]
     rows = {row.name: row for row in found if not row.error}
     kept = {
         name: row._replace(limit=-1.0) if enlarged else row  # no threshold of ours: its pictures are drawn again
@@ -288,33 +325,6 @@ def _rows_before(output: Path, about: Any, files: Mapping[str, Sequence[Path]]) 
     if changed := [name for name in rows if name not in kept]:
         note(f"{number_of(len(changed), 'image')} changed, or maps of theirs, such as {changed[0]}: scored again")
     return kept
-
-
-def marked_line(content: Any) -> str:
-    text = json.dumps(plain(content))
-    return f"{_mark(text.encode())} {text}\n"
-
-
-def _mark(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
-def read_marked_lines(path: Path) -> list[Any]:
-    """What was given to `marked_line` for each line of a file, None where it is damaged; not a last one cut off."""
-    try:
-        lines = [line.partition(b" ") for line in regular(path).read_bytes().split(b"\n")[:-1]]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    return [_parsed(text) if mark == _mark(text).encode() else None for mark, _, text in lines]
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # not written here
-        return None
 
 
 def _digests(paths: Sequence[Path]) -> list[str]:

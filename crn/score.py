@@ -30,7 +30,7 @@ from common.cli import script
 from common.files import UserError
 from common.images import read_image, set_max_pixels
 from common.runtime import channels_last, pick_device
-from common.scoring import Scored, default_output, score_folder, scored
+from common.scoring import FolderScorer, Scored, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
 from crn.options import HERE, LARGEST_SIDE, defaults
 from crn.training import utils
@@ -106,20 +106,14 @@ def main(argv: list[str] | None = None) -> int:
             return read(items[name], kind).movedim(0, -1).numpy()
         return np.asarray(read_image(items[name].path, model.settings.max_value))
 
-    return score_folder(
-        opt,
-        opt.output or default_output(HERE / "results" / model_name(opt.model_input), opt.images),
-        opt.model_input,
-        {name: item.paths for name, item in items.items()},
-        read_one,
-        partial(score_images, model=model),
-        1,
-        {"trained_on": model.content.get("data"), "score": opt.score, "imsize": model.settings.imsize, "dataset": kind},
-        model.threshold,
-        f"score_{opt.score}",
-        size=(model.settings.imsize, model.settings.imsize),
-        max_value=None if kind == "RoadImages" else model.settings.max_value,
-    )
+    settings = model.settings
+    metadata = {"trained_on": model.content.get("data"), "score": opt.score, "imsize": settings.imsize, "dataset": kind}
+    scorer = FolderScorer(
+        opt.model_input, partial(score_images, model=model), metadata, model.threshold, column=f"score_{opt.score}",
+        size=(settings.imsize, settings.imsize), max_value=None if kind == "RoadImages" else settings.max_value,
+    )  # fmt: skip
+    output = opt.output or default_output(HERE / "results" / model_name(opt.model_input), opt.images)
+    return score_folder(opt, output, scorer, {name: item.paths for name, item in items.items()}, read_one)
 
 
 def model_name(path: Path) -> str:

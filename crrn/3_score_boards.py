@@ -32,12 +32,14 @@ from common.files import (
     atomic_write,
     first_process,
     locked,
+    marked_line,
     plain,
     read_json,
+    read_marked_lines,
     write_csv,
     write_json,
 )
-from common.scoring import PROGRESS, marked_line, read_marked_lines
+from common.scoring import PROGRESS
 from crrn.boards import Boards, board_files, digest_of, is_synthetic, read_boards, read_layout
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared

@@ -26,7 +26,7 @@ import numpy as np
 from common.cli import say, script
 from common.images import read_image, set_max_pixels
 from common.runtime import pick_device
-from common.scoring import Scored, default_output, named_images, score_folder, scored
+from common.scoring import FolderScorer, Scored, default_output, named_images, score_folder, scored
 from csflow.config import MODEL_SETTINGS, Config, complete
 from csflow.evaluate import NO_THRESHOLD, thresholds_of
 from csflow.model import CSFlow, load_extractor, load_model, require_same_weights
@@ -87,12 +87,15 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {name: config.as_dict()[name] for name in MODEL_SETTINGS},  # the authors' files hold none
         "score": config.score,
     }
-    return score_folder(
-        given, given.output or default_output(config.result_dir, given.images), config.model_file,
-        {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name], config.max_value)), partial(score_images, model=model), 1,
-        metadata, model.threshold, f"score_{config.score}", config.hide_tqdm_bar, config.img_size, config.max_value,
+    scorer = FolderScorer(
+        config.model_file, partial(score_images, model=model), metadata, model.threshold,
+        column=f"score_{config.score}", size=config.img_size, max_value=config.max_value, hide=config.hide_tqdm_bar,
     )  # fmt: skip
+    output = given.output or default_output(config.result_dir, given.images)
+    files = {name: [path] for name, path in paths.items()}
+    return score_folder(
+        given, output, scorer, files, lambda name: np.asarray(read_image(paths[name], config.max_value))
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common.files import UserError, using
 from common.images import read_image, set_max_pixels
 from common.metrics import thresholds
 from common.runtime import autocast, pick_device, reuse_memory
-from common.scoring import Scored, default_output, named_images, score_folder, scored
+from common.scoring import FolderScorer, Scored, default_output, named_images, score_folder, scored
 from riad.run import device_of
 from riad.source import procedure
 from riad.source.agent import Agent
@@ -103,19 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     file = given.checkpoint or chosen_checkpoint()
     model = load(file, device, given.fpr, given.precision, given.batch_score)
     max_value = model.stored["settings"]["max_value"]
-    return score_folder(
-        given,
-        given.output or default_output(file.absolute().parent.parent / "scores", given.images),
-        file,
-        {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name], max_value)),
-        partial(score_images, model=model),
-        model.batch_score,
-        {"trained_on": model.stored["data"], "precision": model.agent.precision},
-        model.threshold,
-        size=model.agent.size,
-        max_value=max_value,
-    )
+    scorer = FolderScorer(
+        file, partial(score_images, model=model),
+        {"trained_on": model.stored["data"], "precision": model.agent.precision}, model.threshold,
+        model.batch_score, size=model.agent.size, max_value=max_value,
+    )  # fmt: skip
+    output = given.output or default_output(file.absolute().parent.parent / "scores", given.images)
+    files = {name: [path] for name, path in paths.items()}
+    return score_folder(given, output, scorer, files, lambda name: np.asarray(read_image(paths[name], max_value)))
 
 
 def chosen_checkpoint() -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from common import cli, scoring
 from common.files import UserError, digest, read_csv
 from common.metrics import MaskedPixels, rates, thresholds, upsample, verdict_of
-from common.scoring import Scored, default_output, named_images, score_folder, scored, with_given
+from common.scoring import FolderScorer, Journal, Scored, default_output, named_images, score_folder, scored, with_given
 
 NAMES = [f"part/{k}.png" for k in range(7)]
 LIMIT = {"image": 3.5, "pixel": 3.5, "images": 20, "fpr": 0.05, "promised_fpr": 0.05}
@@ -62,10 +62,11 @@ def run(
     paths = files or named_images(given["images"])
     listed = {name: [path] for name, path in paths.items()}
     try:
-        status = score_folder(
-            Namespace(**given), place / "out", place / model, listed, read or read_one, score or compute, batch_size,
-            {"epochs": 1}, threshold, hide=True, size=size, max_value=max_value,
+        scorer = FolderScorer(
+            place / model, score or compute, {"epochs": 1}, threshold, batch_size, size=size, max_value=max_value,
+            hide=True,
         )  # fmt: skip
+        status = score_folder(Namespace(**given), place / "out", scorer, listed, read or read_one)
     except KeyboardInterrupt:
         status = 130
     return status, asked
@@ -92,7 +93,7 @@ def test_thresholds_and_rates(capsys):
     assert few["image"] == 2.0 and capsys.readouterr().out == ""
     rates(few, np.zeros(2), np.zeros(2))
     with_given(few, 1.0, None)
-    assert capsys.readouterr().out.count("2 good images cannot vouch") == 2
+    assert capsys.readouterr().out.count("2 good images are too few for --fpr 0.1 (lowest possible: 0.33)") == 2
     with_given(few, 1.0, 1.0)  # nothing is judged by what they vouch for
     assert capsys.readouterr().out == ""
     assert verdict_of(5, None) == "" == verdict_of(None, found)
@@ -106,9 +107,6 @@ def test_thresholds_of_ones_own():
     assert with_given(LIMIT, 7.0, None) == {"image": 7.0, "pixel": 3.5, "given": ["image"]}  # no promise
     found = with_given(None, None, 2.0)
     assert found == {"image": None, "pixel": 2.0, "given": ["pixel"]} and verdict_of(9, found) == ""
-    for wrong in ((float("nan"), None), (None, 0.0), (None, float("inf"))):
-        with pytest.raises(UserError, match="--pixel_threshold"):
-            with_given(LIMIT, *wrong)
 
 
 def test_arrays():
@@ -202,7 +200,7 @@ def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):
     run(place)
     kept = [place / "out" / name for name in ("scores.csv", "results.json")]
     run(place)
-    assert all(path.exists() for path in kept) and "scored anew" not in capsys.readouterr().out
+    assert all(path.exists() for path in kept) and "scoring all images again" not in capsys.readouterr().out
     (place / "model").write_bytes(b"other weights")
     assert run(place, stop=4) == (130, [0, 1, 3, 4, 5]) and not any(path.exists() for path in kept)
     assert "scores of another model or other settings" in capsys.readouterr().out
@@ -355,11 +353,11 @@ def test_names_that_spreadsheets_would_take_for_formulas(place):
 def test_overlays_beyond_jpegs_limit_are_reduced(place):
     long = np.zeros((20, 70000, 3), np.uint8)
     table = {"long.png": place / "images/part/0.png"}
-    status = score_folder(
-        Namespace(images=[place / "images"], maps="network", threshold=None, pixel_threshold=None), place / "out",
-        place / "model", {"long.png": [table["long.png"]]}, lambda name: long,
-        lambda images: [Scored(9.0, "", np.array([[0, 9]], np.float32))], 1, {}, LIMIT, hide=True,
-    )  # fmt: skip
+    options = Namespace(images=[place / "images"], maps="network", threshold=None, pixel_threshold=None)
+    scorer = FolderScorer(
+        place / "model", lambda images: [Scored(9.0, "", np.array([[0, 9]], np.float32))], {}, LIMIT, hide=True
+    )
+    status = score_folder(options, place / "out", scorer, {"long.png": [table["long.png"]]}, lambda name: long)
     assert status == 0 and summary(place)["scored"] == 1
     assert Image.open(place / "out/overlays/long.png.jpg").size == (65500, 19)
     assert Image.open(place / "out/masks/long.png.png").size == (70000, 20)
@@ -447,3 +445,20 @@ def test_refusals(place, monkeypatch):
     monkeypatch.setattr(scoring, "_save_pictures", full)
     assert run(place)[0] == 1  # the scores are kept, and say what is missing
     assert rows(place)[0]["score"] == "0.0" and "no space" in rows(place)[0]["error"]
+
+
+def test_journal(tmp_path):
+    cli._notes.clear()
+    key = {"boards": tmp_path / "new", "model": "m"}
+    journal = Journal(tmp_path, key, boards=tmp_path / "new")
+    journal.start([])
+    journal.add([0, "a"], [1, "b"])
+    journal.add([2, "c"])
+    text = journal.path.read_text()
+    assert Journal(tmp_path, key, boards=tmp_path / "new").lines == [[0, "a"], [1, "b"], [2, "c"]]
+    journal.path.write_text(text.replace('"b"', '"x"')[:-3])  # one damaged, the last one cut off
+    assert Journal(tmp_path, key, boards=tmp_path / "new").lines == [[0, "a"]]
+    assert cli.notes() == [f"1 damaged line in {journal.path}: scored again"]
+    assert Journal(tmp_path, {**key, "model": "other"}, boards=tmp_path / "new").lines == []
+    with pytest.raises(UserError, match="results of other boards"):
+        Journal(tmp_path, key, boards=tmp_path / "old")
