@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import checkpoint
 from common.files import UserError
 from csflow.config import Config, complete
 from csflow.freia_funcs import ParallelPermute
@@ -53,7 +52,8 @@ def test_flow_loss_scores_map_and_gradients(name):
     model = get_cs_flow_model(settings["n_feat"], **config_of(settings).flow)
     ours = from_authors(state)
     model.load_state_dict(ours)
-    z, log_det = model.double()(inputs_of(settings))
+    x = inputs_of(settings)
+    z, log_det = model.double()(x)
     loss = get_loss(z, log_det)
     loss.backward()
     for s in range(3):
@@ -64,6 +64,12 @@ def test_flow_loss_scores_map_and_gradients(name):
     assert_parity(scores["std"], arrays["score_std"])
     assert_parity(scores["mean"], arrays["score_mean"])
     assert_parity(anomaly_maps(z), arrays["map0"])
+
+    with torch.no_grad():
+        back, log_det_back = model.reverse(z)
+    for s in range(3):
+        torch.testing.assert_close(back[s], x[s], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_det_back[s], -log_det[s], rtol=1e-4, atol=1e-4)
 
     parameters = dict(model.named_parameters())
     assert_gradients({theirs: parameters[name] for theirs, name in zip(state, ours)}, arrays)  # in the same order
@@ -92,9 +98,7 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
             load_model(path, config_of(settings, **changes), CPU)
 
     refused({**state, "extra.weight": torch.zeros(1)}, "extra.weight")
-    refused(
-        {key: value for key, value in state.items() if "down_conv12.bias" not in key}, "down_conv12.bias is missing"
-    )
+    refused({key: state[key] for key in state if "down_conv12.bias" not in key}, "down_conv12.bias is missing")
     refused({**state, "module_list.4.s1.gamma3": torch.zeros(1)}, "gamma3 is unknown")
     refused({**state, "module_list.4.s1.gamma1": torch.zeros(2)}, r"gamma1 has shape \(2,\) instead of \(1,\)")
     refused(state, "has shape .* and [0-9]+ more", fc_internal=32)
@@ -102,47 +106,6 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
     refused(state, "has shape", extractor="lite0")  # 192 channels instead of 304
     with pytest.raises(UserError, match="no checkpoint"):
         load_model(tmp_path / "nowhere.pt", config_of(settings), CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[(name, None) for name in ("model", "extractor", "settings")],
-        ("extractor", "resnet"),
-        ("extractor", ["lite0"]),
-        ("settings", 5),
-        ("history", [{}]),
-        ("fc_internal", "16"),
-        ("fc_internal", 10**12),
-        ("kernel_sizes", 5),
-        ("img_size", "512"),
-    ],
-)
-def test_load_model_refuses_damaged_files_of_ours(name, value, tmp_path):
-    config = complete({"img_size": 128, "fc_internal": 4, "kernel_sizes": [3]})
-    model = random_flow(192, hidden=4, kernels=[3])
-    content = {"settings": config.as_dict(), "model": model.state_dict(), "extractor": "lite0"}
-    checkpoint.save(tmp_path / "model", "csflow", **content)
-    load_model(tmp_path / "model", complete({}), CPU)
-    content = {**content, name: value}
-    if name in config.as_dict():
-        content = {**content, "settings": {**content["settings"], name: value}}
-    checkpoint.save(tmp_path / "model", "csflow", **content)
-    with pytest.raises(UserError, match=r"/model (is damaged|does not fit|was trained)"):
-        load_model(tmp_path / "model", complete({}), CPU)
-
-
-def test_our_file_brings_its_settings_and_the_same_latents(tmp_path):
-    config = complete({"img_size": 128, "fc_internal": 4, "kernel_sizes": [3], "clamp": 2.0})
-    model = random_flow(192, hidden=4, kernels=[3], clamp=2.0)
-    content = {"model": model.state_dict(), "settings": config.as_dict(), "extractor": "lite0", "note": "kept"}
-    checkpoint.save(tmp_path / "model", "csflow", **content)
-    loaded, settings, content = load_model(tmp_path / "model", complete({}), CPU)
-    assert (settings.fc_internal, settings.kernel_sizes, settings.clamp) == (4, [3], 2.0)
-    assert content["note"] == "kept"
-    x = tiny_inputs(192)
-    for one, two in zip(model(x)[0], loaded(x)[0]):
-        assert torch.equal(one, two)
 
 
 def random_flow(channels, hidden=6, kernels=(3, 5), clamp=3.0, n_scales=3, use_gamma=True) -> CSFlow:
@@ -161,15 +124,7 @@ def tiny_inputs(channels, n_scales=3, side=8, batch=2, dtype=torch.float32) -> l
 
 @pytest.mark.parametrize(
     ("channels", "options"),
-    [
-        (8, {}),
-        (7, {}),
-        (3, {"kernels": (3, 3, 5)}),
-        (6, {"n_scales": 2}),
-        (5, {"n_scales": 1}),
-        (7, {"clamp": 0.0}),
-        (6, {"use_gamma": False}),
-    ],
+    [(7, {}), (3, {"kernels": (3, 3, 5)}), (6, {"n_scales": 2}), (7, {"clamp": 0.0}), (6, {"use_gamma": False})],
 )
 def test_round_trip_negates_the_log_determinant(channels, options):
     model = random_flow(channels, **options)
@@ -180,20 +135,6 @@ def test_round_trip_negates_the_log_determinant(channels, options):
     for s, x_s in enumerate(x):
         assert not torch.allclose(z[s], x_s, atol=0.1)
         assert log_det[s].abs().min() > 1e-3
-        torch.testing.assert_close(back[s], x_s, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(log_det_back[s], -log_det[s], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_round_trip_of_the_parity_cases(name):
-    settings, _, state = case(name)
-    model = get_cs_flow_model(settings["n_feat"], **config_of(settings).flow)
-    model.double().load_state_dict(from_authors(state))
-    x = inputs_of(settings)
-    with torch.no_grad():
-        z, log_det = model(x)
-        back, log_det_back = model.reverse(z)
-    for s, x_s in enumerate(x):
         torch.testing.assert_close(back[s], x_s, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(log_det_back[s], -log_det[s], rtol=1e-4, atol=1e-4)
 
@@ -214,19 +155,6 @@ def test_log_determinant_is_that_of_the_jacobian(channels, clamp):
     torch.testing.assert_close(sum(model(x)[1]).squeeze(), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_new_flow_permutes_and_nothing_else():
-    model = CSFlow(9, 3, 4, [3, 3, 5], 3.0)
-    x = tiny_inputs(9)
-    expected = x
-    for k in range(3):
-        np.random.seed(k)
-        expected = [x_s[:, np.random.permutation(9)] for x_s in expected]
-    z, log_det = model(x)
-    for s in range(3):
-        assert torch.equal(z[s], expected[s])
-        assert not log_det[s].any()
-
-
 def test_permutations_follow_numpys_legacy_generator_and_leave_it_alone():
     for seed in range(3):
         np.random.seed(seed)
@@ -240,19 +168,18 @@ def test_permutations_follow_numpys_legacy_generator_and_leave_it_alone():
         for out in permute(permute(x), reverse=True):
             assert torch.equal(out, x[0])
         assert not permute.state_dict()
+    # A new flow permutes, block by block, and nothing else.
+    flow, x = CSFlow(9, 2, 4, [3, 5], 3.0), tiny_inputs(9)
+    z, log_det = flow(x)
+    expected = flow.permutations[1](flow.permutations[0](x))
+    assert all(torch.equal(*pair) for pair in zip(z, expected)) and not any(part.any() for part in log_det)
 
 
 def test_from_authors_numbers_blocks_and_refuses_other_names():
     renamed = from_authors({"module_list.4.s1.gamma0": torch.zeros(1), "module_list.6.s2.gamma2": torch.ones(1)})
     assert list(renamed) == ["blocks.0.s1.gamma0", "blocks.1.s2.gamma2"]
     # Odd nodes are permutations; a leading zero would be a second name for the same block.
-    for name in (
-        "conv1.weight",
-        "module_list.5.s1.a",
-        "module_list.2.s1.a",
-        "module_list.04.s1.a",
-        "module_list.4.s3.a",
-    ):
+    for name in ("conv1.weight", *(f"module_list.{node}.a" for node in ("5.s1", "2.s1", "04.s1", "4.s3"))):
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             from_authors({name: torch.zeros(1)})
 

@@ -314,27 +314,20 @@ def test_only_the_first_process_removes_old_pictures(bricks, tmp_path, monkeypat
         assert ((tmp_path / "0.jpg").read_bytes() == b"old") == (rank == "1")
 
 
-def test_bad_data_are_found_before_anything_is_computed(data, place, tmp_path, capsys):
-    refused(capsys, main.main, options(tmp_path / "nowhere", place), "nowhere")
-    argv = options(data, place, *TRAINED)
-    whole = next((data / "brick/train/good").iterdir())
-    content, text = whole.read_bytes(), data / "brick/test/good/text.png"
-    whole.write_bytes(content[: len(content) // 2])
+def test_bad_data_are_found_before_anything_is_computed(data, place, capsys):
+    argv, text = options(data, place, *TRAINED), data / "brick/test/good/text.png"
+    whole, mask = (next((data / "brick" / part).rglob("*.png")) for part in ("train/good", "ground_truth"))
+    whole.write_bytes(whole.read_bytes()[:99])
     text.write_text("hello")
     refused(capsys, main.main, argv, whole.name, "text.png")  # all of them
-    whole.write_bytes(content)
+    whole.unlink()
     text.unlink()
-    (data / "brick/test/empty").mkdir()
-    refused(capsys, main.main, argv, "empty")
-    (data / "brick/test/empty").rmdir()
     (data / "brick/test/good").rename(data / "brick/test/ok")
     refused(capsys, main.main, argv, "test/ok", "rename")
     (data / "brick/test/ok").rename(data / "brick/test/good")
-    mask = next((data / "brick/ground_truth").rglob("*.png"))
     content = mask.read_bytes()
-    for make in (lambda: mask.write_text("hello"), lambda: Image.new("L", (9, 9)).save(mask)):
-        make()
-        refused(capsys, main.main, argv, mask)
+    mask.write_text("hello")
+    refused(capsys, main.main, argv, mask)
     mask.write_bytes(content)
     (place / "results").write_text("a file where a folder should be")
     refused(capsys, main.main, argv, place / "results/m")
@@ -365,49 +358,24 @@ def test_results_name_the_data_they_were_computed_on(bricks, trained, tmp_path, 
     assert result["epochs_trained"] == 4
 
 
-def test_features_of_something_else(data, bricks, trained, capsys):
+def test_features_of_something_else(data, bricks, trained, monkeypatch, capsys):
     argv = options(bricks, trained, *TRAINED)
     refused(capsys, main.main, [*argv, "--img_size", "256"], "img_size", "extract")
     refused(capsys, main.main, [*argv, "--extractor", "effnetB5"], "lite0", "extract")
     array = trained / "features/brick/brick_scale_1_train.npy"
     whole, metadata = array.read_bytes(), array.with_name("brick_features.json")
-    flipped = bytearray(whole)
-    flipped[1000] ^= 1
-    array.write_bytes(flipped)
+    array.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
     refused(capsys, main.main, argv, "brick_scale_1_train.npy is not what was extracted")
     array.write_bytes(whole)
     write_json(metadata, {name: value for name, value in read_json(metadata).items() if name != "digests"})
     assert evaluate.main(options(bricks, trained, "--cpu")) == 0
     assert "damage to them is not seen" in capsys.readouterr().out
-    array.write_bytes(whole[:-8])
-    refused(capsys, main.main, argv, array.name)
-    np.save(array, np.array([{}]), allow_pickle=True)
-    refused(capsys, main.main, argv, array.name)
-    array.write_bytes(whole)
     some = next((data / "brick/test/good").glob("*.png"))
     shutil.copyfile(some, some.with_name("more.png"))
     refused(capsys, main.main, options(data, trained, *TRAINED), "other images")
-    (data / "brick/SYNTHETIC").write_text("made by the test\n")
-    refused(capsys, main.main, options(data, trained, *TRAINED), "SYNTHETIC")  # real files beside generated ones
-
-
-def test_checkpoint_of_something_else(bricks, trained, capsys):
-    before = (trained / "models/tmp/m").read_bytes()
-    for more in (["--fc_internal", "16"], ["--seed", "1"], ["--clamp", "2"]):
-        refused(capsys, main.main, options(bricks, trained, *TRAINED, *more), more[0][2:], "--resume no")
-    refused(capsys, main.main, options(bricks, trained, *TRAINED, "--meta_epochs", "1"), "more than the 2 asked for")
-    refused(capsys, evaluate.main, options(bricks, trained, "--fc_internal", "16"), "fc_internal")
-    refused(capsys, evaluate.main, ["--modelname", "none"], "no checkpoint")
-    assert (trained / "models/tmp/m").read_bytes() == before
-    (trained / "models/tmp/m").write_bytes(before[: len(before) // 2])
-    refused(capsys, evaluate.main, options(bricks, trained), "broken")
-
-
-def test_features_of_other_weights(bricks, trained, monkeypatch, capsys):
     monkeypatch.setattr(FeatureExtractor, "checksum", lambda self: "0badc0de")
     for call, more in ((evaluate.main, []), (main.main, TRAINED)):
-        argv = options(bricks, trained, *more, "--pre_extracted", "False")
-        refused(capsys, call, argv, "other weights", "0badc0de")
+        refused(capsys, call, options(bricks, trained, *more, "--pre_extracted", "no"), "other weights", "0badc0de")
     refused(capsys, score.main, ["--images", bricks / "brick", "--modelname", "m"], "other weights", "0badc0de")
 
 
@@ -453,23 +421,17 @@ def test_extractor_named_but_not_to_be_had(bricks, place, tmp_path, monkeypatch,
     assert json.loads((place / "brick/brick_features.json").read_text())["extractor"] == "lite0"
 
 
-def extracted(path: Path, features: np.ndarray) -> None:
-    """Put these in the place of extracted features."""
-    np.save(path, features)
-    metadata = read_json(path.with_name("brick_features.json"))
-    metadata["digests"][path.name] = digest(path)
-    write_json(path.with_name("brick_features.json"), metadata)
-
-
 def test_values_that_are_not_finite_are_neither_saved_nor_scores(bricks, trained, monkeypatch, capsys):
     path = trained / "models/tmp/m"
     before, longer = path.read_bytes(), options(bricks, trained, *TRAINED, "--meta_epochs", "3")
-    # A loss; sums of such features are beyond float32.
-    array = trained / "features/brick/brick_scale_0_train.npy"
-    features = np.load(array)
-    extracted(array, np.full_like(features, 3e38))
-    refused(capsys, main.main, longer, "epoch 5, step 1", "training stops")
-    extracted(array, features)
+
+    def extracted(part, change):
+        """Change the extracted features."""
+        array = trained / f"features/brick/brick_scale_0_{part}.npy"
+        np.save(array, change(np.load(array)).astype(np.float32))
+        metadata = read_json(array.with_name("brick_features.json"))
+        metadata["digests"][array.name] = digest(array)
+        write_json(array.with_name("brick_features.json"), metadata)
 
     # Parameters: the loss is computed before the step; Ctrl-C after it would save what no later loss has shown.
     def spoil(parameters, limit):
@@ -482,15 +444,12 @@ def test_values_that_are_not_finite_are_neither_saved_nor_scores(bricks, trained
         assert main.main(longer) == 2
     error = capsys.readouterr().err
     assert "the parameters are not finite in epoch 5" in error and "Traceback" not in error
-    argv = options(bricks, trained, *LITE, "--lr_init", "1e38", "--meta_epochs", "1", "--sub_epochs", "1")
-    refused(capsys, main.main, [*argv, "--batch_size", "64", "--modelname", "burst"], "not finite")
+    # The loss: sums of such features are beyond float32.
+    extracted("train", lambda features: np.full_like(features, 3e38))
+    refused(capsys, main.main, longer, "epoch 5, step 1", "training stops")
     assert path.read_bytes() == before
-    # Scores.
-    array = trained / "features/brick/brick_scale_0_test.npy"
-    features = np.load(array)
-    extracted(array, np.where(np.arange(len(features))[:, None, None, None] == 1, np.float32(3e38), features))
-    for argv, call in ((options(bricks, trained), evaluate.main), (options(bricks, trained, *TRAINED), main.main)):
-        refused(capsys, call, argv, "not finite")
+    extracted("test", lambda features: np.where(np.arange(9)[:, None, None, None] == 1, 3e38, features))
+    refused(capsys, evaluate.main, options(bricks, trained), "not finite")
 
 
 def run_in_a_copy(folder, *command):
@@ -499,9 +458,7 @@ def run_in_a_copy(folder, *command):
     for name in ("csflow", "common"):
         shutil.copytree(ROOT / name, folder / "repo" / name, ignore=ignored)
     here = folder / "repo/csflow"
-    done = subprocess.run(
-        [sys.executable, *command], cwd=here, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return here, done.stdout
 
