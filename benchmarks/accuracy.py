@@ -479,7 +479,7 @@ def run_once(
     shared = given.output / "shared" / experiment.data
     values = {
         "data": folder, "parent": folder and folder.parent, "name": folder and folder.name, "seed": seed,
-        "shared": shared, "cpu": "--cpu" if given.cpu else "",
+        "shared": shared, "cpu": ["--cpu"] * given.cpu,
     }  # fmt: skip
     method = experiment.name.split(",")[0].split(" ")[0]
     key = key_of(commands((*experiment.prepare, *experiment.commands), place="place", **values))

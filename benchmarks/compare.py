@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.scripts import ROOT, key_of, mean_and_spread, read_record, run, table
+from benchmarks.scripts import ROOT, commands, key_of, mean_and_spread, read_record, run, table
 from common.cli import (
     MAX_PIXELS,
     MAX_VALUE,
@@ -40,18 +40,44 @@ from common.cli import (
 from common.files import UserError, digest, locked, read_csv, read_json, require_writable, write_json
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
+FEATURES = (
+    "--dataset_path {parent} --class_name {name} --feature_path {features} --img_size {size} --extractor {extractor} "
+    "--calibration_share {held_out} --seed {seed} {weights}"
+)
+LINES = {  # of one run
+    "nearest": [f"benchmarks/nearest_neighbour.py {FEATURES} {{machine}} --output {{place}}"],
+    "csflow": [
+        f"csflow/main.py {FEATURES} --output_path {{place}} --modelname compare --map_every 1000000000 --precision "
+        "{precision} --meta_epochs {evaluations} --sub_epochs {between} {network} {machine} {more}"
+    ],
+    "crn": [
+        "crn/train.py --mode train --dataset MVTec --dataset-path {root} --log-file {place}/log.log {machine} "
+        "--imsize {size} --antialias yes --seed {seed} --max-network-depth {levels} --calibration-share {held_out} "
+        "--checkpoint-path {place}/checkpoints --log-dir {place}/logs --save-every 60 "
+        "--image-output-path {place}/pictures --image-output-interval 1000000000 --precision {precision} "
+        "--epochs {epochs} --training-steps 1000000000 --validation-interval {every} {network} {more} "
+        "--batch-size {batch}",
+        "crn/train.py --mode inference --dataset MVTec --dataset-path {root} --log-file {place}/log.log {machine} "
+        "--model-input {place}/checkpoints/last.ckpt --image-output-path {place}/pictures "
+        "--anomaly-score-file {place}/scores.csv",
+    ],
+    "riad": [
+        "riad/run.py --dataset mvtec --data_path {root} --img_size {size} --seed {seed} --validation_share {held_out} "
+        "--precision {precision} --epochs {epochs} --figures_every 0 --output {place} {network} {machine} {more}"
+    ],
+}
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
 # CRN's batch is made smaller where there are fewer images.
 NETWORKS = {
     "small": {
-        "csflow": ["--n_coupling_blocks", "4"],
-        "crn": ["--num-competitive-units", "4", "--ngf", "32", "--batch-size", "16", "--lr", "1e-3"],
-        "riad": ["--algorithm", "paper", "--filters", "16", "32", "64", "128", "128", "--lr", "1e-3"],
+        "csflow": "--n_coupling_blocks 4",
+        "crn": "--num-competitive-units 4 --ngf 32 --batch-size 16 --lr 1e-3",
+        "riad": "--algorithm paper --filters 16 32 64 128 128 --lr 1e-3",
     },
     "paper": {
-        "csflow": ["--n_coupling_blocks", "4", "--fc_internal", "1024", "--score", "mean"],
-        "crn": ["--batch-size", "64"],
-        "riad": ["--algorithm", "paper"],
+        "csflow": "--n_coupling_blocks 4 --fc_internal 1024 --score mean",
+        "crn": "--batch-size 64",
+        "riad": "--algorithm paper",
     },
 }
 # What is the same for all methods, or this program's own affair: not to be changed for one of them.
@@ -125,7 +151,6 @@ from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_m
 from common.metrics import image_auroc
 from common.report import Section, map_sheet, roc_figure, score_histogram, write_report
 
-MODEL = "compare"  # CS-Flow's --modelname
 SHOWN = 6  # images whose maps the report shows
 
 
@@ -155,23 +180,22 @@ def categories_of(folder: Path, max_value: int | str = 65535) -> list[Category]:
 
 
 def _category(root: Path, max_value: int | str) -> Category:
-    found = mvtec_dataset(root, max_value)
-    if len({sample.label > 0 for sample in found.test}) < 2:
+    data = mvtec_dataset(root, max_value)
+    if len({sample.label > 0 for sample in data.test}) < 2:
         raise UserError(
             f"{root / 'test'} lacks good or defective images: methods are compared by "
             f"labelled test images, put good ones into {root / 'test/good'} and defective ones into "
             f"{root / 'test'}/<kind of defect>/ (a single folder such as test/defective will do)"
         )
-    if len(found.train) < 2:
+    if len(data.train) < 2:
         raise UserError(f"{root / 'train/good'} has one image: two are needed, since one is held out")
-    mark = fingerprint(found.paths, root)
-    return Category(root, found.train, found.test, found.synthetic, mark, found.max_value)
+    return Category(root, data.train, data.test, data.synthetic, fingerprint(data.paths, root), data.max_value)
 
 
-def held_out(category: Category, options: Namespace) -> int:
+def held_out(category: Category, share: float) -> int:
     """How many good images all methods hold out."""
     count = len(category.train)
-    return min(max(round(options.held_out * count), 1), count - 1)
+    return min(max(round(share * count), 1), count - 1)
 
 
 def plan(method: str, category: Category, options: Namespace, seed: int, place: Path) -> list[list[str]]:
@@ -180,120 +204,75 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
     Options that the user adds come last, so that they win.
     """
     root, size, every = category.root, options.img_size, max(options.epochs // 8, 1)
-    features = options.output / "features" / f"{options.extractor}_{size}"
-    on_features = [
-        "--dataset_path", root.parent, "--class_name", root.name, "--feature_path", features, "--img_size", size,
-        "--extractor", options.extractor, "--calibration_share", options.held_out, "--seed", seed,
-        *(["--extractor_weights", options.extractor_weights] if options.extractor_weights else []),
-    ]  # fmt: skip
-    cpu, precision = _machine(options), ["--precision", options.precision]
-    if options.max_value != 65535:  # else left out, as in runs of older versions, whose names tell their options
-        cpu += ["--max_value", options.max_value]
-    network, more = NETWORKS[options.networks].get(method, []), _more(options, method)
-    if method == "nearest":
-        commands = [["benchmarks/nearest_neighbour.py", *on_features, *cpu, "--output", place]]
-    elif method == "csflow":
-        sub = next(n for n in range(every, 0, -1) if options.epochs % n == 0)  # evaluations, after which it saves
-        length = ["--meta_epochs", options.epochs // sub, "--sub_epochs", sub]
-        paths = ["--output_path", place, "--modelname", MODEL, "--map_every", 10**9]
-        commands = [["csflow/main.py", *on_features, *paths, *precision, *length, *network, *cpu, *more]]
-    elif method == "crn":
-        shared = ["--dataset", "MVTec", "--dataset-path", root, "--log-file", place / "log.log", *cpu]
-        levels = min(8, int(math.log2(size & -size)))  # so often can the side be halved
-        commands = [
-            [
-                "crn/train.py", "--mode", "train", *shared, "--imsize", size, "--antialias", "yes", "--seed", seed,
-                "--max-network-depth", levels, "--calibration-share", options.held_out,
-                "--checkpoint-path", place / "checkpoints", "--log-dir", place / "logs", "--save-every", 60,
-                "--image-output-path", place / "pictures", "--image-output-interval", 10**9, *precision,
-                "--epochs", options.epochs, "--training-steps", 10**9, "--validation-interval", every, *network,
-                *more, "--batch-size", _crn_batch([*network, *more], category, options),
-            ],
-            [
-                "crn/train.py", "--mode", "inference", *shared, "--model-input", place / "checkpoints/last.ckpt",
-                "--image-output-path", place / "pictures", "--anomaly-score-file", place / "scores.csv",
-            ],
-        ]  # fmt: skip
-    else:
-        commands = [
-            [
-                "riad/run.py", "--dataset", "mvtec", "--data_path", root, "--img_size", size, "--seed", seed,
-                "--validation_share", options.held_out, *precision, "--epochs", options.epochs,
-                "--figures_every", 0, "--output", place, *network, *cpu, *more,
-            ]
-        ]  # fmt: skip
-    return [[str(part) for part in command] for command in commands]
+    between = next(n for n in range(every, 0, -1) if options.epochs % n == 0)  # epochs, after which CS-Flow saves
+    network, more = NETWORKS[options.networks].get(method, "").split(), getattr(options, f"{method}_options", [])
+    weights = ["--extractor_weights", options.extractor_weights] if options.extractor_weights else []
+    batch = 0
+    if method == "crn":  # all images to train on where these are fewer than a batch
+        argv = ["--mode", "train", "--dataset", "MVTec", "--dataset-path", ".", *network, *more]
+        batch = min(crn.options.parse(argv).batch_size, len(category.train) - held_out(category, options.held_out))
+    return commands(
+        LINES[method], root=root, parent=root.parent, name=root.name, place=place, size=size, seed=seed, batch=batch,
+        features=options.output / "features" / f"{options.extractor}_{size}", extractor=options.extractor,
+        weights=weights, held_out=options.held_out, precision=options.precision, epochs=options.epochs, every=every,
+        evaluations=options.epochs // between, between=between, network=network, more=more,
+        levels=min(8, int(math.log2(size & -size))),  # so often can the side be halved
+        machine=machine(options, reads_data=True),
+    )  # fmt: skip
 
 
-def _machine(options: Namespace) -> list[Any]:
-    more = [] if options.max_pixels == MAX_PIXELS["default"] else ["--max_pixels", options.max_pixels]
-    return [*(["--cpu"] if options.cpu else []), *more]
-
-
-def _more(options: Namespace, method: str) -> list[str]:
-    """What the user adds to a method's training."""
-    return getattr(options, f"{method}_options", [])
-
-
-def _crn_batch(words: list[str], category: Category, options: Namespace) -> int:
-    """The batch asked for, or all images to train on where these are fewer."""
-    argv = ["--mode", "train", "--dataset", "MVTec", "--dataset-path", ".", *words]
-    return min(crn.options.parse(argv).batch_size, len(category.train) - held_out(category, options))
+def machine(options: Namespace, reads_data: bool = False) -> list[Any]:
+    """The options of all scripts that are not the defaults: as in runs of older versions, whose names tell them."""
+    words = ["--cpu"] if options.cpu else []
+    words += ["--max_pixels", options.max_pixels] if options.max_pixels != MAX_PIXELS["default"] else []
+    return words + (["--max_value", options.max_value] if reads_data and options.max_value != 65535 else [])
 
 
 def check(options: Namespace, category: Category) -> None:
-    """UserError for what a method would refuse hours later, or what would make the comparison unfair."""
-    parsers = {
-        "csflow": csflow.config.parse,
-        "crn": crn.options.parse,
-        "riad": riad.options.parse,
-    }
+    """UserError for what a method would refuse hours later."""
+    parsers = {"csflow": csflow.config.parse, "crn": crn.options.parse, "riad": riad.options.parse}
     for method in options.only:
         if method in parsers:
             parsers[method](plan(method, category, options, 0, Path("run"))[0][1:])
 
 
-def finish(method: str, category: Category, options: Namespace, place: Path) -> dict[str, Any]:
+def finish(method: str, place: Path, rows: int) -> dict[str, Any]:
     """A finished run's numbers, from the files that its scripts wrote: AUROC and scores by name (the nearest neighbour
-    has two), pixel metrics where there are masks, and what the method was given."""
-    rows = len(category.train) - held_out(category, options)
+    has two), pixel metrics where there are masks, and what the method was given; rows: of images to train on."""
+    epochs = batch = batches = None
+    columns = {"": "score"}
     if method == "csflow":
-        folder = place / "results" / MODEL
-        results = read_json(folder / "results.json")
-        scored, columns = read_csv(folder / "scores.csv"), {"": f"score_{results['score']}"}
-        epochs, file = results["epochs_trained"], place / "models/tmp" / MODEL
-        batches, seconds = epochs * -(-rows // results["settings"]["batch_size"]), results["training_seconds"]
+        folder, file = place / "results/compare", place / "models/tmp/compare"
+        results, scored = read_json(folder / "results.json"), folder / "scores.csv"
+        columns = {"": f"score_{results['score']}"}
+        epochs, seconds = results["epochs_trained"], results["training_seconds"]
+        batch = results["settings"]["batch_size"]
     elif method == "crn":
+        file, scored = place / "checkpoints/last.ckpt", place / "scores.csv"
         results, columns = read_json(place / "scores.json"), {"": "anomaly_score"}
-        scored = [row for row in read_csv(place / "scores.csv") if row["part"] == "test"]
         training = read_json(max((place / "logs").glob("*/results.json"), key=lambda path: path.stat().st_mtime))
-        batches, seconds, file = training["batches"], training["training_seconds"], place / "checkpoints/last.ckpt"
-        epochs = batches / -(-rows // training["settings"]["batch_size"])
+        batches, seconds, batch = training["batches"], training["training_seconds"], training["settings"]["batch_size"]
     elif method == "riad":
-        results, columns = read_json(place / "result.json"), {"": "score"}
+        results = read_json(place / "result.json")
         file = place / "Checkpoint" / results["name_best"]
-        scored = read_csv(place / f"results_te/test_{file.stem}.csv")
+        scored = place / f"results_te/test_{file.stem}.csv"
         epochs, seconds = len(results["history"]), results["history"][-1]["time"]
-        batches = epochs * -(-rows // results["settings"]["batch"])
+        batch = results["settings"]["batch"]
     else:
-        results, scored = read_json(place / "results.json"), read_csv(place / "scores.csv")
-        columns = {", mean distance": "score_mean", ", largest distance": "score_max"}
-        epochs, batches, seconds, file = None, None, results["seconds"], place / "maps.npy"
-    labels = [int(row["label"] != "0") for row in scored]
-    scores = {name: [float(row[column]) for row in scored] for name, column in columns.items()}
+        results, file, scored = read_json(place / "results.json"), place / "maps.npy", place / "scores.csv"
+        columns, seconds = {", mean distance": "score_mean", ", largest distance": "score_max"}, results["seconds"]
+    if batch:
+        per_epoch = -(-rows // batch)
+        batches, epochs = (batches, batches / per_epoch) if batches else (epochs * per_epoch, epochs)
+    table = [row for row in read_csv(scored) if row.get("part", "test") == "test"]
+    labels = [int(row["label"] != "0") for row in table]
+    scores = {name: [float(row[column]) for row in table] for name, column in columns.items()}
     return {
         "image_auroc": {name: image_auroc(labels, values) for name, values in scores.items()},
-        "pixel_auroc": results.get("pixel_auroc"),
-        "aupro": results.get("aupro"),
-        "epochs": epochs,
-        "batches": batches,
-        "seconds": seconds,
-        "device": results.get("device", "cpu"),
-        "extractor": results.get("extractor"),
-        "file": str(file),
-        "labels": labels,
-        "scores": scores,
-    }
+        **{name: results.get(name) for name in ("pixel_auroc", "aupro", "extractor")},
+        "epochs": epochs, "batches": batches, "seconds": seconds, "device": results.get("device", "cpu"),
+        "file": str(file), "labels": labels, "scores": scores,
+    }  # fmt: skip
 
 
 def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
@@ -302,16 +281,16 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
     The folder's name tells all options, images, masks and given weights apart.
     """
     masks = fingerprint([path for sample in category.test for path in sample.mask], category.root)
-    about = [plan(method, category, options, seed, Path("run")), category.fingerprint, masks, str(category.root)]
-    about += [digest(options.extractor_weights)] if options.extractor_weights else []
-    place = options.output / category.root.name / f"{method}_seed{seed}_{key_of(about)}"
+    key = [plan(method, category, options, seed, Path("run")), category.fingerprint, masks, str(category.root)]
+    key += [digest(options.extractor_weights)] if options.extractor_weights else []
+    place = options.output / category.root.name / f"{method}_seed{seed}_{key_of(key)}"
     if not (place / "run.json").exists():
         require_writable(place)
-        commands = plan(method, category, options, seed, place)
-        for program, *words in commands:
-            run(program, *words)
-        numbers = finish(method, category, options, place)
-        write_json(place / "run.json", {**numbers, "commands": commands, "versions": versions()})
+        todo = plan(method, category, options, seed, place)
+        for words in todo:
+            run(*words)
+        numbers = finish(method, place, len(category.train) - held_out(category, options.held_out))
+        write_json(place / "run.json", {**numbers, "commands": todo, "versions": versions()})
     return read_record(place / "run.json", image_auroc=dict, labels=list, scores=dict, file=str), place
 
 
@@ -329,12 +308,12 @@ def shown_maps(
         shutil.copyfile(sample.path, images / name)
     file = Path(numbers["file"])
     model = {
-        "csflow": ["--output_path", place, "--modelname", MODEL],
+        "csflow": ["--output_path", place, "--modelname", "compare"],
         "crn": ["--model-input", file],
         "riad": ["--checkpoint", file],
     }
     output = place / "shown/scored"
-    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *_machine(options))
+    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *machine(options))
     return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]
 
 
@@ -414,7 +393,7 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
         ", ".join(sorted({one[key] for one in runs if one.get(key)})) for key in ("device", "extractor")
     )
     networks = "; ".join(
-        f"{TITLES[method]} {shlex.join([*NETWORKS[options.networks][method], *_more(options, method)])}"
+        f"{TITLES[method]} {' '.join([NETWORKS[options.networks][method], *getattr(options, f'{method}_options')])}"
         for method in options.only
         if method in NETWORKS[options.networks]
     )
@@ -473,7 +452,7 @@ def compare(options: Namespace, categories: list[Category]) -> None:
     for category in categories:
         keys = {method: (category.root.name, method, options.seeds[0]) for method in options.only}
         drawn = pictures(category, {method: (found[key], places[key]) for method, key in keys.items()}, options)
-        held = held_out(category, options)
+        held = held_out(category, options.held_out)
         text = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
         sections.append(Section(category.root.name, [text], pictures=drawn))
     write_report(options.output / "report.html", f"Methods compared on {options.data.resolve().name}", sections)

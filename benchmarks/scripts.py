@@ -20,9 +20,13 @@ def run(program: str, *options: Any) -> None:
 
 def commands(lines: Sequence[str], **values: Any) -> list[list[str]]:
     """A command for each line: a script, relative to ROOT, and its options, with {name} replaced by the value of that
-    name; words that are empty then are left out."""
-    filled = [[word.format(**values) for word in line.split()] for line in lines]
-    return [[word for word in words if word] for words in filled]
+    name, a list by its items."""
+
+    def filled(word: str) -> list[str]:
+        value = values.get(word[1:-1]) if word.startswith("{") and word.endswith("}") else None
+        return list(map(str, value)) if isinstance(value, list) else [word.format(**values)]
+
+    return [[part for word in line.split() for part in filled(word)] for line in lines]
 
 
 def number_at(results: Any, *key: str | int) -> float | None:
