@@ -7,16 +7,41 @@ about real defects, so each folder carries a file SYNTHETIC.
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.cli import ArgumentParser, answer_early, say, script, whole
+
+DEFECTS = ("blur", "foreign", "hole", "scratch", "stain")
+SIZES = (64, 192)  # smaller crops may show no structure at all, larger ones do not fit into the test columns
+MOST = 100_000  # images of one part
+
+
+def parse(argv: list[str] | None = None) -> Namespace:
+    """The options."""
+    parser = ArgumentParser(
+        description="Make small demonstration data sets out of scikit-image's textures.",
+        example="python common/demo_data.py --output my_data",
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--output", type=Path, required=True, help="folder to make brick, grass and gravel in")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="of the random crops and defects")
+    add("--size", type=whole(*SIZES), default=128, help=f"side of the images in pixels, {SIZES[0]} to {SIZES[1]}")
+    add("--train", type=whole(1, MOST), default=40, help="images to train on, of each texture")
+    add("--good", type=whole(1, MOST), default=15, help="good images to test on")
+    add("--defective", type=whole(0, MOST), default=8, help=f"images of each of the {len(DEFECTS)} defects")
+    return parser.parse_args(argv)
+
+
+answer_early(__name__, parse)
 
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
 from skimage.filters import gaussian
 
-from common.cli import ArgumentParser, say, script
 from common.files import UserError
 from common.images import made_by, new_synthetic_folder, synthetic
 
@@ -25,9 +50,6 @@ from common.images import made_by, new_synthetic_folder, synthetic
 TEXTURES = {"brick": "grass", "grass": "brick", "gravel": "brick"}
 TRAIN_COLUMNS = slice(0, 320)  # of the source image; the crops for testing come from the rest
 TEST_COLUMNS = slice(320, 512)
-DEFECTS = ("blur", "foreign", "hole", "scratch", "stain")
-SIZES = (64, 192)  # smaller crops may show no structure at all, larger ones do not fit into the test columns
-MOST = 100_000  # images of one part
 VISIBLE = 4  # change in grey levels, averaged over a few pixels, from which on people notice it
 
 
@@ -153,18 +175,7 @@ def _stroke(size: int, rng: np.random.Generator) -> np.ndarray:
 @script
 def main(argv: list[str] | None = None) -> None:
     """Make the demonstration data."""
-    parser = ArgumentParser(
-        description="Make small demonstration data sets out of scikit-image's textures.",
-        example="python common/demo_data.py --output my_data",
-    )
-    add = parser.add_argument_group("data").add_argument
-    add("--output", type=Path, required=True, help="folder to make brick, grass and gravel in")
-    add("--seed", type=int, default=0, help="of the random crops and defects")
-    add("--size", type=int, default=128, help=f"side of the images in pixels, {SIZES[0]} to {SIZES[1]}")
-    add("--train", type=int, default=40, metavar="N", help="images to train on, of each texture")
-    add("--good", type=int, default=15, metavar="N", help="good images to test on")
-    add("--defective", type=int, default=8, metavar="N", help=f"images of each of the {len(DEFECTS)} defects")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     make_textures(options.output, options.seed, options.size, options.train, options.good, options.defective)
 
 

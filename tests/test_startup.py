@@ -35,8 +35,6 @@ def ended(script, option):
 SLOW, scripts, options = json.loads(sys.argv[1])
 print(json.dumps({script: [ended(script, option) for option in options] for script in scripts}))
 """
-# These do not yet.
-LATE = {"common/demo_data.py"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def answers():
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in LATE])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_options_are_answered_before_slow_imports(script, answers):
     (helped, text), (refused, error) = answers[script]
     assert helped == 0 and "\nexample: python " in text, text
