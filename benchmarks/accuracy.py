@@ -28,7 +28,6 @@ from common.files import (
     atomic_write,
     locked,
     read_json,
-    read_mat,
     read_text,
     reason,
     require_writable,
@@ -433,6 +432,8 @@ def avenue(folder: Path, output: Path) -> dict[str, Path]:
         raise UserError(f"there is no testing_label_mask/<n>_label.mat below {folder}, or others: Avenue's labels")
     with atomic_write(output / "labels.txt", "w") as file:
         for number, path in sorted((int(path.stem.split("_")[0]), path) for path in files):
+            from memae.data.matlab import read_mat  # with SciPy, slow to import
+
             masks = read_mat(path, "volLabel", kinds={"cell"})[0].ravel()  # of a publisher who is trusted
             if masks.dtype != object or not all(np.asarray(mask).dtype.kind in "buif" for mask in masks):
                 raise UserError(f"{path}: volLabel holds something else than a mask for each frame")

@@ -6,6 +6,9 @@ demo resumes with the same command; after a change of the code it is, in a folde
 small stand-ins: the demo shows that and how the methods work, not how well they do on real data.
 """
 
+import base64
+import io
+import re
 import shlex
 import sys
 import time
@@ -137,9 +140,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
 answer_early(__name__, parse)
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from common.checkpoint import versions
-from common.report import Section, pictures_of, save_figure, write_report
+from common.report import Section, save_figure, write_report
 
 
 def folder_of(name: str, output: Path) -> Path:
@@ -226,7 +230,8 @@ def draw_overview(path: Path, methods: Sequence[Method], numbers: Sequence, page
     for axes in grid:
         axes.axis("off")
     for axes, method, values, page in zip(grid, methods, numbers, pages):
-        axes.imshow(pictures_of(page, "Best found")[0])
+        picture = re.search(r';base64,([^"]*)"[^>]*\salt="Best found', page.read_text(encoding="utf-8"))
+        axes.imshow(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
         axes.set_title(f"{method.title}: {method.data}", fontsize=10)
         text = f"{method.metric}: {', '.join(f'{who} {value:.3f}' for who, value in values)}"
         axes.text(0.5, -0.02, text, fontsize=8, ha="center", va="top", transform=axes.transAxes)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -297,9 +297,6 @@ MAX_PIXELS = {
 REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 
 
-SCORING_OPTIONS = ("images", "output", "maps", "threshold", "pixel_threshold")  # of `add_scoring_options`
-
-
 def add_scoring_options(parser: ArgumentParser, default: str) -> None:
     """The options that all three score.py have; default: of --output, in words."""
     add = parser.add_argument_group("what to score").add_argument
@@ -385,22 +382,6 @@ def run_script(path: Path, *options: object) -> None:
         raise UserError(f"{path.name} ended with status {status} (see above)")
 
 
-def words_of(settings: Mapping[str, Any]) -> list[str]:
-    """The command line that gives these settings, read from a file; those that are None are left out.
-
-    UserError for texts in lists, which could be other options.
-    """
-    words = []
-    for name, value in settings.items():
-        if isinstance(value, (list, tuple)):
-            if any(isinstance(item, str) for item in value):
-                raise UserError(f"--{name} {' '.join(map(str, value))}: expected numbers")
-            words += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
-
-
 def command_to_continue(argv: list[str] | None, resume: bool) -> str:
     """What to type to go on with a script that was called with `argv` and stopped.
 
@@ -421,14 +402,4 @@ def resumable(path: str | Path, argv: list[str] | None = None, resume: bool = Tr
     except KeyboardInterrupt:
         how = "run the same command to resume" if resume else f"to resume: {command_to_continue(argv, resume)}"
         say(f"progress is saved in {path}; {how}" if Path(path).exists() else "nothing was saved yet")
-        raise
-
-
-@contextmanager
-def goes_on(output: object) -> Iterator[None]:
-    """Ctrl-C within the block tells that what is in `output` is kept and that the same command goes on from there."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"what is done is kept in {output}: the same command goes on from there")
         raise

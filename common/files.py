@@ -19,8 +19,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +27,6 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 MOST_DEPTH, MOST_PARTS = 50, 10**6  # of what a file holds
-MOST_BYTES = 17 * MOST_PARTS  # of MOST_PARTS complex numbers and their name
-MATLAB_CLASSES = {"single", "double", "char", "logical"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 UNFINISHED = ".writing-"  # begins the name of a file that is being written
 MAKING = ".making-"  # and this that of a folder that is being filled
 ABANDONED = 3600  # seconds without a change after which these are taken for a killed run's
@@ -244,48 +241,6 @@ def require_plain(content: Any, source: str | Path, others: tuple[type, ...] = (
     return found
 
 
-def read_mat(path: str | Path, *names: str, kinds: Collection[str] = MATLAB_CLASSES) -> list[Any]:
-    """The variables `names` of a MATLAB file, of the classes `kinds`, as NumPy arrays of at least two dimensions.
-
-    UserError where the file or one of them is missing, broken, or something else.
-    """
-    from scipy.io import loadmat, whosmat  # slow to import
-
-    try:
-        # First only what the file says of them: in nested cells, SciPy's reader recurses until the process dies.
-        found = whosmat(regular(path), appendmat=False)
-        about = [(*entry[1:], size) for entry, size in zip(found, _mat_sizes(Path(path))) if entry[0] in names]
-        for shape, kind, size in about:
-            large = math.prod(shape) > MOST_PARTS or (size > MOST_BYTES and kind in MATLAB_CLASSES)
-            if kind not in kinds or large:
-                raise UserError(f"{path}: {' and '.join(names)}: expected {MOST_PARTS} numbers at most, not {kind}")
-        content = loadmat(path, variable_names=names, appendmat=False)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except UserError:
-        raise
-    except Exception as error:  # on damaged files, SciPy's reader raises nearly anything
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is broken or not a MATLAB file: {words}") from error
-    if missing := [name for name in names if name not in content]:
-        raise UserError(f"{path} has no variable {missing[0]!r}")
-    return [content[name] for name in names]
-
-
-def _mat_sizes(path: Path) -> Iterator[int]:
-    """Bytes of each variable in a MATLAB file of version 5, up to MOST_BYTES + 1; 0 where they are not compressed."""
-    with path.open("rb") as file:
-        header = file.read(128)
-        if 0 in header[:4]:  # version 4, which does not compress
-            yield from itertools.repeat(0)
-        order = "<" if header[126:] == b"IM" else ">"
-        while len(tag := file.read(8)) == 8:
-            kind, size = struct.unpack(f"{order}II", tag)
-            start = file.tell()
-            yield len(zlib.decompressobj().decompress(file.read(size), MOST_BYTES + 1)) if kind == 15 else 0
-            file.seek(start + size)
-
-
 def out_of_memory(error: Exception) -> bool:
     """Whether memory was short: the computer's, or a GPU's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
@@ -488,14 +443,7 @@ def digest(path: str | Path) -> str:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
-_FORMULA = re.compile(r"'*[=+@\t\r-]")
-
-
-def _cells(rows: Iterable[Iterable]) -> Iterator[list]:
-    """Rows whose texts, such as files' names, no spreadsheet takes for a formula; `read_csv` undoes it."""
-    for row in rows:
-        texts = [str(cell) if isinstance(cell, Path) else cell for cell in row]
-        yield [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in texts]
+FORMULA = re.compile(r"'*[=+@\t\r-]")  # how a text begins that spreadsheets would compute
 
 
 def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> None:
@@ -503,7 +451,9 @@ def write_csv(path: str | Path, header: list[str], rows: Iterable[Iterable]) -> 
     with atomic_write(path, "w") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(_cells(rows))
+        for row in rows:
+            texts = [str(cell) if isinstance(cell, Path) else cell for cell in row]
+            writer.writerow([f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell for cell in texts])
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
@@ -513,13 +463,6 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise UserError(f"{path} is no table that can be read: {error}") from error
     return [{name: re.sub(r"^'(?='*[=+@\t\r-])", "", cell) for name, cell in row.items() if name} for row in rows]
-
-
-def append_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
-    """Add rows to a CSV file in one go; SIGKILL may cut the last of them off. Only the first process writes."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(_cells(rows))
-    append_text(path, text.getvalue())
 
 
 def append_text(path: str | Path, text: str) -> None:

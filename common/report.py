@@ -9,7 +9,6 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -277,71 +276,7 @@ def _two_lines(text: str, length: int) -> str:
     return "\n".join(_short(line, length) for line in (first, " ".join(rest)) if line)
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --line: #ccc; }
-@media (prefers-color-scheme: dark) { :root { --line: #555; } }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere; }
-main { max-width: 70rem; margin: auto; padding: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th, td { min-width: 4rem; overflow-wrap: normal; }
-figure { margin: 1rem 0; }
-figcaption { font-size: .9rem; }
-img { display: block; max-width: 100%; height: auto; background: white; border-radius: .25rem; }
-@media (max-width: 44rem) {
-  th, td { font-size: .8rem; padding-right: .5rem; min-width: 0; }
-  .wide img { max-width: 36rem; }
-  .wide figcaption::after { content: " (Swipe the picture to see all of it.)"; opacity: .7; }
-}
-</style>
-</head>
-<body>
-<main>
-<h1>{{ title }}</h1>
-{%- for section in sections %}
-<h2>{{ section.title }}</h2>
-{%- for text in section.paragraphs %}
-<p>{{ text }}</p>
-{%- endfor %}
-{%- if section.rows %}
-<div class="scroll"><table>
-<tr>{% for name in section.header %}<th>{{ name }}</th>{% endfor %}</tr>
-{%- for row in section.rows %}
-<tr>{% for value in row %}<td>{{ value | cell }}</td>{% endfor %}</tr>
-{%- endfor %}
-</table></div>
-{%- endif %}
-{%- for path, caption in section.pictures %}
-{%- set kind, width, height, data = path | picture %}
-<figure{% if width > 700 %} class="wide"{% endif %}>
-<div class="scroll"><img src="data:image/{{ kind }};base64,{{ data }}" width="{{ width }}" height="{{ height }}"
-alt="{{ caption }}"></div>
-<figcaption>{{ caption }}</figcaption>
-</figure>
-{%- endfor %}
-{%- endfor %}
-{%- if pages %}
-<nav><ul>
-{%- for name, _ in pages %}
-<li><a href="#part{{ loop.index0 }}">{{ name }}</a></li>
-{%- endfor %}
-</ul></nav>
-{%- endif %}
-{%- for _, body in pages %}
-<section id="part{{ loop.index0 }}">
-{{ body }}</section>
-{%- endfor %}
-</main>
-</body>
-</html>
-"""
+PAGE = Path(__file__).with_suffix(".html")  # jinja2's template
 METRICS = ("image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "aupro", "pixel_best_f1")
 RATES = ("promised_fpr", "fpr_on_test_good", "detection_rate")
 Column = tuple[np.ndarray, np.ndarray, str, np.ndarray | None]  # image, anomaly map, name, mask
@@ -368,9 +303,9 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section], page
         return
     environment = Environment(autoescape=True)
     environment.filters |= {"cell": _cell, "picture": _picture}
-    content = environment.from_string(PAGE).render(title=title, sections=sections, pages=[*map(_nested, pages)])
+    template = environment.from_string(PAGE.read_text(encoding="utf-8"))
     with atomic_write(path, "w") as file:
-        file.write(f"{content}\n")
+        file.write(template.render(title=title, sections=sections, pages=[*map(_nested, pages)]) + "\n")
     say(f"report: {path}")
 
 
@@ -464,13 +399,6 @@ def data_sentence(data: Any) -> str:
             "it does on real data."
         )
     return f"Data: {data}."
-
-
-def pictures_of(path: Path, caption: str) -> list[Image.Image]:
-    """The pictures of a report whose captions begin with `caption`. UserError where it cannot be read."""
-    pictures = re.findall(r';base64,([^"]*)"[^>]*\s+alt="([^"]*)"', _title_and_body(path)[1])
-    chosen = [data for data, text in pictures if unescape(text).startswith(caption)]
-    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in chosen]
 
 
 def _title_and_body(path: Path) -> tuple[str, str]:

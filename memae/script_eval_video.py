@@ -24,13 +24,14 @@ import numpy as np
 from scipy.io import savemat
 
 from common.checkpoint import versions
-from common.files import UserError, atomic_write, digest, locked, plain, read_json, read_mat, write_csv, write_json
+from common.files import UserError, atomic_write, digest, locked, plain, read_json, write_csv, write_json
 from common.images import synthetic
 from common.metrics import evaluate, image_auroc
 from common.report import Column
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import with_data
+from memae.data.matlab import read_mat
 from memae.data.video_datasets import (
     file_numbers,
     frame_files,

@@ -30,7 +30,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from common import images
-from common.files import UserError, atomic_write, locked, plain, read_json, read_mat, read_text, reason, write_json
+from common.files import UserError, atomic_write, locked, plain, read_json, read_text, reason, write_json
+from memae.data.matlab import read_mat
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 
 VIDEO_FILES = frozenset([

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.cli import note, number_of, progress
-from common.files import UserError, plain, read_json, read_mat, reason
+from common.files import UserError, plain, read_json, reason
 from common.images import EXTENSIONS, fingerprint, image_size, is_junk, read_image, require_readable, visible
+from memae.data.matlab import read_mat
 
 
 def subfolders(folder: Path) -> list[str]:

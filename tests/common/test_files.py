@@ -4,28 +4,23 @@ import json
 import os
 import socket
 import stat
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 
 from common import images
 from common.files import (
     MAKING,
     UNFINISHED,
     UserError,
-    append_csv,
     atomic_write,
     digest,
     locked,
     read_json,
-    read_mat,
     read_tensors,
     read_text,
     require_plain,
@@ -98,15 +93,6 @@ def test_what_killed_runs_left_goes_after_an_hour_and_what_others_write_stays(tm
     os.utime(maps / left.name, (0, 0))
     write_csv(maps / "1.csv", ["a"], [])
     assert [path.name for path in maps.iterdir()] == ["1.csv"]
-
-
-def test_rows_are_added(tmp_path):
-    write_csv(tmp_path / "a.csv", ["name", "score"], [])
-    append_csv(tmp_path / "a.csv", [["a, b", 1], ["c", 2]])
-    append_csv(tmp_path / "a.csv", [["d", 3]])
-    assert (tmp_path / "a.csv").read_bytes() == b'name,score\r\n"a, b",1\r\nc,2\r\nd,3\r\n'
-    with pytest.raises(UserError, match=r"cannot write .*b\.csv: no such file or directory; the rows before are kept"):
-        append_csv(tmp_path / "none/b.csv", [["e", 4]])
 
 
 def test_longest_names_and_usual_permissions(tmp_path):
@@ -259,39 +245,6 @@ def test_only_what_can_be_walked_is_plain():
         with pytest.raises(UserError, match=f"^file cannot be used: .*{words}"):
             require_plain(content, "file")
     require_plain({"a": torch.ones(1)}, "file", (torch.Tensor,))
-
-
-def test_of_matlab_files_only_numbers_and_text_are_read(tmp_path):
-    """20,000 cells in one another overflow the stack of SciPy's reader, which ends the interpreter."""
-    path, cells = tmp_path / "a.mat", np.zeros((1, 1), object)
-    cells[0, 0] = 1.0
-    savemat(path, {"l": [[1, 0, 1]], "name": "Test", "more": cells})
-    labels, name = read_mat(path, "l", "name")
-    assert labels.tolist() == [[1, 0, 1]] and name.item() == "Test"
-    with pytest.raises(UserError, match=r"a\.mat: more: expected 1000000 numbers at most, not cell"):
-        read_mat(path, "more")
-    assert read_mat(path, "more", kinds={"cell"})[0][0, 0].item() == 1
-    with pytest.raises(UserError, match="has no variable 'x'"):
-        read_mat(path, "x")
-    with pytest.raises(UserError, match="there is no file"):
-        read_mat(tmp_path / "b.mat", "x")
-
-
-def test_matlab_files_of_a_small_shape_but_much_data_are_not_unpacked(tmp_path):
-    path, labels, much = tmp_path / "a.mat", np.eye(3), np.zeros(5 * 10**6)
-    for compressed in (False, True):
-        savemat(path, {"much": much, "l": labels}, do_compression=compressed)
-        assert np.array_equal(read_mat(path, "l")[0], labels)
-    content = path.read_bytes()
-    size = int.from_bytes(content[132:136], "little")
-    data = bytearray(zlib.decompress(content[136 : 136 + size]))
-    data[32:40] = struct.pack("<2i", 1, 3)  # the shape
-    packed = zlib.compress(data)
-    bad = content[:132] + struct.pack("<I", len(packed)) + packed
-    path.write_bytes(bad + content[136 + size :])
-    with pytest.raises(UserError, match=r"a\.mat: much: expected 1000000 numbers at most"):
-        read_mat(path, "much")
-    assert np.array_equal(read_mat(path, "l")[0], labels)
 
 
 def test_links_stay_links(tmp_path):

@@ -1,3 +1,0 @@
-"""Moved to common/report.py."""
-
-from common.report import *  # noqa: F403
