@@ -229,7 +229,8 @@ def from_authors(state: Mapping[str, Tensor], source: str | Path = "the state di
 
 
 # What our files hold to be used, as `common.files.require_like` reads it.
-TRAINED = {"settings": {}, "model": {}, "extractor": "", "history": [{"auroc_std": math.nan, "auroc_mean": math.nan}]}
+EVALUATION = {"epoch": 0, "auroc_std": math.nan, "auroc_mean": math.nan}
+TRAINED = {"settings": {}, "model": {}, "extractor": "", "history": [EVALUATION]}
 
 
 def load_model(path: Path, options: Config, device: torch.device) -> tuple[CSFlow, Config, dict[str, Any]]:
@@ -287,5 +288,5 @@ def require_same_weights(weights: str, content: Mapping[str, Any], path: Path) -
     if content.get("weights") not in (None, weights):  # None: an authors' state dict, which does not tell
         raise UserError(
             f"{path} was trained on features of other weights of the extractor (checksum {content['weights']}, not "
-            f"{weights}): use the --extractor_weights it was trained with, and extract the features anew"
+            f"{weights}): use the --extractor_weights it was trained with, and extract the features again"
         )

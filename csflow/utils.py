@@ -72,7 +72,7 @@ class StoredFeatures:
         batch = [array[np.asarray(indices)] for array in self.maps]
         for array, features in zip(self.maps, batch):
             if not np.isfinite(features).all():
-                raise UserError(f"{array.filename} holds nan or infinite values: extract the features anew")
+                raise UserError(f"{array.filename} holds nan or infinite values: extract the features again")
         return [torch.from_numpy(features) for features in batch]
 
 

@@ -52,8 +52,9 @@ def test_the_authors_numbers(name, calls):
 
 
 def test_state_and_copies_are_conv2ds(calls):
-    ours, plain = Conv2d(4, 6, 5, padding=2), nn.Conv2d(4, 6, 5, padding=2)
-    plain.load_state_dict(ours.state_dict())
+    plain = nn.Conv2d(4, 6, 5, padding=2)
+    ours = winograd.with_minimal_filtering(nn.Sequential(copy.deepcopy(plain)))[0]
+    assert type(ours) is Conv2d and ours.state_dict().keys() == plain.state_dict().keys()
     x = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(copy.deepcopy(ours)(x), plain(x), rtol=1e-4, atol=1e-5)
     assert len(calls) == 1
@@ -90,15 +91,10 @@ def test_bf16_gradients_of_weights_that_meet_only_padding_are_0(kernel, stride, 
 
 
 @pytest.mark.parametrize(
-    ("channels", "kernel", "shape", "expected"),
-    [
-        ((512, 304), 5, (16, 16, 16), True),
-        ((512, 304), 5, (2, 16, 16), False),
-        ((512, 304), 3, (16, 16, 16), True),
-        ((512, 304), 3, (16, 8, 8), False),
-        ((64, 304), 5, (16, 16, 16), False),
-    ],
-)
-def test_few_pixels_or_channels_do_not_pay(channels, kernel, shape, expected):
-    layer = Conv2d(*channels, kernel, padding=kernel // 2, device="meta")
-    assert winograd.pays(torch.empty(shape[0], channels[0], *shape[1:], device="meta"), layer) is expected
+    ("channels", "kernel", "batch", "side", "expected"),
+    [(512, 5, 16, 16, True), (512, 5, 2, 16, False), (512, 3, 16, 16, True), (512, 3, 16, 8, False),
+     (64, 5, 16, 16, False)],
+)  # fmt: skip
+def test_few_pixels_or_channels_do_not_pay(channels, kernel, batch, side, expected):
+    layer = Conv2d(channels, 304, kernel, padding=kernel // 2, device="meta")
+    assert winograd.pays(torch.empty(batch, channels, side, side, device="meta"), layer) is expected
