@@ -351,7 +351,7 @@ def digest_of_files(folder: Path) -> str:
 def machine() -> dict[str, str]:
     """What bits depend on: where all of this agrees, so do the weights' digests."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
-    named = {key: value for key, _, value in (line.partition("\t: ") for line in info.splitlines())}
+    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
     return {
         "processor": named.get("model name", info[:100]),
         "flags_sha256": hashlib.sha256(named.get("flags", "").encode()).hexdigest(),
