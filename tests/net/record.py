@@ -1,6 +1,6 @@
 """Record what the tiny runs come to now, into tests/net/<case>.json: python -m tests.net.record [CASE ...]
 
-Only where a number is meant to change: say why in test_net.py, beside the names. --into writes elsewhere, to compare.
+Only where a number is meant to change: say why in test_net.py. --into writes elsewhere, to compare.
 """
 
 import argparse
