@@ -31,7 +31,9 @@ ROUNDED = {
     # The mean over an epoch is of all steps at once, no longer of the means of each batch's masks (issue 25, item 2).
     "riad_repo": r"^(result\.json: history\.\d\.|results_tr/history\.csv: )(loss|l2|msgms|ssim)$",
 }
-# Cases recorded again since commit bfc78c0, and why: none.
+# Recorded again since commit bfc78c0, and why:
+# crn: the pair of units is drawn from the step's own random numbers, no longer from those of the epoch's batches (issue
+#      25, item 2). With the pairs of before, weights and numbers were the recorded ones to the bit (at 2a5ddd3).
 # Ten times what was measured between AVX-512 (AMX or not: no difference), AVX2 and SSE4.1, and one and two threads.
 # Values, relative to the largest of that name in the file:
 VALUES = {
@@ -130,7 +132,8 @@ def test_older_files_are_continued_and_scored_with(name, tmp_path):
         files = tuple(file for file in case.results if (place / "run" / file).exists())
         found = runs.numbers_of(dataclasses.replace(case, results=files), place / "run")
         names = [old for old in recorded["numbers"] if old.partition(": ")[0] in files]
-        assert files and not [old for old in names if _renamed(old) not in found]
+        stems = {_stem(new) for new in found}  # an older file need not have all columns of the first epoch
+        assert files and not [old for old in names if _stem(_renamed(old)) not in stems]
         assert all(value is None or math.isfinite(value) for value in found.values())
         assert (MARK in found.values()) == (place == state)  # the first epoch is the older file's
     for file in case.models[1:]:
