@@ -33,7 +33,7 @@ DEFAULTS = {
         "mode_lr": 3, "weight_decay": 1e-5, "batch": 4, "batch_score": 8,
     },
 }  # fmt: skip
-# What must agree for a training to be continued.
+# What must agree for a training to be resumed.
 TRAINING = (
     "algorithm", "dataset", "select_norm", "train_images", "img_size", "masking_mode", "disjoint_n", "list_k", "nn",
     "ksize", "filters", "weights", "mode_optim", "lr", "mode_lr", "weight_decay", "batch", "validation_share",
@@ -123,33 +123,24 @@ def parse(argv: list[str] | None = None) -> Namespace:
     """The options of run.py, complete but for dataset and --max_value auto, which the data decide."""
     given = vars(build_parser().parse_args(argv))
     algorithm, mvtec = given["algorithm"], given["dataset"] == "mvtec"
-    other = "paper" if algorithm == "repo" else "repo"
-    for name in DEFAULTS[other].keys() - DEFAULTS[algorithm].keys():
-        if given[name] is not None:
-            raise UserError(f"--{name} belongs to --algorithm {other}, not to {algorithm}: leave it out")
+    other, labelled = "paper" if algorithm == "repo" else "repo", algorithm == "repo" and not mvtec
+    theirs = DEFAULTS[other].keys() - DEFAULTS[algorithm].keys()
+    for name, wrong, why in (
+        *((name, given[name] is not None, f"belongs to --algorithm {other}: leave it out") for name in theirs),
+        ("eval_images", given["eval_images"] and not labelled, "only repo on MNIST has labelled validation images"),
+        ("validation_share", given["validation_share"] != 0.2 and labelled, "labels choose the epoch: --eval_images"),
+        ("select_norm", given["select_norm"] != 1 and mvtec, "mvtec's normal images are those in train/good, drop it"),
+        ("max_value", given["max_value"] != 65535 and not mvtec, "only images of --dataset mvtec may have 16 bits"),
+        ("data_path", given["data_path"] and given["dataset"] == "digits", "digits come with scikit-learn, drop it"),
+        ("dataset", mvtec and not given["data_path"], "needs --data, the folder with train/good and test/good"),
+        ("weights", not any(given["weights"]), "expected at least one above 0"),
+    ):
+        if wrong:
+            shown = " ".join(map(str, given[name])) if isinstance(given[name], list) else given[name]
+            raise UserError(f"--{name} {shown}: {why}")
     defaults = {**DEFAULTS[algorithm], "img_size": 256 if mvtec else 32 if algorithm == "paper" else 28}
     chosen = {name: defaults.get(name) if value is None else value for name, value in given.items()}
     settings = Namespace(**{**chosen, "mode_optim": chosen["mode_optim"].replace("rmsprop", "rms")})
-    if sum(settings.weights) == 0:
-        raise UserError("--weights 0 0 0: expected at least one above 0")
-    if settings.eval_images and (algorithm == "paper" or mvtec):
-        raise UserError(
-            f"--eval_images {settings.eval_images}: only --algorithm repo on MNIST has labelled validation images; see "
-            "--validation_share"
-        )
-    if settings.validation_share != 0.2 and algorithm == "repo" and not mvtec:
-        raise UserError(
-            f"--validation_share {settings.validation_share:g}: with --algorithm repo, MNIST's labelled validation "
-            "half chooses the epoch; see --eval_images"
-        )
-    if mvtec and settings.select_norm != 1:
-        raise UserError(f"--select_norm {settings.select_norm}: mvtec's normal images are those in train/good, drop it")
-    if mvtec and settings.data_path is None:
-        raise UserError("--dataset mvtec needs --data_path, the folder of a category with train/good and test/good")
-    if not mvtec and settings.max_value != 65535:
-        raise UserError(f"--max_value {settings.max_value}: only images of --dataset mvtec may have 16 bits")
-    if settings.dataset == "digits" and settings.data_path is not None:
-        raise UserError(f"--data_path {settings.data_path}: --dataset digits is installed with scikit-learn, drop one")
     check_network(settings)
     return settings
 
@@ -164,10 +155,9 @@ def check_network(settings: Namespace) -> None:
     if len(settings.filters) != levels:
         raise UserError(f"--filters {' '.join(map(str, settings.filters))}: expected {levels} numbers of channels")
     size = settings.img_size
-    if not smallest <= size <= 4096:
-        raise UserError(f"--img_size {size}: the network takes images of {smallest} to 4096 pixels")
-    if size % step:
-        raise UserError(f"--img_size {size}: the paper's U-Net needs a multiple of {step}")
+    if not smallest <= size <= 4096 or size % step:
+        of = f"a multiple of {step}, " * (step > 1)
+        raise UserError(f"--img_size {size}: expected {of}{smallest} to 4096 pixels, for the network")
     for k in settings.list_k:
         require_cells((size, size), k, settings.disjoint_n)
 
@@ -184,14 +174,11 @@ def require_cells(size: tuple[int, int], k: int, n: int) -> None:
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     """Settings with which the network in the checkpoint `path` scores; UserError where they make no sense."""
     with using(path, "riad"):
-        algorithm = stored["algorithm"]
-        if algorithm not in DEFAULTS or stored["precision"] not in PRECISIONS:
-            raise ValueError(f"algorithm {algorithm!r}, precision {stored['precision']!r}")
-        usual = vars(parse(["--algorithm", algorithm]))
+        if stored["algorithm"] not in DEFAULTS or stored["precision"] not in PRECISIONS or not stored["list_k"]:
+            raise ValueError(f"algorithm {stored['algorithm']!r}, {stored['precision']!r}, list_k {stored['list_k']}")
+        usual = vars(parse(["--algorithm", stored["algorithm"]]))
         used = {name: stored[name] for name in SCORING}
         require_like(used, {name: usual[name] for name in SCORING}, "its settings")
-        if not used["list_k"] or (usual["nn"] and used["nn"] not in (1000, 2000)):
-            raise ValueError(f"list_k is {used['list_k']}, nn {used['nn']}")
         settings = Namespace(**{**usual, **used})
         try:
             check_network(settings)

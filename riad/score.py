@@ -117,10 +117,8 @@ def chosen_checkpoint() -> Path:
     """The network that the default training's validation chose; UserError where there is none, or two."""
     folder = HERE / procedure.PATH_CKPT
     files = [folder / name for name in procedure.BEST.values() if (folder / name).exists()]
-    if not files:
-        raise UserError(f"there is no trained network in {folder}: train one with run.py, or give --checkpoint FILE")
-    if len(files) > 1:
-        raise UserError(f"{folder} holds networks of two trainings: give one of {files[0]} and {files[1]}")
+    if len(files) != 1:
+        raise UserError(f"{folder} holds {len(files)} networks: train one with run.py, or give --checkpoint FILE")
     return files[0]
 
 

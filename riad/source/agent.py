@@ -124,21 +124,19 @@ class Agent:
                 outputs = self.inpaint(x, masks)
             reconstruction = assemble(outputs, masks)
             reconstructions += reconstruction / len(self.list_k)
-            of_k = self.paper_map(x, reconstruction) if self.paper else self.repo_map(x, outputs)
-            maps += of_k / len(self.list_k)
+            maps += self.map(x, reconstruction[:, None] if self.paper else outputs) / len(self.list_k)
         if self.paper:
             maps = F.avg_pool2d(maps, self.smooth, stride=1, padding=self.smooth // 2, count_include_pad=False)
         return self.in_unit_range(reconstructions), maps[:, 0]
 
-    def repo_map(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """The seed's: mean over the masks of the MSGMS map of image and output, (B, 1, H, W)."""
+    def map(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Mean over n of the MSGMS maps of x and outputs (B, n, C, H, W), (B, 1, H, W): repo: those of all masks;
+        paper: the assembled reconstruction, of which the channels' means are compared."""
+        y = outputs.flatten(0, 1)
+        if self.paper:
+            x, y = grey(x), grey(y)
         g = [g_s.repeat_interleave(outputs.shape[1], dim=0) for g_s in magnitudes(x, self.scales)]
-        maps = msgms_map(g, magnitudes(outputs.flatten(0, 1), self.scales))
-        return maps.unflatten(0, (x.shape[0], -1)).mean(dim=1)
-
-    def paper_map(self, x: Tensor, reconstruction: Tensor) -> Tensor:
-        """The paper's: MSGMS map of image and assembled reconstruction, (B, 1, H, W)."""
-        return msgms_map(magnitudes(grey(x), self.scales), magnitudes(grey(reconstruction), self.scales))
+        return msgms_map(g, magnitudes(y, self.scales)).unflatten(0, (len(x), -1)).mean(dim=1)
 
 
 def assemble(outputs: Tensor, masks: Tensor) -> Tensor:

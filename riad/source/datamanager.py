@@ -26,22 +26,8 @@ from riad.options import HERE
 
 
 @dataclass
-class InMemory:
-    """Images as one tensor (N, C, H, W), uint8."""
-
-    images: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, rows: Sequence[int]) -> Tensor:
-        """(len(rows), C, H, W) uint8."""
-        return self.images[torch.as_tensor(rows, dtype=torch.long)]
-
-
-@dataclass
 class InFiles:
-    """Images read from their files, as RGB of `side` x `side` pixels."""
+    """Images that are read when they are needed, as RGB of `side` x `side` pixels."""
 
     paths: list[Path]
     side: int
@@ -50,14 +36,14 @@ class InFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batch(self, rows: Sequence[int]) -> Tensor:
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
         """(len(rows), 3, side, side) uint8."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             images = pool.map(lambda row: read_image(self.paths[row], self.max_value), rows)
             return torch.stack([to_tensor(image, self.side) for image in images])
 
 
-Images = InMemory | InFiles  # read when they are needed
+Images = Tensor | InFiles  # images[rows]: (len(rows), C, H, W) uint8
 
 
 def to_tensor(image: Image.Image, side: int) -> Tensor:
@@ -81,7 +67,7 @@ class Part:
 class DataSet:
     """train: the good images to learn from; validation: labelled (MNIST, repo) or further good ones; test."""
 
-    train: Images
+    train: Tensor
     validation: Part
     test: Part
     class_names: list[str]
@@ -96,7 +82,7 @@ class DataSet:
     @property
     def channels(self) -> int:
         """Of each image."""
-        return self.train.batch([0]).shape[1]
+        return self.train.shape[1]
 
 
 def load(settings: Namespace) -> tuple[DataSet, Namespace]:
@@ -108,7 +94,7 @@ def load(settings: Namespace) -> tuple[DataSet, Namespace]:
         return _mvtec(settings)
     asked, root, name, data = settings.dataset is not None, settings.data_path or HERE / "data", "mnist", "MNIST"
     if not asked and (root / "train/good").is_dir() and not (root / "MNIST").exists():
-        raise UserError(f"--data_path {root} looks like a category in MVTec's layout, not MNIST: add --dataset mvtec")
+        raise UserError(f"--data {root} looks like a category in MVTec's layout, not MNIST: add --dataset mvtec")
     try:
         arrays = _mnist(root) if settings.dataset != "digits" else None
     except UserError as error:
@@ -128,19 +114,18 @@ def _mnist(root: Path) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
         _download(root)
     try:
         parts = [MNIST(root, train=train, download=False) for train in (True, False)]
-        arrays = [value for part in parts for value in (part.data, part.targets.numpy())]
+        arrays = [(part.data, part.targets.numpy()) for part in parts]
+        for images, digits in arrays:
+            if images.ndim != 3 or images.dtype != torch.uint8 or not 1 < len(images) == len(digits):
+                raise ValueError("other images than MNIST's")
+            if digits.min() < 0 or digits.max() > 9:
+                raise ValueError("other labels than digits")
     except Exception as error:  # torchvision's reader asserts, unpacks and indexes whatever it finds
         raise UserError(
             f"cannot read MNIST in {root / 'MNIST/raw'}: its files are missing or damaged; remove {root / 'MNIST'}, or "
-            "give another --data_path"
+            "give another --data"
         ) from error
-    for images, digits in (arrays[:2], arrays[2:]):
-        sound = images.ndim == 3 and images.dtype == torch.uint8 and len(images) == len(digits) > 1
-        if not sound or not ((digits >= 0) & (digits <= 9)).all():
-            raise UserError(
-                f"{root / 'MNIST/raw'} does not hold MNIST: images of {tuple(images.shape)}, {len(digits)} labels"
-            )
-    return tuple(arrays)
+    return (*arrays[0], *arrays[1])
 
 
 def _download(root: Path) -> None:
@@ -184,7 +169,7 @@ def _of_digits(
     def part(chosen: np.ndarray, name: str) -> Part:
         classes = test_digits[chosen]
         names = [f"{name}/{row}" for row in chosen]
-        return Part(InMemory(_sized(test_images[chosen], side)), classes, (classes != normal).astype(int), names)
+        return Part(_sized(test_images[chosen], side), classes, (classes != normal).astype(int), names)
 
     half = len(test_digits) // 2
     test = part(np.arange(half), "test")
@@ -194,9 +179,9 @@ def _of_digits(
             raise UserError(f"--eval_images {settings.eval_images}: too few, all of them are of one class")
     else:
         train_rows, held = split(rows, settings.validation_share, settings.seed)
-        validation = _good(InMemory(_sized(images[held], side)), [f"train/{row}" for row in held], normal)
-    train = InMemory(_sized(images[train_rows], side))
-    mark = zlib.crc32(test.images.images.numpy().tobytes(), zlib.crc32(train.images.numpy().tobytes()))
+        validation = _good(_sized(images[held], side), [f"train/{row}" for row in held], normal)
+    train = _sized(images[train_rows], side)
+    mark = zlib.crc32(test.images.numpy().tobytes(), zlib.crc32(train.numpy().tobytes()))
     return DataSet(train, validation, test, [str(digit) for digit in range(10)], data, f"{mark:08x}")
 
 
@@ -218,12 +203,12 @@ def _mvtec(settings: Namespace) -> tuple[DataSet, Namespace]:
     held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))
     train = train + found.held_out
 
-    def decoded(rows: np.ndarray) -> InMemory:  # once, N * 3 * side^2 bytes
+    def decoded(rows: np.ndarray) -> Tensor:  # once, N * 3 * side^2 bytes
         files = InFiles([train[row].path for row in rows], side, found.max_value)
         images = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
         for start in progress(range(0, len(rows), 64), "reading images"):
-            images[start : start + 64] = files.batch(range(start, min(start + 64, len(rows))))
-        return InMemory(images)
+            images[start : start + 64] = files[range(start, min(start + 64, len(rows)))]
+        return images
 
     def name(sample: Sample) -> str:
         return sample.path.relative_to(root).as_posix()

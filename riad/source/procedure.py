@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common import checkpoint, distributed
 from common.checkpoint import Training
@@ -61,7 +61,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
             agent.network.train()
             rows = torch.tensor(order[step])  # numbers of the batch's images
             # repo: a step of the optimizer for each slice of the masked images; paper: one for all n masks
-            for number, (x, masks) in enumerate(agent.training_passes(data.train.batch(rows), rows, epoch), start=1):
+            for number, (x, masks) in enumerate(agent.training_passes(data.train[rows], rows, epoch), start=1):
                 taken = (epoch * batches + step) * agent.steps_per_batch + number
                 trained = taken / (batches * agent.steps_per_batch)  # epochs
                 optimizer.param_groups[0]["lr"] = learning_rate(settings.mode_lr, settings.lr, trained)
@@ -91,20 +91,17 @@ def state_to_resume(settings: Namespace, data: DataSet, steps_per_batch: int) ->
         return None
     if not path.exists():
         if any(folder.glob("*.pth")) or (settings.output / "result.json").exists():
-            raise UserError(
-                f"{settings.output} holds results that cannot be resumed: give another --output, or --resume no to "
-                "replace them"
-            )
+            otherwise = "give another --output, or --resume no to replace them"
+            raise UserError(f"{settings.output} holds results that cannot be resumed: {otherwise}")
         return None
     stored = load(path)
     with using(path, "riad"):
         if "step" not in stored:  # of an older version
-            seen = min(stored["batch"] * settings.batch, len(data.train)) * steps_per_batch
             total = len(data.train) * steps_per_batch
+            seen = min(stored["batch"] * settings.batch * steps_per_batch, total)
             sums = {name: value * total for name, value in stored["sums"].items()} | {"weight": float(seen)}
-            history = [{**entry, "seconds": entry["time"]} for entry in stored["history"]]
-            place = {"step": stored["batch"], "sums": sums if seen else {}, "history": history}
-            stored = {**stored, **place, "optimizer": [stored["optimizer"]]}
+            stored |= {"step": stored["batch"], "sums": sums if seen else {}, "optimizer": [stored["optimizer"]]}
+            stored["history"] = [{**entry, "seconds": entry["time"]} for entry in stored["history"]]
         names = (*LOSSES, "rate", data.criterion, "seconds")
         require_like(stored["history"], [dict.fromkeys(names, 0.0)], "history")
         if len(stored["history"]) != stored["epoch"]:
@@ -120,7 +117,7 @@ def start(training: Training, settings: Namespace, data: DataSet, agent: Agent) 
     if training.epoch == training.step == 0:  # also where a kill came right after the first state
         save_network(training.path.with_name("base.pth"), agent.network, 0, about(training))
     if settings.figures_every:
-        utils.draw_masks(settings.output / "results_tr", agent, data.train.batch([0]))
+        utils.draw_masks(settings.output / "results_tr", agent, data.train[:1])
     if distributed.rank() or training.epoch >= settings.epochs:
         return None
     try:
@@ -138,23 +135,21 @@ def finish_epoch(
 
     This comes before the state is saved: a training killed in between comes here again with the same numbers.
     """
-    history, criterion, entry = training.history, data.criterion, training.history[-1]
-    epoch = entry["epoch"]
-    last = epoch == settings.epochs
+    history, criterion, folder = seeds_history(training.history), data.criterion, settings.output / "results_tr"
+    entry = history[-1]
+    epoch, last = entry["epoch"], entry["epoch"] == settings.epochs
     for name in best_now(history, criterion) + [LAST_EPOCH] * (last or training.stopping):
         save_network(training.path.with_name(name), agent.network, epoch, about(training))
-    folder = settings.output / "results_tr"
-    table = seeds_history(history, criterion)
-    write_csv(folder / "history.csv", list(table[0]), [row.values() for row in table])
+    write_csv(folder / "history.csv", list(entry), [[row[name] for name in entry] for row in history])
     if settings.figures_every and (last or epoch % settings.figures_every == 0):
-        utils.loss_curves(folder / "history.png", table, criterion)
-        path, title = folder / f"gen/generation_{epoch:08d}.png", f"epoch {epoch}, test images"
-        utils.draw_images(path, agent, data.test, data.class_names, title)
+        utils.loss_curves(folder / "history.png", history, criterion)
+        picture, title = folder / f"gen/generation_{epoch:08d}.png", f"epoch {epoch}, test images"
+        utils.draw_images(picture, agent, data.test, data.class_names, title)
         if scores is not None:
-            path, title = folder / f"gen/auroc_{epoch:08d}.png", f"epoch {epoch}, validation images"
-            utils.violin(path, data.validation.labels, scores, title)
+            picture, title = folder / f"gen/auroc_{epoch:08d}.png", f"epoch {epoch}, validation images"
+            utils.violin(picture, data.validation.labels, scores, title)
     if board:
-        for name in (*LOSSES, "rate", criterion):
+        for name in entry.keys() - {"epoch", "time"}:
             board.add_scalar(name, entry[name], epoch)
         board.flush()  # whatever ends the training
     if last or epoch % max(settings.epochs // 10, 1) == 0:
@@ -185,12 +180,11 @@ def best_now(history: Sequence[Mapping[str, Any]], criterion: str) -> list[str]:
     return names + [BEST[criterion]] * (last[criterion] == (max if criterion == "auroc" else min)(values))
 
 
-def seeds_history(history: Sequence[Mapping[str, Any]], criterion: str) -> list[dict[str, Any]]:
-    """The history under the seed's names, "time" being seconds since the start."""
-    names = ("rate", criterion)
+def seeds_history(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The history as the seed has it, "time" being seconds since the start."""
     return [
-        {"epoch": entry["epoch"], "time": entry["seconds"], **{name: entry[name] for name in (*LOSSES, *names)}}
-        for entry in history
+        {"epoch": row["epoch"], "time": row["seconds"], **{k: row[k] for k in row if k not in ("seconds", "time")}}
+        for row in history
     ]
 
 
@@ -203,47 +197,45 @@ def validate(
     A loss is that of all images in eval mode, each SAME_K of which take the next cell size; their masks are the same in
     every epoch.
     """
-    images = part.images
+    images, count = part.images, len(part.images)
     if criterion == "auroc":
-        scores = score_all(agent, images, range(len(images)), batch_score, "validating")
+        scores = score_all(agent, images, range(count), batch_score, "validating")
         return image_auroc(part.labels, scores), scores
     agent.network.eval()
     total = 0.0
-    for number, first in enumerate(progress(range(0, len(images), SAME_K), "validating")):
-        rows, k = range(first, min(first + SAME_K, len(images))), agent.list_k[number % len(agent.list_k)]
-        for start in range(0, len(rows), batch_score):
-            batch = images.batch(rows[start : start + batch_score])
-            shared, share = distributed.weighted_share(batch)
-            x, masks = agent.prepare(shared), agent.masks(content_keys(agent.seed, shared.to(agent.device)), k)
+    for number, first in enumerate(progress(range(0, count, SAME_K), "validating")):
+        end, k = min(first + SAME_K, count), agent.list_k[number % len(agent.list_k)]
+        for start in range(first, end, batch_score):
+            batch = images[range(start, min(start + batch_score, end))]
+            own, share = distributed.weighted_share(batch)
+            x, masks = agent.prepare(own), agent.masks(content_keys(agent.seed, own.to(agent.device)), k)
             with autocast(agent.device, agent.precision):
                 outputs = agent.inpaint(x, masks)
             loss = sum(weight * value for weight, value in zip(weights, agent.losses(x, outputs, masks)))
             total += distributed.mean_of(share * float(loss), agent.device) * len(batch)
-    return total / len(images), None
+    return total / count, None
 
 
-def score_batches(
+def score_each(
     agent: Agent, images: Images, rows: Sequence[int], batch_score: int, title: str
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """(rows, anomaly maps (B, H, W) on the CPU) of one batch after the other; every process gets all of them."""
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each row with its anomaly map (H, W); every process gets all of them."""
     size = batch_score * distributed.size()
     for start in progress(range(0, len(rows), size), title):
         batch = rows[start : start + size]
-        share = distributed.share(batch)
-        maps = agent.score(images.batch(share if len(share) else batch[:1]))[1]  # all call the network equally often
-        yield batch, torch.from_numpy(distributed.gathered(maps[: len(share)].cpu().numpy()))
+        own = distributed.share(batch)
+        maps = agent.score(images[own if len(own) else batch[:1]])[1]  # all call the network equally often
+        yield from zip(batch, distributed.gathered(maps[: len(own)].cpu().numpy()))
 
 
 def score_all(agent: Agent, images: Images, rows: Sequence[int], batch_score: int, title: str) -> np.ndarray:
     """The score of each of the rows (N,): the maximum of its anomaly map."""
-    return np.concatenate(
-        [m.amax(dim=(1, 2)).numpy() for _, m in score_batches(agent, images, rows, batch_score, title)]
-    )
+    return np.array([values.max() for _, values in score_each(agent, images, rows, batch_score, title)], np.float32)
 
 
-def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Score the test images with each saved network; writes results_te, result.json and results.json, returns what is
-    in the first.
+def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
+    """Score the test images with each saved network; writes results_te, results.json and, with the seed's names beside
+    the common ones, result.json.
 
     The network that the validation images chose is the result; the others stand beside it. Stores the scores of the
     good validation images, from which thresholds come, in the checkpoints, with the settings that they depend on.
@@ -254,7 +246,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
     distributed.anywhere(False, agent.device)  # the first process has written what all read
     for name in (LAST_EPOCH, LOWEST_L2, best):
         content = load(folder / name)
-        epoch = content["epoch"]
+        epoch, chosen_by = content["epoch"], CHOSEN_BY[name]
         checkpoint.load_parameters(agent.network, content["model"], folder / name)
         if epoch not in scored:
             scored[epoch] = score_test(agent, data, settings.batch_score)
@@ -266,60 +258,36 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
         save_network(folder / name, agent.network, epoch, content, calibration=calibration)
         results = evaluate(part.labels, scores, threshold if name == best else None, pixels)
         good = scores[part.labels == 0]
-        models[name] = {
-            "epoch": epoch,
-            "chosen_by": CHOSEN_BY[name],
-            "auroc": results["image_auroc"],
-            "loss": float(good.mean()) if len(good) else math.nan,
-            **results,
-        }
+        seeds = {"auroc": results["image_auroc"], "loss": float(good.mean()) if len(good) else math.nan}
+        models[name] = {"epoch": epoch, "chosen_by": chosen_by, **seeds, **results}
+        say(f"{name}, epoch {epoch} (chosen by: {chosen_by}): {in_words(results['image_auroc'])}")
         verdicts = [verdict_of(score, threshold) for score in scores]
-        stem, classes = Path(name).stem, [data.class_names[number] for number in part.classes]
-        rows = zip(part.labels, scores, classes, part.names, verdicts)
-        path = settings.output / "results_te"
-        write_csv(path / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
-        if settings.figures_every and len(part.labels):
-            utils.violin(path / f"auroc_{stem}.png", part.labels, scores, f"{stem}, test images")
-            utils.draw_images(path / f"generation_{stem}.png", agent, part, data.class_names, f"{stem}, test images")
-    # The best network is the one loaded last, `results` and `scores` are its.
+        rows = zip(part.labels, scores, [data.class_names[k] for k in part.classes], part.names, verdicts)
+        output, stem = settings.output / "results_te", Path(name).stem
+        write_csv(output / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
+        if settings.figures_every and len(scores):
+            utils.violin(output / f"auroc_{stem}.png", part.labels, scores, f"{stem}, test images")
+            utils.draw_images(output / f"generation_{stem}.png", agent, part, data.class_names, f"{stem}, test images")
+    # The best network is the one loaded last: results, scores and the seed's numbers are its.
     images = {"train": len(data.train), "validation": len(data.validation.images)}
     results |= {
-        "images": images | results["images"],
-        "epoch": models[best]["epoch"],
-        "chosen_on": CHOSEN_BY[best],
-        "trained_on": data.data,
-        "data": data.data,
-        "models": models,
-        "history": seeds_history(history, data.criterion),
-        "settings": plain(settings),
-        "versions": checkpoint.versions(),
-        "notes": notes(),
-    }
+        "images": images | results["images"], "epoch": epoch, "chosen_on": chosen_by, "trained_on": data.data,
+        "data": data.data, "models": models, "history": seeds_history(history), "settings": plain(settings),
+        "versions": checkpoint.versions(), "notes": notes(),
+    }  # fmt: skip
     write_json(settings.output / "results.json", results)
-    seeds = {
-        "name_best": best,
-        **{name: models[best][name] for name in ("auroc", "loss")},
-        "select_norm": None if settings.dataset == "mvtec" else settings.select_norm,
-        **{name: getattr(settings, name) for name in ("masking_mode", "disjoint_n", "nn", "ksize", "mode_optim")},
-        **dict.fromkeys(("dim_h", "dim_w"), settings.img_size),
-        "dim_c": data.channels,
-        "learning_rate": settings.lr,
-        "mode_lr": settings.mode_lr,
-        "path_ckpt": PATH_CKPT,
-        "ngpu": settings.ngpu,
-        "device": str(agent.device),
-        "filters": str([data.channels, *settings.filters]),
-        "images": {**images, "test": len(part.labels)},
-    }
-    result = results | seeds
-    write_json(settings.output / "result.json", result)
-    for name, entry in models.items():
-        say(f"{name}, epoch {entry['epoch']} (chosen by: {entry['chosen_by']}): {in_words(entry['auroc'])}")
+    names = ("masking_mode", "disjoint_n", "nn", "ksize", "mode_optim", "mode_lr", "ngpu")
+    seeds |= {
+        "name_best": best, "select_norm": None if settings.dataset == "mvtec" else settings.select_norm,
+        **{name: getattr(settings, name) for name in names}, "dim_h": settings.img_size, "dim_w": settings.img_size,
+        "dim_c": data.channels, "learning_rate": settings.lr, "path_ckpt": PATH_CKPT, "device": str(agent.device),
+        "filters": str([data.channels, *settings.filters]), "images": {**images, "test": len(part.labels)},
+    }  # fmt: skip
+    write_json(settings.output / "result.json", results | seeds)
     say_results(results, best)
-    say(f"results: {settings.output / 'result.json'} and {settings.output / 'results_te'}")
+    say(f"results: {settings.output / 'results.json'} and {settings.output / 'results_te'}")
     if settings.report:
-        report.write(settings, data, agent, scores, result)
-    return result
+        report.write(settings, data, agent, scores, results | seeds)
 
 
 def score_test(agent: Agent, data: DataSet, batch_score: int) -> tuple[list[float], np.ndarray, MaskedPixels | None]:
@@ -327,9 +295,10 @@ def score_test(agent: Agent, data: DataSet, batch_score: int) -> tuple[list[floa
     part, good = data.test, np.flatnonzero(data.validation.labels == 0).tolist()
     calibration = score_all(agent, data.validation.images, good, batch_score, "scoring good validation images").tolist()
     pixels = MaskedPixels() if part.samples and any(sample.mask for sample in part.samples) else None
-    scores = [np.empty(0, np.float32)]
-    for rows, maps in score_batches(agent, part.images, range(len(part.images)), batch_score, "testing"):
-        scores.append(maps.amax(dim=(1, 2)).numpy())
-        for sample, anomaly_map in zip((part.samples[row] for row in rows), maps) if pixels else ():
+    scores = []
+    for row, anomaly_map in score_each(agent, part.images, range(len(part.images)), batch_score, "testing"):
+        scores.append(anomaly_map.max())
+        if pixels:
+            sample = part.samples[row]
             pixels.update(sample.path, sample.label, sample.mask, anomaly_map)
-    return calibration, np.concatenate(scores), pixels
+    return calibration, np.array(scores, np.float32), pixels

@@ -19,7 +19,7 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
 
     def column(i: int) -> Column:
         """Test image i as the network sees it."""
-        images = part.images.batch([i])
+        images = part.images[[i]]
         anomaly_map = agent.score(images)[1][0].cpu().numpy()
         if part.samples is None:
             return picture(images[0]), anomaly_map, f"{data.class_names[part.classes[i]]} ({part.names[i]})", None
@@ -46,8 +46,7 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
     )
     write_image_report(
         settings.output / "report.html", title, result, paragraphs,
-        [picture(image) for image in data.train.batch(range(min(6, len(data.train))))], part.labels, scores, column,
-        more=more,
+        [picture(image) for image in data.train[:6]], part.labels, scores, column, more=more,
     )  # fmt: skip
 
 

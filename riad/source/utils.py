@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -60,7 +59,7 @@ def draw_images(path: Path, agent: Agent, part: Part, class_names: Sequence[str]
     rows = [int(np.flatnonzero(part.classes == number)[0]) for number in np.unique(part.classes)][:12]
     if not rows:
         return
-    images = part.images.batch(rows)
+    images = part.images[rows]
     reconstructions, maps = agent.score(images)
     x, heats = agent.in_unit_range(agent.prepare(images)), maps.cpu().numpy()
     hottest = max(float(heats.max()), 1e-6)
@@ -102,22 +101,19 @@ def violin(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> No
     save_figure(figure, path)
 
 
-def loss_curves(path: Path, history: Sequence[dict[str, Any]], chosen_by: str) -> None:
+def loss_curves(path: Path, history: Sequence[dict[str, Any]], criterion: str) -> None:
     """Draw total, L2, SSIM and MSGMS loss, the learning rate and what chooses the epoch, over epochs."""
-    panels = [("loss", "total loss"), ("l2", "L2"), ("ssim", "SSIM"), ("msgms", "MSGMS"), ("rate", "learning rate")]
-    panels.append((chosen_by, f"validation: {chosen_by}"))
+    panels = {"loss": "total loss", "l2": "L2", "ssim": "SSIM", "msgms": "MSGMS", "rate": "learning rate"}
     figure = Figure((10, 5), dpi=100)
     epochs = [entry["epoch"] for entry in history]
-    for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels):
-        _curve(axes, epochs, [entry[key] for entry in history], title)
+    for axes, (key, title) in zip(
+        figure.subplots(2, 3).flat, {**panels, criterion: f"validation: {criterion}"}.items()
+    ):
+        axes.plot(epochs, [entry[key] for entry in history], marker="o" if len(epochs) == 1 else None, color=GOOD)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
     figure.set_layout_engine("tight")
     save_figure(figure, path)
-
-
-def _curve(axes: Axes, epochs: Sequence[int], values: Sequence[float], title: str) -> None:
-    axes.plot(epochs, values, marker="o" if len(epochs) == 1 else None, color=GOOD)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.tick_params(labelsize=8)

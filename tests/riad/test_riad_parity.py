@@ -16,7 +16,7 @@ from riad.neuralnet.aesc_l2 import from_authors
 from riad.options import DEFAULTS, parse
 from riad.source import losses, procedure
 from riad.source.agent import Agent, assemble, learning_rate
-from riad.source.datamanager import DataSet, InMemory, Part
+from riad.source.datamanager import DataSet, Part
 from riad.source.masks import content_keys, disjoint_masks, epoch_keys
 from tests.parity.cases import assert_float32, assert_gradients, assert_parity, authors_state, case, draw
 
@@ -72,7 +72,7 @@ def test_scoring_pass():
     masks = torch.from_numpy(arrays["masks"]).double()[:, :, None]
     with torch.no_grad():
         outputs = agent.inpaint(x, masks)
-        anomaly_map = agent.repo_map(x, outputs)
+        anomaly_map = agent.map(x, outputs)
     assert_parity((outputs * masks).mean(dim=1).permute(0, 2, 3, 1), arrays["y_hat"])  # the original's reconstruction
     assert_parity(anomaly_map.permute(0, 2, 3, 1), arrays["map"])
     assert_parity(anomaly_map.amax(dim=(1, 2, 3)), arrays["score"])
@@ -228,8 +228,8 @@ def trained(place: Path, images: torch.Tensor, *argv: str) -> tuple[Agent, list[
     words = ["--epochs", "1", "--figures_every", "0", "--output", str(place), *argv]
     agent, labels = tiny(*words, channels=images.shape[1]), np.array([0, "paper" not in argv])
     settings = parse(["--filters", *["8"] * (5 if "paper" in argv else 4), *words])
-    part = Part(InMemory(images[:2]), labels, labels, ["", ""])
-    data = DataSet(InMemory(images), part, part, ["0", "1"], "", "")
+    part = Part(images[:2], labels, labels, ["", ""])
+    data = DataSet(images, part, part, ["0", "1"], "", "")
     return agent, procedure.training(settings, data, agent)
 
 
