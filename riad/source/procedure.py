@@ -116,8 +116,8 @@ def start(training: Training, settings: Namespace, data: DataSet, agent: Agent) 
         training.save()
     if training.epoch == training.step == 0:  # also where a kill came right after the first state
         save_network(training.path.with_name("base.pth"), agent.network, 0, about(training))
-    if settings.figures_every:
-        utils.draw_masks(settings.output / "results_tr", agent, data.train[:1])
+        if settings.figures_every:
+            utils.draw_masks(settings.output / "results_tr", agent, data.train[:1])
     if distributed.rank() or training.epoch >= settings.epochs:
         return None
     try:

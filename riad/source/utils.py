@@ -20,21 +20,23 @@ def grid(
 ) -> None:
     """Draw rows of images, each (name, images (H, W) or (H, W, 3) in 0..1), with a caption above each column."""
     columns = max(len(images) for _, images in rows)
-    figure = Figure((1.1 * columns + 1.3, 1.1 * len(rows) + 0.9), dpi=100)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, images) in zip(axes, rows):
-        for cell, image in zip(line, images):
-            cell.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            cell.set(xticks=[], yticks=[])
-            cell.spines[:].set(color="0.7", linewidth=0.5)  # white images have an end, too
-        for cell in line[len(images) :]:
-            cell.axis("off")
-        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    for cell, caption in zip(axes[0], captions):
-        cell.set_title(caption, fontsize=9, parse_math=False)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(left=1.2 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.65 / height)
+    height, width = rows[0][1][0].shape[:2]
+    line = 1 + height // 64  # around each, since white images have an end, too
+    tall, wide = height + 2 * line, width + 2 * line
+    canvas = np.ones((len(rows) * tall, columns * wide, 3))
+    for r, (_, images) in enumerate(rows):
+        for c, image in enumerate(images):
+            cell = canvas[r * tall : (r + 1) * tall, c * wide : (c + 1) * wide]
+            cell[:] = 0.8
+            cell[line:-line, line:-line] = image if image.ndim == 3 else image[..., None]
+    figure = Figure((1.1 * columns + 1.3, 1.1 * len(rows) * tall / wide + 0.9), dpi=100, layout="tight")
+    axes = figure.subplots()
+    axes.imshow(canvas.clip(0, 1))
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * tall, [name for name, _ in rows], fontsize=9)
+    axes.set_xticks((np.arange(len(captions)) + 0.5) * wide, captions, fontsize=9, parse_math=False)
+    axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10, parse_math=False)
     save_figure(figure, path)
 
 

@@ -27,10 +27,7 @@ from tests.bad_input.spoil import entry, setting
 
 MAINS = {"run": run.main, "run mvtec": run.main, "score": score.main, "export": export.main}
 LONG = "n" * 300
-TINY = [
-    "--cpu", "--filters", "1", "1", "1", "1", "--mode_optim", "adam", "--batch", "8", "--epochs", "1",
-    "--figures_every", "0", "--list_k", "4",
-]  # fmt: skip
+TINY = "--cpu --filters 1 1 1 1 --mode_optim adam --batch 8 --epochs 1 --figures_every 0 --list_k 4"
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +55,18 @@ def place(place, monkeypatch):
 
 
 def arguments(script, place):
-    if script == "score":
-        images = place / "data/brick/test/good"
-        return ["--cpu", "--images", str(images), "--checkpoint", str(place / BEST), "--output", str(place / "scored")]
-    if script == "export":
-        return ["--checkpoint", str(place / BEST)]
-    if script == "run mvtec":
-        return [
-            *TINY,
-            "--dataset",
-            "mvtec",
-            "--img_size",
-            "32",
-            "--data_path",
-            str(place / "data/brick"),
-            "--output",
-            str(place / "new"),
-        ]
-    return [*TINY, "--dataset", "mnist", "--data_path", str(place / "mnist"), "--output", str(place / "out")]
+    scoring = f"--cpu --images {place}/data/brick/test/good --checkpoint {place}/{BEST} --output {place}/scored"
+    mvtec = f"--dataset mvtec --img_size 32 --data {place}/data/brick --output {place}/new"
+    lines = {
+        "run": f"{TINY} --dataset mnist --data {place}/mnist --output {place}/out",
+        "run mvtec": f"{TINY} {mvtec}", "score": scoring, "export": f"--checkpoint {place}/{BEST}",
+    }  # fmt: skip
+    return lines[script].split()
 
 
 RAW, BEST, STATE = "mnist/MNIST/raw", "out/Checkpoint/model_2_best_auroc.pth", "out/Checkpoint/resume.pth"
 IMAGE, MASK = "data/brick/train/good/000.png", "data/brick/ground_truth/blur/000_mask.png"
+PAPER = "--algorithm paper --filters 1 1 1 1 1"
 
 
 def numbers(array, kind=8):
@@ -87,10 +74,8 @@ def numbers(array, kind=8):
 
 
 IDX = {
-    "one dimension": numbers(np.zeros(20, np.uint8)), "no dimension": spoil.holding(b"\0\0\x08\0"),
-    "200 dimensions": spoil.holding(b"\0\0\x08\xc8" + bytes(900)),
+    "one dimension": numbers(np.zeros(20, np.uint8)), "200 dimensions": spoil.holding(b"\0\0\x08\xc8" + bytes(900)),
     "no image": numbers(np.zeros((0, 28, 28), np.uint8)), "floats": numbers(np.zeros((20, 28, 28), ">f4"), 13),
-    "doubles": numbers(np.zeros((20, 28, 28), ">f8"), 14),
     "an unknown kind": numbers(np.zeros((20, 28, 28), np.uint8), 7),
     "an image less": numbers(np.zeros((19, 28, 28), np.uint8)),
     "more than there is": spoil.holding(b"\0\0\x08\x03" + b"\xff\xff\xff\xff" * 3 + bytes(100)),
@@ -98,60 +83,43 @@ IDX = {
 }  # fmt: skip
 DIGITS = {
     "digit 10": numbers(np.full(20, 10, np.uint8)), "a label less": numbers(np.zeros(19, np.uint8)),
-    "two dimensions": numbers(np.zeros((20, 2), np.uint8)),
-    "signed": numbers(np.full(20, -1, np.int8), 9), "integers": numbers(np.zeros(20, ">i4"), 12),
-    "no labels": numbers(np.zeros(0, np.uint8)),
+    "two dimensions": numbers(np.zeros((20, 2), np.uint8)), "signed": numbers(np.full(20, -1, np.int8), 9),
+}  # fmt: skip
+NETWORK = {  # of score.py's and export.py's --checkpoint
+    **spoil.ANY, **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program"),
+    **some(spoil.OURS, "newer format", "no kind"),
+    **{f"no {name}": spoil.without(name) for name in ("settings", "model", "data", "channels")},
+    "image size is none": setting(img_size=None), "unknown network": setting(nn=5),
+    "calibration is NaN": entry("calibration", [math.nan]), "two channels": entry("channels", 2),
 }  # fmt: skip
 CASES = [
     *options(
         "run",
-        ("--mode_optim lion", "lion"), ("--masking_mode random", "random"), "--algorithm thesis", "--dataset cifar",
-        "--nn 3000", ("--disjoint_n 50", "49 cells"), "--disjoint_n 0",
-        ("--list_k 4 29", "1 cells of 29"), "--list_k 0", "--list_k", ("--img_size 15", "--img_size 15"),
-        "--img_size 5000", ("--nn 1000 --algorithm paper", "--nn"), "--smooth 21",
-        ("--smooth 20 --algorithm paper --filters 1 1 1 1 1", "--smooth 20"),
-        ("--img_size 40 --algorithm paper --filters 1 1 1 1 1", "multiple of 16"),
-        ("--img_size 16 --algorithm paper --filters 1 1 1 1 1", "of 32 to"),
-        ("--eval_images 9 --algorithm paper --filters 1 1 1 1 1", "repo"), "--gpu x", "--gpu -7",
-        "--ksize 4", "--filters 1 2", "--filters 1 1 1 0", "--lr nan", "--lr 0", "--weight_decay -1", "--weights 0 0 0",
-        "--weights 1 inf 0", "--weights 1 1", "--epochs 0",
-        "--batch 1" + "0" * 20, "--batch_score 0", "--mode_lr 4", "--select_norm 10",
-        ("--select_norm 7", "--select_norm 7"), "--fpr 1", "--seed -1", "--validation_share 1",
-        ("--validation_share 0.3", "--eval_images"),
-        ("--eval_images 1", "--eval_images 1"), "--eval_images -1", "--precision int8", "--learning_rate 1",
-        ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"),
-        "--resume perhaps", "--ngpu -1", "--save_every nan", "--train_images -1",
-        ("--data_path here --dataset digits", "--data_path"),
+        ("--mode_optim lion", "lion"), "--dataset cifar", "--disjoint_n 0", ("--disjoint_n 50", "49 cells"),
+        ("--list_k 4 29", "1 cells of 29"), "--list_k", ("--img_size 15", "--img_size 15"), "--ksize 4", "--smooth 21",
+        ("--nn 1000 --algorithm paper", "--nn"), (f"--smooth 20 {PAPER}", "--smooth 20"),
+        (f"--img_size 40 {PAPER}", "multiple of 16"), (f"--img_size 16 {PAPER}", "32 to"),
+        (f"--eval_images 9 {PAPER}", "repo"), "--gpu x", "--gpu -7", "--device tpu", "--filters 1 2",
+        "--lr nan", "--weights 0 0 0", "--weights 1 inf 0", "--weights 1 1", "--epochs 0", "--batch 1" + "0" * 20,
+        "--select_norm 10", ("--select_norm 7", "--select_norm 7"), "--fpr 1", "--seed -1", "--learning_rate 1",
+        ("--validation_share 0.3", "--eval_images"), ("--eval_images 1", "--eval_images 1"),
+        ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"), "--resume perhaps", "--save_every nan",
+        ("--data_path here --dataset digits", "--data_path"), ("--max_value 4095", "mvtec"),
         ("--lr 1e-3", "lr 0.0005, not 0.001"), ("--select_norm 2", "select_norm 1, not 2"),
         ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), (f"--output {LONG}", "too long"),
-        ("--data_path {place}/none", "none"), ("--data_path {place}/data/brick/SYNTHETIC", "SYNTHETIC"),
-        ("--dataset mvtec --data_path {place}/none", "none"),
-        ("--output 'a\0b'", "NUL"),
+        ("--data_path {place}/none", "none"), ("--data {place}/data/brick/SYNTHETIC", "SYNTHETIC"),
+        ("--dataset mvtec --data_path {place}/none", "none"), ("--output 'a\0b'", "NUL"),
     ),
+    *options("run mvtec", ("--select_norm 3", "train/good"), ("--data ''", "train")),
     *files("run", f"{RAW}/train-images-idx3-ubyte", {**spoil.ANY, **IDX}, RAW),
     *files("run", f"{RAW}/t10k-labels-idx1-ubyte", {**spoil.CONTENT, **DIGITS}, RAW),
-    *files(
-        "run", "mnist/MNIST/processed/training.pt",
-        {
-            "malicious pickle": lambda path: (
-                path.parent.mkdir(), spoil.put(path.with_name("test.pt"), b""),
-                spoil.CHECKPOINT["malicious pickle"](path),
-            )
-        },
-        RAW,
-    ),
     *files("run", STATE, {
         **some(spoil.ANY, "empty", "truncated", "folder", "unreadable", "noise"), **spoil.CHECKPOINT, **spoil.OURS,
         **spoil.parameters("model"),
-        **{
-            f"no {name}": spoil.without(name) for name in (
-                "optimizer", "scaler", "sums", "settings", "seconds", "fingerprint", "channels",
-            )
-        },
+        **{f"no {name}": spoil.without(name) for name in ("optimizer", "scaler", "sums", "settings", "fingerprint")},
         "history of nothing": entry("history", [{}]), "history is shorter": entry("history", []),
-        "channels is true": entry("channels", True),
-        "step beyond the epoch": entry("step", 10**6), "seconds are NaN": entry("seconds", math.nan),
-        "other images": entry("fingerprint", "0"), "step is text": entry("step", "1"),
+        "channels is true": entry("channels", True), "step beyond the epoch": entry("step", 10**6),
+        "seconds are NaN": entry("seconds", math.nan), "other images": entry("fingerprint", "0"),
         "moments are NaN": spoil.stored(lambda c: c["optimizer"][0]["state"][0]["exp_avg"].fill_(math.nan) is None),
         "scaler of text": entry("scaler", {"scale": "x"}),
     }),
@@ -162,20 +130,17 @@ CASES = [
         "a link loop for the results": (at("out", spoil.ANY["link loop"]), "out"),
     }),
     *files("run mvtec", IMAGE, {**spoil.ANY, **spoil.IMAGE}),
-    *files(
-        "run mvtec", MASK,
-        {
-            **some(spoil.ANY, "empty", "link loop", "unreadable", "web page"),
-            "another size": spoil.holding(spoil.png(9, 9, bytes(90))),
-        },
-    ),
+    *files("run mvtec", MASK, {
+        **some(spoil.ANY, "empty", "link loop", "unreadable", "web page"),
+        "another size": spoil.holding(spoil.png(9, 9, bytes(90))),
+    }),
     *places("run mvtec", {
         "an empty kind of defect": (lambda place: (place / "data/brick/test/none").mkdir(), "test/none"),
         "no good test images": (lambda place: shutil.rmtree(place / "data/brick/test/good"), "test/good"),
         "one good image": (
             lambda place: [
-                (place / "data/brick/SYNTHETIC").unlink(),
-                *[(place / f"data/brick/train/good/00{k}.png").unlink() for k in (1, 2)],
+                (place / f"data/brick/{name}").unlink()
+                for name in ("SYNTHETIC", "train/good/001.png", "train/good/002.png")
             ],
             "1 good image",
         ),
@@ -185,49 +150,36 @@ CASES = [
         ("--images {place}/none", "none"), ("--images {place}/mnist", "no images"), (f"--images {LONG}", "too long"),
         ("--images 'ä\nö'", "ä ö"), ("--images {place}/data/brick/train", "other images"),
         ("--output {place}/data/brick/test/good/out", "--output"),
-        ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), "--fpr 0", "--fpr nan", "--precision int8",
-        ("--precision fp16", "fp16"),
-        ("--checkpoint {place}/none.pth", "none.pth"), ("--checkpoint {place}/out", "folder"),
-        ("--checkpoint {place}/" + IMAGE, "000.png"), "--batch_score 0", ("--chekpoint x", "--checkpoint"), "--ngpu x",
+        ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), "--fpr 0", "--precision int8",
+        ("--precision fp16", "fp16"), ("--checkpoint {place}/none.pth", "none.pth"),
+        ("--checkpoint {place}/out", "folder"), ("--checkpoint {place}/" + IMAGE, "000.png"), "--batch_score 0",
+        ("--chekpoint x", "--checkpoint"), "--ngpu x",
     ),
     *files("score", BEST, {
-        **spoil.ANY,
-        **some(
-            spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program", "of another method",
-        ),
-        **some(spoil.OURS, "newer format", "no kind"),
-        **{f"no {name}": spoil.without(name) for name in ("settings", "model", "data", "channels", "epoch")},
-        "image size is none": setting(img_size=None), "unknown precision": setting(precision="int8"),
-        "half cells": setting(list_k=[4.5]), "unknown network": setting(nn=5),
+        **NETWORK, "no epoch": spoil.without("epoch"), **some(spoil.CHECKPOINT, "of another method"),
+        "unknown precision": setting(precision="int8"), "half cells": setting(list_k=[4.5]),
+        "no cells": setting(list_k=[]),
         "an option for a value": setting(img_size="--cpu"), "an option in a list": setting(list_k=[4, 7, "--help"]),
         "a number of 400 digits": entry("calibration", [10**400]), "a long text": setting(weights="x" * 10**6),
         "channels beyond the limit": setting(filters=[10**9] * 4), "a path for a value": setting(algorithm="../../etc"),
-        "calibration is empty": entry("calibration", []), "calibration is NaN": entry("calibration", [math.nan]),
-        "calibration is text": entry("calibration", "high"), "parameters are empty": entry("model", {}),
-        "settings is a list": entry("settings", []), "two channels": entry("channels", 2),
-        "a tensor for settings": entry("settings", torch.zeros(2)),
+        "calibration is empty": entry("calibration", []), "calibration is text": entry("calibration", "high"),
+        "parameters are empty": entry("model", {}), "settings is a list": entry("settings", []),
+        "a tensor for settings": entry("settings", torch.zeros(2)), "images of a terapixel": setting(img_size=10**6),
     }),
     *files("score", BEST, {"a terabyte of weights": setting(filters=[65536] * 4)}, "does not fit the model"),
     *options(
         "export",
-        "--fpr 0", "--fpr nan", "--fpr x", ("--checkpoint {place}/none.pth", "none.pth"),
-        ("--checkpoint {place}/out", "folder"), ("--checkpoint {place}/" + IMAGE, "000.png"),
-        (f"--checkpoint {LONG}", "too long"), ("--chekpoint x", "--checkpoint"), "--precision bf16", "--gpu -1",
+        "--fpr 0", ("--checkpoint {place}/none.pth", "none.pth"), ("--checkpoint {place}/out", "folder"),
+        ("--checkpoint {place}/" + IMAGE, "000.png"), (f"--checkpoint {LONG}", "too long"),
+        ("--chekpoint x", "--checkpoint"), "--precision bf16",
     ),
     *exports("export", BEST),
     *files("export", BEST, {
-        **spoil.ANY, **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program"),
-        **some(spoil.OURS, "newer format", "no kind"),
-        **{f"no {name}": spoil.without(name) for name in ("settings", "model", "data", "channels")},
-        "image size is none": setting(img_size=None), "unknown network": setting(nn=5),
-        "calibration is NaN": entry("calibration", [math.nan]), "two channels": entry("channels", 2),
-        **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
+        **NETWORK, **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
     }),
     *files("score", "scored/results.json", {**spoil.CONTENT, **spoil.JSON, **spoil.each_of("images")}, "scored"),
     *places("score", {
-        "a table that cannot be read": (
-            at("scored/progress.jsonl", spoil.ANY["unreadable"]), "progress.jsonl",
-        ),
+        "a table that cannot be read": (at("scored/progress.jsonl", spoil.ANY["unreadable"]), "progress.jsonl"),
         "results that cannot be written": (lambda place: (place / "scored").chmod(0o500), "cannot write in"),
     }),
 ]  # fmt: skip
@@ -240,5 +192,5 @@ def test_bad_input(case, place, capfd):
 
 @pytest.mark.slow
 def test_damaged_files(good, capfd):
-    files = [good.place / name for name in (BEST,)]
-    check_damage(capfd, score.main, arguments("score", good.place), files, good.place / "scored/scores.csv")
+    scores = good.place / "scored/scores.csv"
+    check_damage(capfd, score.main, arguments("score", good.place), [good.place / BEST], scores)
