@@ -31,7 +31,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from common.cli import note, notes, number_of, progress, say
-from common.files import UserError, atomic_write, digest, reason, regular, temporary_folder
+from common.files import UserError, atomic_write, digest, read_text, reason, regular, temporary_folder
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -93,56 +93,64 @@ def mvtec_samples(root: str | Path, part: str) -> tuple[list[Sample], list[str]]
     entries = visible(place)
     defects = [path.name for path in entries if path.is_dir() and path.name != "good"]
     like_good = next((place / name for name in defects if GOOD.fullmatch(name)), None)
+    if like_good and (place / "good").is_dir():
+        raise UserError(f"{like_good} beside {place / 'good'}: move its images there, or give it a defect's name")
     if not (place / "good").is_dir() and (like_good or part != "test" or not defects):
         hint = f"if {like_good} is meant, rename it" if like_good else layout
         raise UserError(f"there is no folder {place / 'good'}: {hint}")
-    if like_good:
-        raise UserError(f"{like_good} beside {place / 'good'}: move its images there, or give it a defect's name")
     note_left_out([path for path in entries if not path.is_dir()], f"in {place} outside the class folders")
     if part != "test" and defects:
         note(f"of {place} only good is used, not {', '.join(defects)} beside it")
         defects = []
-    folders = Counter((place / name).resolve() for name in ["good", *defects])
-    if same := [name for name in ["good", *defects] if folders[(place / name).resolve()] > 1]:
-        raise UserError(f"{' and '.join(same)} in {place} are the same folder: remove the links to it")
     truth = root / "ground_truth"
     if part == "test" and truth.is_dir():
         others = [path for path in visible(truth) if path.name not in defects]
         note_left_out(others, f"in {truth} named after no defect in {place}")
 
-    samples, depth = [], len(place.parts)
+    samples, files = [], {}
     for label, name in enumerate(class_names := ["good", *defects]):
-        folder, masks_folder = place / name, truth / name
-        images = {path: _stem(path, folder) for path in (_images_below(folder) if folder.is_dir() else [])}
+        folder = place / name
+        images, masks = _images_and_masks(folder, truth / name, bool(label)) if folder.is_dir() else ([], {})
         if not images and (label or part == "train"):
             raise UserError(f"there are no images in {folder}: {layout}")
         if not images:
             note(f"there are no images in {folder}")
-        stems = Counter(images.values())
-        beside = [path for path, stem in images.items() if _image_of(stem, stems)]
-        if beside:
-            number = number_of(len(beside), "file")
-            note(f"masks of the images beside them: {number} in {folder}, such as {beside[0].relative_to(folder)}")
-            for path in beside:
-                del stems[images.pop(path)]
-        if strays := [path for path in images if MASK_FOLDERS & {part.lower() for part in path.parent.parts[depth:]}]:
-            raise UserError(
-                f"{number_of(len(strays), 'image')} in folders of masks, such as {strays[0]}, with no image of the "
-                f"same name in {folder}: expected masks in {truth}/<a defect's name>"
-            )
-        if alone := [path.name for path, stem in images.items() if MASK_NAME.search(stem.name)]:
-            number = number_of(len(alone), "image is named like a mask", "images are named like masks")
-            note(f"in {folder} {number}, with no image of the name before that, and not taken for one: {alone[0]}")
-        if twins := [path for path, stem in images.items() if stems[stem] > 1]:
-            words = f"{len(twins)} images in {folder} have the same name but for the extension, such as {twins[0].name}"
-            if label:
-                raise UserError(f"{words}: move masks to {masks_folder}, rename images")
-            note(words)
-        masks = _masks_of(stems, beside, folder)
-        if label and masks_folder.is_dir():
-            masks |= _masks_of(stems, _images_below(masks_folder), masks_folder)
-        samples += [Sample(path, label, name, masks.get(stem, ()) if label else ()) for path, stem in images.items()]
+        for path in images:
+            if (other := files.setdefault(path.resolve(), path)).relative_to(place).parts[0] != name:
+                raise UserError(f"{other} and {path} are the same file, in two classes: remove the links to it")
+        samples += [Sample(path, label, name, masks.get(_stem(path, folder), ()) if label else ()) for path in images]
     return samples, class_names
+
+
+def _images_and_masks(folder: Path, truth: Path, defective: bool) -> tuple[list[Path], dict[Path, tuple[Path, ...]]]:
+    """The images of a class, without masks beside them, and the masks by their images' stems."""
+    images = {path: _stem(path, folder) for path in _images_below(folder)}
+    stems = Counter(images.values())
+    beside = [path for path, stem in images.items() if _image_of(stem, stems)]
+    if beside:
+        number = number_of(len(beside), "file")
+        note(f"masks of the images beside them: {number} in {folder}, such as {beside[0].relative_to(folder)}")
+        for path in beside:
+            del stems[images.pop(path)]
+    if strays := [
+        path for path in images if MASK_FOLDERS & {*map(str.lower, path.relative_to(folder.parent).parts[:-1])}
+    ]:
+        raise UserError(
+            f"{number_of(len(strays), 'image')} in folders of masks, such as {strays[0]}, with no image of the same "
+            f"name in {folder}: expected masks in {truth.parent}/<a defect's name>"
+        )
+    if alone := [path.name for path, stem in images.items() if MASK_NAME.search(stem.name)]:
+        number = number_of(len(alone), "image is named like a mask", "images are named like masks")
+        note(f"in {folder} {number}, with no image of the name before that, and not taken for one: {alone[0]}")
+    if twins := [path for path, stem in images.items() if stems[stem] > 1]:
+        words = f"{len(twins)} images in {folder} have the same name but for the extension, such as {twins[0].name}"
+        if defective:
+            raise UserError(f"{words}: move masks to {truth}, rename images")
+        note(words)
+    masks = _masks_of(stems, beside, folder)
+    if defective and truth.is_dir():
+        masks |= _masks_of(stems, _images_below(truth), truth)
+    return [*images], masks
 
 
 def _stem(path: Path, folder: Path) -> Path:
@@ -263,9 +271,7 @@ def _note_pages(paths: Sequence[Path]) -> None:
 
 
 def set_max_pixels(limit: int) -> None:
-    """From now on, refuse images of more than `limit` pixels. UserError below 1."""
-    if limit < 1:
-        raise UserError(f"--max_pixels {limit}: expected at least 1")
+    """From now on, refuse images of more than `limit` pixels."""
     Image.MAX_IMAGE_PIXELS = limit
 
 
@@ -338,6 +344,8 @@ def _wide(image: Image.Image) -> np.ndarray | None:
     elif image.format == "JPEG2000":  # Ssiz, behind the marker SIZ: bits less 1, and the highest bit for signs
         size = re.search(rb"\xff\x4f\xff\x51.{38}(.)", Path(image.filename).read_bytes(), re.DOTALL)
         deep = size and size[1][0] & 127 > 7
+    elif image.format == "AVIF":  # the third byte of the box av1C: tier, more than 8 bits, 12 bits, ...
+        deep = (box := re.search(rb"av1C..(.)", Path(image.filename).read_bytes(), re.DOTALL)) and box[1][0] & 64
     if deep:  # Pillow reads 8 bits
         raise ValueError(f"{image.format} of more than 8 bits in colour is not read: convert it to a PNG of 16 bits")
     if image.format not in ("PNG", "TIFF", "SGI") or image.mode not in ("L", "RGB", "RGBA"):
@@ -493,14 +501,16 @@ def _marked(path: str | Path) -> np.ndarray:
         return marked if visible is None else marked & visible
 
 
-def check_images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The images that `read_image` would refuse, each with the reason; empty where all is well.
+def require_readable(paths: Sequence[Path]) -> None:
+    """Raise one UserError that names all images which `read_image` would refuse, each with the reason.
 
     Much faster than reading them: PNG files by their checksums, JPEG files decoded at an eighth of their size.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(progress(pool.map(_problem, paths), "checking images", total=len(paths)))
-    return [(path, problem) for path, problem in zip(paths, problems) if problem]
+        problems = [*filter(None, progress(pool.map(_problem, paths), "checking images", total=len(paths)))]
+    if problems:
+        number = number_of(len(paths), "image")
+        raise UserError(f"cannot read {len(problems)} of {number}, repair or remove: {'; '.join(problems)}")
 
 
 def _problem(path: Path) -> str | None:
@@ -513,40 +523,30 @@ def _problem(path: Path) -> str | None:
                 image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
                 _rgb(image)
     except UserError as error:
-        return str(error).removeprefix(f"cannot read image {path}: ")
+        return f"{path} ({str(error).removeprefix(f'cannot read image {path}: ')})"
     return None
-
-
-def require_readable(paths: Sequence[Path]) -> None:
-    """Raise one UserError that names all images that cannot be read."""
-    problems = check_images(paths)
-    if problems:
-        names = "; ".join(f"{path} ({problem})" for path, problem in problems)
-        number = number_of(len(paths), "image")
-        raise UserError(f"cannot read {len(problems)} of {number}, repair or remove: {names}")
 
 
 def require_fitting_masks(samples: Sequence[Sample]) -> None:
     """Raise one UserError that names all masks that cannot be read or have another size than their images; say how
     many mark nothing."""
-    with_mask = [sample for sample in samples if sample.mask]
 
-    def marks(sample: Sample) -> bool | UserError:
+    def problem(sample: Sample) -> str | None:
+        """Why the mask cannot be used; "" where it marks nothing."""
         try:
-            return bool(read_mask(sample.mask, image_size(sample.path)).any())
+            return None if read_mask(sample.mask, image_size(sample.path)).any() else ""
         except UserError as error:
-            return error
+            return str(error)
 
+    with_mask = [sample for sample in samples if sample.mask]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(progress(pool.map(marks, with_mask), "checking masks", total=len(with_mask)))
-    if problems := [str(answer) for answer in found if isinstance(answer, UserError)]:
+        found = list(progress(pool.map(problem, with_mask), "checking masks", total=len(with_mask)))
+    if problems := [*filter(None, found)]:
         number = number_of(len(problems), "mask")
         raise UserError(f"{number} cannot be used, repair or remove: {'; '.join(problems)}")
-    if empty := [sample for sample, answer in zip(with_mask, found) if not answer]:
-        note(
-            f"empty masks: {len(empty)} of {len(with_mask)}, such as {empty[0].mask[0]}: pixel metrics take the whole "
-            "image for good"
-        )
+    if empty := [sample for sample, answer in zip(with_mask, found) if answer == ""]:
+        number = f"empty masks: {len(empty)} of {len(with_mask)}, such as {empty[0].mask[0]}"
+        note(f"{number}: pixel metrics take the whole image for good")
 
 
 @dataclass(frozen=True)
@@ -570,19 +570,17 @@ class Category:
 def note_copies(train: Sequence[Path], test: Sequence[Path], held_out: Sequence[Path] = ()) -> None:
     """Say how many test images are copies, byte for byte, of training or held-out images, and how many held-out ones
     of training images. Raises UserError on unreadable files."""
-    parts = [(train, held_out, "held-out images, copies of training images")]
-    parts += [
-        ([*train, *held_out], test, f"test images, copies of training {'or held-out ' if held_out else ''}images")
-    ]
-    for known, paths, words in parts:
+    others = f"test images, copies of training {'or held-out ' if held_out else ''}images"
+    for known, paths, words in (
+        (train, held_out, "held-out images, copies of training images"),
+        ([*train, *held_out], test, others),
+    ):
         sizes = {path.stat().st_size for path in known} & {path.stat().st_size for path in paths}
         digests = {digest(path) for path in known if path.stat().st_size in sizes}
         copies = [path for path in paths if path.stat().st_size in sizes and digest(path) in digests]
         if copies:
-            note(
-                f"{len(copies)} of {len(paths)} {words}, such as {copies[0]}: what is measured on them tells nothing "
-                "of new images"
-            )
+            number = f"{len(copies)} of {len(paths)} {words}, such as {copies[0]}"
+            note(f"{number}: what is measured on them tells nothing of new images")
 
 
 def note_squeezed(paths: Sequence[Path], size: tuple[int, int], remedy: str) -> None:
@@ -670,10 +668,8 @@ def synthetic(folder: str | Path, inputs: Sequence[str] = ("*",)) -> bool:
     listed = set(_mark_lines(folder)[1:])
     present = {name for name in _names_below(folder) if any(fnmatch(name, pattern) for pattern in inputs)}
     if extra := sorted(present - listed):
-        raise UserError(
-            f"real files beside generated ones in {folder}, such as {extra[0]}: put yours elsewhere, or remove "
-            f"{folder / MARK} and the files it lists"
-        )
+        remedy = f"put yours elsewhere, or remove {folder / MARK} and the files it lists"
+        raise UserError(f"real files beside generated ones in {folder}, such as {extra[0]}: {remedy}")
     if missing := sorted(listed - present):
         raise UserError(f"generated data in {folder} is incomplete, {missing[0]} is missing: remove {folder}")
     return True
@@ -685,16 +681,9 @@ def made_by(folder: Path) -> str:
 
 
 def _mark_lines(folder: Path) -> list[str]:
-    mark = folder / MARK
-    try:
-        lines = mark.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {mark}: {error}; if the data in {folder} is generated, remove {folder}"
-        ) from error
-    if not lines:
-        raise UserError(f"{mark} is empty: if the data in {folder} is generated, remove {folder}")
-    return lines
+    if lines := read_text(folder / MARK).splitlines():
+        return lines
+    raise UserError(f"{folder / MARK} is empty: if the data in {folder} is generated, remove {folder}")
 
 
 def _names_below(folder: Path) -> set[str]:

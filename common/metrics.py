@@ -1,7 +1,6 @@
 """How well anomaly scores tell defective images and pixels from good ones, and what results.json says of it."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -23,10 +22,10 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve: how often a defective image scores higher than a good one; ties count one half.
 
     labels, scores: see `as_arrays`. The result lies in 0..1 and is never folded: below 0.5, scores rank the wrong way
-    round. nan and a warning where good or defective images are missing.
+    round. nan where good or defective images are missing.
     """
     labels, scores = as_arrays(labels, scores)
-    if _one_class(labels):
+    if labels.all() or not labels.any():
         return math.nan
     return float(metrics.roc_auc_score(labels, scores))
 
@@ -39,10 +38,10 @@ def in_words(auroc: float) -> str:
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the precision-recall curve, as the sum of precision * gain of recall over all thresholds (0..1).
 
-    labels, scores: see `as_arrays`. nan and a warning where good or defective images are missing.
+    labels, scores: see `as_arrays`. nan where good or defective images are missing.
     """
     labels, scores = as_arrays(labels, scores)
-    if _one_class(labels):
+    if labels.all() or not labels.any():
         return math.nan
     return float(metrics.average_precision_score(labels, scores))
 
@@ -166,7 +165,7 @@ class PixelMetrics:
         "Uninformed Students"). The last point before the limit and the first after it are joined by a straight line.
         pixel_auroc_error, pixel_ap_error, pixel_best_f1_error, aupro_error: see the class.
 
-        All nan and a warning where normal or defective pixels are missing. Raises ValueError unless 0 < fpr_limit <= 1.
+        All nan where normal or defective pixels are missing. Raises ValueError unless 0 < fpr_limit <= 1.
         """
         if not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit {fpr_limit}: expected a value above 0, up to 1")
@@ -175,8 +174,6 @@ class PixelMetrics:
         fp, tp = np.cumsum(n), np.cumsum(d)  # at each threshold: the lower edge of each bin
         normal, defective = float(n.sum()), float(d.sum())
         if not normal or not defective:
-            missing = "normal" if defective else "defective"
-            warnings.warn(f"pixel metrics undefined: no {missing} pixel", stacklevel=2)
             names = "pixel_auroc", "pixel_ap", "pixel_best_f1", "aupro"
             return dict.fromkeys([*names, "pixel_best_f1_threshold", *(f"{name}_error" for name in names)], math.nan)
 
@@ -321,7 +318,9 @@ def say_results(results: Mapping[str, Any], score: str = "") -> None:
     chosen, score = "(its threshold is chosen on the test set)", f" ({score})" if score else ""
     f1 = "" if math.isnan(results["image_auroc"]) else f", best F1 {results['image_best_f1']:.4f} {chosen}"
     say(f"{in_words(results['image_auroc'])}{score}{f1}")
-    if "aupro" in results:
+    if math.isnan(results.get("aupro", 0)):
+        say("no pixel metrics: they need normal and defective pixels")
+    elif "aupro" in results:
         pair = f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}"
         say(f"{pair}, best F1 {results['pixel_best_f1']:.4f} {chosen}")
     if threshold := results["threshold"]:
@@ -348,15 +347,6 @@ def _array(values: ArrayLike, dtype: type) -> np.ndarray:
         values = values.float() if values.dtype == torch.bfloat16 else values  # which NumPy does not know
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller reports
         return np.asarray(values, dtype=dtype)
-
-
-def _one_class(labels: np.ndarray) -> bool:
-    """Whether image metrics are undefined; if so, warn of what is missing: once, in the same words for all."""
-    if labels.any() and not labels.all():
-        return False
-    missing = "good" if labels.any() else "defective"
-    warnings.warn(f"image AUROC and AP undefined: none of {len(labels)} images is {missing}", stacklevel=1)
-    return True
 
 
 def _f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:

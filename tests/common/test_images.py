@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL
 import pytest
 from PIL import ExifTags, Image, ImageFile
 from scipy import ndimage
@@ -20,7 +19,6 @@ from common.cli import MAX_PIXELS
 from common.files import UserError, atomic_write
 from common.images import (
     EXTENSIONS,
-    check_images,
     fingerprint,
     image_files,
     image_size,
@@ -51,9 +49,8 @@ def save(path: Path, values=128, **options) -> Path:
     return path
 
 
-def noise(height=64, width=48, channels=3) -> Image.Image:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+def noise(height=64, width=48) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def rotated(orientation: int) -> Image.Exif:
@@ -66,6 +63,14 @@ def close(path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
+
+
+def refused(path: Path, words: str) -> None:
+    """Reading the image says why it cannot be read, and so does the check of many."""
+    for action in (read_image, lambda path: require_readable([path])):
+        with pytest.raises(UserError, match=words) as caught:
+            action(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +91,8 @@ def mvtec(tmp_path) -> Path:
 # Which files
 
 
-def test_mvtec_samples_order_labels_and_masks(mvtec):
+def test_mvtec_samples_order_labels_and_masks(mvtec, capsys):
+    save(mvtec / "ground_truth/good/0_mask.png", 0)  # good images have no mask
     samples, names = mvtec_samples(mvtec, "test")
     assert names == ["good", "crack", "hole"]
     truth = mvtec / "ground_truth"
@@ -96,32 +102,24 @@ def test_mvtec_samples_order_labels_and_masks(mvtec):
         ("test/hole/0.png", 2, "hole", (truth / "hole/0_mask.png",)),
         ("test/hole/1.png", 2, "hole", ()),
     ]
-
-
-def test_mvtec_train_uses_good_only_and_says_so(mvtec, capsys):
     samples, names = mvtec_samples(mvtec, "train")
     assert [sample.path.name for sample in samples] == ["a.png", "b.png"] and names == ["good"]
-    assert capsys.readouterr().out == ""
+    capsys.readouterr()
     save(mvtec / "train/scratch/0.png")
-    assert mvtec_samples(mvtec, "train") == (samples, names)
-    assert "scratch" in capsys.readouterr().out
-
-
-def test_mvtec_test_part_without_defects(tmp_path):
-    save(tmp_path / "test/good/0.png")
-    samples, names = mvtec_samples(tmp_path, "test")
-    assert len(samples) == 1 and names == ["good"]
+    assert mvtec_samples(mvtec, "train") == (samples, names) and "scratch" in capsys.readouterr().out
 
 
 def test_masks_follow_subfolders_and_prefer_the_suffix(mvtec):
+    plain = save(mvtec / "ground_truth/hole/left/x.y.png")
     save(mvtec / "test/hole/left/x.y.png")
-    save(mvtec / "ground_truth/hole/left/x.y.png")
     save(mvtec / "ground_truth/hole/x.y_mask.png")  # another folder's
-    masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
-    assert masks["x.y.png"] == (mvtec / "ground_truth/hole/left/x.y.png",)
-    better = save(mvtec / "ground_truth/hole/left/x.y_mask.TIF")
-    masks = {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
-    assert masks["x.y.png"] == (better,)
+
+    def mask():
+        return {sample.path.name: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}["x.y.png"]
+
+    assert mask() == (plain,)
+    assert mask() == (plain,) != (better := save(mvtec / "ground_truth/hole/left/x.y_mask.TIF"))
+    assert mask() == (better,)
 
 
 def test_masks_in_a_folder_for_each_image_are_merged(mvtec):
@@ -135,37 +133,34 @@ def test_masks_in_a_folder_for_each_image_are_merged(mvtec):
     assert masks[mvtec / "test/hole/0.png"] == tuple(paths)
     assert np.argwhere(read_mask(tuple(paths), (5, 6))).tolist() == [[0, 0], [4, 5]]
     assert masks[mvtec / "test/hole/0/7.png"] == (mvtec / "ground_truth/hole/0/7_mask.png",)
+    save(paths[1], np.zeros((6, 5), np.uint8))
+    with pytest.raises(UserError, match=r"001\.png is 5 x 6 pixels, its image 6 x 5"):
+        read_mask(tuple(paths), (5, 6))
 
 
 def test_masks_beside_their_images_are_no_images(mvtec, capsys):
     beside = [save(mvtec / f"test/hole/{name}.png") for name in ("0_mask", "1_mask")]
-    for name in ("0-Mask", "0 GT", "masks/0", "Ground_Truth/sub/0", "mask/0_mask"):
+    for name in ("0-Mask", "0 GT", "masks/0", "Ground_Truth/sub/0", "mask/0_mask", "0", "sub/0"):
         save(mvtec / f"test/crack/{name}.png")
-    save(mvtec / "test/crack/0.png")
-    save(mvtec / "test/crack/sub/0.png")
     save(mvtec / "ground_truth/crack/masks/10-GT.png")
     alone = save(mvtec / "test/hole/2_mask.png")  # there is no image 2
     masks = {sample.path: sample.mask for sample in mvtec_samples(mvtec, "test")[0]}
+    folder = mvtec / "test/crack"
     assert masks[mvtec / "test/hole/0.png"] == (mvtec / "ground_truth/hole/0_mask.png",)
     assert masks[mvtec / "test/hole/1.png"] == (beside[1],)
     assert alone in masks and not masks.keys() & {*beside}
-    folder = mvtec / "test/crack"
-    assert {*masks[folder / "0.png"]} == {
-        folder / f"{name}.png" for name in ("0-Mask", "0 GT", "masks/0", "mask/0_mask")
-    }
+    assert {*masks[folder / "0.png"]} == {folder / f"{n}.png" for n in ("0-Mask", "0 GT", "masks/0", "mask/0_mask")}
     assert masks[folder / "sub/0.png"] == (folder / "Ground_Truth/sub/0.png",)
     assert masks[folder / "10.png"] == (mvtec / "ground_truth/crack/masks/10-GT.png",)
     said = capsys.readouterr().out
-    assert (
-        "test/hole 1 image is named like a mask, with no image of the name before that" in said and alone.name in said
-    )
+    assert "1 image is named like a mask" in said and alone.name in said
     assert f"masks of the images beside them: 2 files in {mvtec}/test/hole, such as 0_mask.png" in said
 
 
 @pytest.mark.parametrize("name", ["hole/Masks/7.png", "masks/0.png", "good/gt/7.png"])
 def test_masks_of_no_image_are_not_taken_for_images(mvtec, name):
     save(mvtec / "test" / name)
-    with pytest.raises(UserError, match=f"1 image in folders of masks, such as .*/test/{name}, with no image"):
+    with pytest.raises(UserError, match=f"1 image in folders of masks, such as .*/test/{name}"):
         mvtec_samples(mvtec, "test")
 
 
@@ -175,15 +170,13 @@ def test_an_image_and_a_mask_of_its_name_beside_it_are_refused(mvtec):
         mvtec_samples(mvtec, "test")
 
 
-def test_a_link_to_a_class_is_no_further_class(mvtec):
-    (mvtec / "test/crack2").symlink_to("crack")
-    with pytest.raises(UserError, match=r"^crack and crack2 in .*/test are the same folder"):
+@pytest.mark.parametrize(
+    ("link", "target"), [("crack2", "crack"), ("hole/crack", "../crack"), ("hole/5.png", "../good/0.png")]
+)
+def test_no_image_is_in_two_classes(mvtec, link, target):
+    (mvtec / "test" / link).symlink_to(target)
+    with pytest.raises(UserError, match=r"are the same file, in two classes"):
         mvtec_samples(mvtec, "test")
-
-
-def test_good_images_have_no_mask(mvtec):
-    save(mvtec / "ground_truth/good/0_mask.png", 0)
-    assert mvtec_samples(mvtec, "test")[0][0].mask == ()
 
 
 def test_mvtec_errors_name_folder_and_layout(tmp_path):
@@ -203,18 +196,28 @@ def test_mvtec_errors_name_folder_and_layout(tmp_path):
     (root / "train/good").mkdir()
     assert message("train") == f"there are no images in {root}/train/good"
     save(root / "test/good/0.png")
+    assert mvtec_samples(root, "test")[1] == ["good"]
     (root / "test/hole").mkdir()
     (root / "test/hole/notes.txt").write_text("none")
     assert message("test") == f"there are no images in {root}/test/hole"
 
 
-def test_image_files_finds_every_kind_and_nothing_else(tmp_path):
+def test_image_files_finds_every_kind_and_nothing_else(tmp_path, capsys):
     wanted = ["B.JPEG", "a b.png", "a?.png", "sub/deep/x.Tif", "sub/é漢.webp", "z#1%20.jpe"]
-    for name in [*wanted, ".hidden.png", ".cache/x.png", "notes.txt", "report.pdf", "clip.mpg", "png"]:
+    for name in [*wanted, ".hidden.png", ".cache/x.png", "1.heic", "2.HEIC", "clip.mpg", "png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == wanted
+    assert f"4 files in {tmp_path}, such as 1.heic (2 .heic): convert" in capsys.readouterr().out
     assert image_files(str(tmp_path / "sub/é漢.webp")) == [tmp_path / "sub/é漢.webp"]
+    with pytest.raises(UserError, match=r"no file or folder .*absent"):
+        image_files(tmp_path / "absent")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no images in"):
+        image_files(tmp_path / "none")
+    formats = Image.registered_extensions()
+    # Pillow opens MPO, the phones' variant of JPEG, through its JPEG reader.
+    assert {extension for extension in EXTENSIONS if formats[extension] not in Image.OPEN} == {".mpo"}
 
 
 JUNK = [
@@ -238,8 +241,7 @@ def test_a_second_folder_of_good_images_is_refused_and_another_name_for_it_hinte
     save(mvtec / "test" / name / "0.png")
     with pytest.raises(UserError, match=f"test/{name} beside .*/test/good: move its images there"):
         mvtec_samples(mvtec, "test")
-    (mvtec / "test/good/0.png").unlink()
-    (mvtec / "test/good").rmdir()
+    shutil.rmtree(mvtec / "test/good")
     with pytest.raises(UserError, match=f"there is no folder .*test/good: if .*test/{name} is meant, rename it"):
         mvtec_samples(mvtec, "test")
 
@@ -251,21 +253,8 @@ def test_what_lies_outside_the_layout_is_said(mvtec, capsys):
     mvtec_samples(mvtec, "test")
     said = capsys.readouterr().out
     assert f"left out: 1 file or folder in {mvtec}/test outside the class folders, such as loose.png" in said
-    assert (
-        f"left out: 1 file or folder in {mvtec}/ground_truth named after no defect in" in said
-        and "such as other" in said
-    )
+    assert f"left out: 1 file or folder in {mvtec}/ground_truth" in said and "such as other" in said
     assert f"2 images in {mvtec}/test/good have the same name but for the extension, such as 0.bmp" in said
-
-
-def test_files_of_unknown_formats_are_counted_and_named(tmp_path, capsys):
-    save(tmp_path / "0.png")
-    for name in ("1.heic", "2.HEIC", "3.jxl", "4.cr2", "a"):
-        (tmp_path / name).touch()
-    assert image_files(tmp_path) == [tmp_path / "0.png"]
-    assert f"left out, not in a supported image format: 5 files in {tmp_path}, such as 1.heic (2 .heic): " in (
-        capsys.readouterr().out
-    )
 
 
 def test_pages_after_the_first_are_said(tmp_path, capsys):
@@ -273,25 +262,12 @@ def test_pages_after_the_first_are_said(tmp_path, capsys):
     pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
     save(tmp_path / "a.tif")
     (tmp_path / "c.tif").touch()  # who reads it tells
-    line = f"several pages or frames, of which the first one is used: 1 file, such as {tmp_path}/b.tif"
     for place in (tmp_path, tmp_path / "b.tif"):
         cli._notes.clear()
         image_files(place)
-        assert line in capsys.readouterr().out
-
-
-def test_every_extension_is_one_that_pillow_reads():
-    formats = Image.registered_extensions()
-    # Pillow opens MPO, the phones' variant of JPEG, through its JPEG reader.
-    assert {extension for extension in EXTENSIONS if formats[extension] not in Image.OPEN} == {".mpo"}
-
-
-def test_image_files_errors(tmp_path):
-    with pytest.raises(UserError, match=r"no file or folder .*absent"):
-        image_files(tmp_path / "absent")
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="no images in"):
-        image_files(tmp_path)
+        assert f"several pages or frames, of which the first one is used: 1 file, such as {tmp_path}/b.tif" in (
+            capsys.readouterr().out
+        )
 
 
 def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path, capsys):
@@ -308,11 +284,10 @@ def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path, cap
         (inside / name).symlink_to(target, target_is_directory=True)
     (tmp_path / "store/back").symlink_to(inside, target_is_directory=True)
     assert [path.relative_to(inside).as_posix() for path in image_files(inside)] == wanted
-    assert f"linked more than once and read once: 4 folders in {inside}, such as {inside}/again" in (
-        capsys.readouterr().out
-    )
+    assert f"read once: 4 folders in {inside}, such as {inside}/again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_folders_deeper_than_python_recurses(tmp_path):
     folder = tmp_path
     for _ in range(1100):
@@ -327,8 +302,12 @@ def test_folders_deeper_than_python_recurses(tmp_path):
         subprocess.run(["rm", "-r", *map(str, tmp_path.iterdir())], check=True)  # shutil.rmtree recurses
 
 
-def test_closed_folder_is_an_error_not_an_empty_one(tmp_path):
-    save(tmp_path / "0.png")
+def test_closed_files_and_folders_are_errors(tmp_path):
+    path = save(tmp_path / "a.png")
+    close(path)
+    for action in (read_image, lambda path: fingerprint([path], tmp_path)):
+        with pytest.raises(UserError, match="permission denied"):
+            action(path)
     close(save(tmp_path / "closed/1.png").parent)
     with pytest.raises(UserError, match=r"cannot read the folder .*closed: permission denied"):
         image_files(tmp_path)
@@ -344,16 +323,15 @@ def test_lossless_formats_read_exactly(tmp_path, extension):
     source = noise().quantize(200).convert("RGB")  # GIF holds no more colours
     path = save(tmp_path / f"a.{extension}", source, **({"lossless": True} if extension == "webp" else {}))
     image = read_image(path)
-    assert image.mode == "RGB" and np.array_equal(image, source)
-    assert image_size(path) == (64, 48)
-    assert check_images([path]) == []
+    assert image.mode == "RGB" and np.array_equal(image, source) and image_size(path) == (64, 48)
+    require_readable([path])
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.jpe", "a.avif", "a b?é.jpg"])
 def test_lossy_formats_read_closely(tmp_path, name):
     path = save(tmp_path / name, np.full((8, 8, 3), (200, 100, 50), np.uint8))
     assert np.abs(np.asarray(read_image(path)).astype(int) - (200, 100, 50)).max() < 6
-    assert check_images([path]) == []
+    require_readable([path])
 
 
 def test_deep_colours_that_would_be_read_as_8_bits_are_refused(tmp_path):
@@ -362,55 +340,47 @@ def test_deep_colours_that_would_be_read_as_8_bits_are_refused(tmp_path):
     jp2 = save(tmp_path / "a.jp2", noise())
     head, size, rest = jp2.read_bytes().partition(b"\xff\x4f\xff\x51")
     jp2.write_bytes(head + size + rest[:38] + bytes([15, *rest[39:41], 15]) + rest[42:])
-    for path in (ppm, jp2):
-        with pytest.raises(UserError, match=f"{path.name}: .* of more than 8 bits in colour is not read: convert it"):
-            read_image(path)
+    avif = save(tmp_path / "a.avif", noise())
+    head, box, rest = avif.read_bytes().replace(b"\3\10\10\10", b"\3\12\12\12").partition(b"av1C")  # bits of pixels
+    avif.write_bytes(head + box + rest[:2] + bytes([rest[2] | 64]) + rest[3:])
+    for path in (ppm, jp2, avif):
+        refused(path, "more than 8 bits in colour is not read: convert it")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_16_bit_grey_uses_the_full_fixed_scale(tmp_path, name):
-    values = np.array([[0, 257, 25700], [200, 65534, 65535]], np.uint16)
-    path = save(tmp_path / name, values)
+    path = save(tmp_path / name, np.array([[0, 257, 25700], [200, 65534, 65535]], np.uint16))
     image = np.asarray(read_image(path))
     assert image.shape == (2, 3, 3) and image[..., 0].tolist() == [[0, 1, 100], [1, 255, 255]]
-    assert check_images([path]) == []
+    require_readable([path])
 
 
-def test_16_bit_big_endian_and_32_bit_within_range(tmp_path):
+def test_16_bit_big_endian_32_bit_within_range_and_turned(tmp_path):
     big = Image.frombytes("I;16B", (2, 1), np.array([257, 65535], ">u2").tobytes())
-    assert np.asarray(read_image(save(tmp_path / "b.tif", big)))[0, :, 0].tolist() == [1, 255]
     wide = np.array([[0, 2570]], np.int32)
-    assert np.asarray(read_image(save(tmp_path / "i.tif", wide)))[0, :, 0].tolist() == [0, 10]
+    for name, values, options, expected in (
+        ("b.tif", big, {}, [1, 255]),
+        ("i.tif", wide, {}, [0, 10]),
+        ("a.png", np.array([[0, 65535]], np.uint16), {"exif": rotated(3)}, [255, 0]),
+    ):
+        assert np.asarray(read_image(save(tmp_path / name, values, **options)))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [("f.tif", np.ones((2, 2), np.float32)), ("i.tif", np.full((2, 2), 65536, np.int32)), ("n.tif", np.int32([[-1]]))],
 )
-def test_pixels_without_a_fixed_range_are_refused_by_reading_and_by_checking(tmp_path, name, values):
-    path = save(tmp_path / name, values)
-    with pytest.raises(UserError, match=f"cannot read image .*{name}: .*convert it to 8 or 16 bits"):
-        read_image(path)
-    [(found, problem)] = check_images([path])
-    assert found == path and problem.endswith("convert it to 8 or 16 bits per channel")
+def test_pixels_without_a_fixed_range_are_refused(tmp_path, name, values):
+    refused(save(tmp_path / name, values), "convert it to 8 or 16 bits per channel")
 
 
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
-        ("1", "a.png"),
-        ("1", "a.tif"),
-        ("L", "a.jpg"),
-        ("LA", "a.png"),
-        ("RGBA", "a.png"),
-        ("RGBA", "a.tga"),
-        ("P", "a.png"),
-        ("CMYK", "a.jpg"),
-        ("CMYK", "a.tif"),
-        pytest.param("YCbCr", "a.tif", marks=pytest.mark.skipif(PIL.__version__ < "13", reason="Pillow cannot yet")),
-        ("LAB", "a.tif"),
+        ("1", "a.png"), ("1", "a.tif"), ("L", "a.jpg"), ("LA", "a.png"), ("RGBA", "a.png"), ("RGBA", "a.tga"),
+        ("P", "a.png"), ("CMYK", "a.jpg"), ("CMYK", "a.tif"), ("LAB", "a.tif"),
     ],
-)
+)  # fmt: skip
 def test_modes_become_rgb(tmp_path, mode, name):
     expected = np.zeros((8, 16, 3), np.uint8)
     expected[:, :8] = 255
@@ -423,7 +393,7 @@ def test_modes_become_rgb(tmp_path, mode, name):
         assert stored.mode == mode
     pixels = np.asarray(read_image(path))
     assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() <= 3
-    assert check_images([path]) == []
+    require_readable([path])
 
 
 def test_transparent_colours_are_kept_and_nothing_is_warned_of(tmp_path):
@@ -462,73 +432,37 @@ def test_exif_orientation_is_applied(tmp_path, name, orientation):
     assert corner.min() > 200 and (image > 200).mean() == pytest.approx(64 / 512, abs=0.01)
 
 
-def test_16_bit_images_are_turned_as_well(tmp_path):
-    path = save(tmp_path / "a.png", np.array([[0, 65535]], np.uint16), exif=rotated(3))
-    assert np.asarray(read_image(path))[0, :, 0].tolist() == [255, 0]
-
-
-def damaged_files(folder: Path) -> dict[str, str]:
-    """Damaged or odd files and what the message must tell about them."""
-    whole = save(folder / "whole.jpg", noise()).read_bytes()
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    for extension in ("png", "tif", "webp", "bmp", "gif"):
-        data = save(folder / f"whole.{extension}", noise()).read_bytes()
-        (folder / f"cut.{extension}").write_bytes(data[: len(data) // 2])
-    (folder / "text.png").write_text("not an image")
-    (folder / "empty.png").touch()
-    (folder / "folder.png").mkdir()
-    (folder / "gone.png").symlink_to(folder / "nowhere")
-    return {
-        **{f"cut.{extension}": "" for extension in ("jpg", "png", "tif", "webp", "bmp", "gif")},
-        "text.png": "empty, damaged or not an image",
-        "empty.png": "empty, damaged or not an image",
-        "folder.png": "is a directory",
-        "gone.png": "no such file or directory",
-    }
-
-
 def test_damaged_files_are_refused_and_found_beforehand(tmp_path):
-    expected = damaged_files(tmp_path)
-    paths = [tmp_path / name for name in expected]
-    for path, words in zip(paths, expected.values()):
-        with pytest.raises(UserError) as caught:
-            read_image(path)
-        message = str(caught.value)
-        assert message.startswith(f"cannot read image {path}: ") and words in message and "\n" not in message
-    wholes = sorted(tmp_path.glob("whole.*"))
-    found = check_images([*wholes, *paths])
-    assert [path for path, _ in found] == paths
-    assert all(words in problem and problem for (_, problem), words in zip(found, expected.values()))
+    wholes = [
+        save(tmp_path / f"whole.{extension}", noise()) for extension in ("jpg", "png", "tif", "webp", "bmp", "gif")
+    ]
+    for name, mode, options in (("p", "RGB", {"progressive": True}), ("g", "L", {}), ("c", "CMYK", {})):
+        wholes.append(save(tmp_path / f"{name}.jpg", noise(200, 300).convert(mode), **options))
+    broken = {}
+    for path in wholes:
+        data = path.read_bytes()
+        broken[path.with_name(f"cut_{path.name}")] = ""
+        path.with_name(f"cut_{path.name}").write_bytes(data[: len(data) * (9 if path.stem in "pgc" else 5) // 10])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    save(tmp_path / "exif.png", noise(), exif=b"Exif\0\0garbage____")
+    broken |= {
+        tmp_path / "text.png": "empty, damaged or not an image", tmp_path / "empty.png": "not an image",
+        tmp_path / "folder.png": "is a directory", tmp_path / "gone.png": "no such file", tmp_path / "exif.png": "",
+    }  # fmt: skip
+    for path, words in broken.items():
+        refused(path, f"cannot read.*{words}")
+    require_readable(wholes)
+    with pytest.raises(UserError, match=f"^cannot read {len(broken)} of {len(broken) + len(wholes)} images") as caught:
+        require_readable([*wholes, *broken])
+    assert all(str(path) in str(caught.value) for path in broken) and "whole.png" not in str(caught.value).split()
     with pytest.raises(UserError, match=r"cannot read image .*text\.png"):
         image_size(tmp_path / "text.png")
 
 
-def test_truncated_jpeg_variants_are_found(tmp_path):
-    for name, mode, options in [("p", "RGB", {"progressive": True}), ("g", "L", {}), ("c", "CMYK", {})]:
-        data = save(tmp_path / f"{name}.jpg", noise(200, 300).convert(mode), **options).read_bytes()
-        path = tmp_path / f"{name}_cut.jpg"
-        path.write_bytes(data[: int(0.9 * len(data))])
-        assert [found for found, _ in check_images([path, tmp_path / f"{name}.jpg"])] == [path]
-
-
-def test_broken_orientation_data_is_found_beforehand(tmp_path):
-    path = save(tmp_path / "a.png", noise(), exif=b"Exif\0\0garbage____")
-    with pytest.raises(UserError, match="cannot read image"):
-        read_image(path)
-    assert [found for found, _ in check_images([path])] == [path]
-
-
-def test_closed_file(tmp_path):
-    path = save(tmp_path / "a.png")
-    close(path)
-    with pytest.raises(UserError, match="permission denied"):
-        read_image(path)
-    with pytest.raises(UserError, match="permission denied"):
-        fingerprint([path], tmp_path)
-
-
 def test_values_of_16_bit_images_are_scaled_by_max_value(tmp_path, capsys):
-    cli._notes.clear()
     values = np.array([[0, 8, 2048], [4095, 5000, 65535]], np.uint16)
     grey = save(tmp_path / "a.png", values)
     assert np.asarray(read_image(grey, 4095))[..., 0].tolist() == [[0, 0, 128], [255, 255, 255]]
@@ -563,8 +497,7 @@ def test_max_value_is_found_or_told(tmp_path, capsys):
 
 
 def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
-    values = np.array([[0, 2048, 4095]])[..., None]
-    write_tiff(tmp_path / "a.tif", values, 12, 1)
+    write_tiff(tmp_path / "a.tif", np.array([[0, 2048, 4095]])[..., None], 12, 1)
     for max_value in (65535, 4095):
         assert np.asarray(read_image(tmp_path / "a.tif", max_value))[0, :, 0].tolist() == [0, 128, 255]
     assert resolve_max_value([tmp_path / "a.tif"], 65535) == 65535 and not capsys.readouterr().out
@@ -573,7 +506,7 @@ def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
 def test_max_value_option():
     assert cli.max_value("auto") == "auto" and cli.max_value("4095") == 4095
     for text in ("0", "65536", "-1", "Auto", "1.5", "", "²", "1_0"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1 to 65535"):
+        with pytest.raises(argparse.ArgumentTypeError):
             cli.max_value(text)
 
 
@@ -582,14 +515,16 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     path = save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS["default"])  # to be restored
     set_max_pixels(limit)
-    for action in (read_image, image_size):
-        with pytest.raises(UserError, match=f"30 pixels, more than the limit of {limit}.*raise --max_pixels"):
-            action(path)
-    assert "30 pixels" in check_images([path])[0][1]
+    refused(path, f"30 pixels, more than the limit of {limit}.*raise --max_pixels")
+    with pytest.raises(UserError, match="30 pixels"):
+        image_size(path)
+    with warnings.catch_warnings():  # without pytest's filters too
+        warnings.resetwarnings()
+        fresh = runpy.run_path(images.__file__)
+        with pytest.raises(UserError, match="30 pixels"):
+            fresh["read_image"](path)
     set_max_pixels(30)
     assert read_image(path).size == (6, 5)
-    with pytest.raises(UserError, match="--max_pixels 0: expected at least 1"):
-        set_max_pixels(0)
 
 
 def test_what_does_not_fit_into_memory_is_that_images_error(tmp_path, monkeypatch):
@@ -597,65 +532,18 @@ def test_what_does_not_fit_into_memory_is_that_images_error(tmp_path, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
-    path = save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"cannot read image .*a\.png: there is not enough memory"):
-        read_image(path)
+        read_image(save(tmp_path / "a.png"))
 
 
-def test_pillows_warning_of_bombs_is_a_refusal_without_pytests_filters_too(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25)
-    with warnings.catch_warnings():
-        warnings.resetwarnings()
-        fresh = runpy.run_path(images.__file__)
-        with pytest.raises(UserError, match="30 pixels"):
-            fresh["read_image"](path)
-
-
-def test_require_readable_names_all_in_one_line(tmp_path):
-    good = save(tmp_path / "good.png")
-    require_readable([good])
-    broken = [tmp_path / f"{i:02d}.png" for i in range(23)]
-    for path in broken:
-        path.touch()
-    with pytest.raises(UserError) as caught:
-        require_readable([good, *broken[:2]])
-    reason = "(empty, damaged or not an image)"
-    assert str(caught.value) == (
-        f"cannot read 2 of 3 images, repair or remove: {broken[0]} {reason}; {broken[1]} {reason}"
-    )
-    with pytest.raises(UserError) as caught:
-        require_readable(broken)
-    message = str(caught.value)
-    assert all(str(path) in message for path in broken) and "\n" not in message
-
-
-@pytest.mark.slow
-def test_one_damaged_image_among_10000_is_named(tmp_path):
-    good = save(tmp_path / "good.png")
-    images = [tmp_path / f"{number:05d}.png" for number in range(10_000)]
-    for path in images:
-        path.hardlink_to(good)
-    images[9876].unlink()
-    images[9876].write_bytes(good.read_bytes()[:-20])
-    assert [path for path, _ in check_images(images)] == [images[9876]]
-
-
-def test_masks_of_another_size_and_masks_of_no_image_are_named(tmp_path, capsys):
-    for part in ("test/good", "test/hole", "ground_truth/hole"):
-        (tmp_path / part).mkdir(parents=True)
-    save(tmp_path / "test/good/a.png", Image.new("RGB", (4, 3)))
-    for name in ("a", "b", "c"):
-        save(tmp_path / f"test/hole/{name}.png", Image.new("RGB", (4, 3)))
-    save(tmp_path / "ground_truth/hole/a_mask.png", Image.new("L", (4, 3)))
-    save(tmp_path / "ground_truth/hole/b_mask.png", Image.new("L", (3, 4)))
-    save(tmp_path / "ground_truth/hole/c_old.png", Image.new("L", (4, 3)))
-    samples, _ = mvtec_samples(tmp_path, "test")
-    assert [bool(sample.mask) for sample in samples] == [False, True, True, False]
+def test_masks_of_another_size_and_masks_of_no_image_are_named(mvtec, capsys):
+    save(mvtec / "ground_truth/hole/1_mask.png", Image.new("L", (3, 4)))
+    save(mvtec / "ground_truth/hole/c_old.png")
+    samples, _ = mvtec_samples(mvtec, "test")
     assert "masks of no image: 1 of 3 in" in (said := capsys.readouterr().out) and "c_old.png" in said
-    with pytest.raises(UserError, match=r"b_mask\.png is 3 x 4 pixels, its image 4 x 3") as caught:
+    with pytest.raises(UserError, match=r"1_mask\.png is 3 x 4 pixels, its image 6 x 5") as caught:
         require_fitting_masks(samples)
-    assert "a_mask" not in str(caught.value)
+    assert "0_mask" not in str(caught.value)
 
 
 def test_a_category_tells_of_copies_empty_masks_and_images_held_out(mvtec, capsys):
@@ -671,50 +559,36 @@ def test_a_category_tells_of_copies_empty_masks_and_images_held_out(mvtec, capsy
     # All of the fixture's images are alike.
     assert f"4 of 4 test images, copies of training or held-out images, such as {mvtec}/test/good/0.png" in said
     assert cli.notes() == said.splitlines()
+    copy = save(mvtec / "validation/good/1.png", 7)
+    mvtec_dataset(mvtec)
+    assert f"1 of 2 held-out images, copies of training images, such as {copy}" in capsys.readouterr().out
 
 
-def test_a_category_without_test_images_says_so(mvtec, capsys):
-    for name in ("crack", "hole"):
-        shutil.rmtree(mvtec / "test" / name)
-    assert mvtec_dataset(mvtec).class_names == ["good"]
-    assert f"{mvtec} has only good test images: there is no AUROC" in capsys.readouterr().out
-    cli._notes.clear()
-    shutil.rmtree(mvtec / "test/good")
-    assert mvtec_dataset(mvtec).test == []  # of an empty folder
-    assert f"{mvtec} has no test images: there is no AUROC" in capsys.readouterr().out
-    cli._notes.clear()
-    shutil.rmtree(mvtec / "test")
+@pytest.mark.parametrize(
+    ("missing", "kind", "classes"),
+    [
+        (["test/crack", "test/hole"], "only good", ["good"]),
+        (["test/good"], "only defective", ["good", "crack", "hole"]),
+        (["test/good", "test/crack", "test/hole"], "no", ["good"]),
+        (["test"], "no", ["good"]),
+    ],
+)
+def test_a_category_without_good_or_defective_test_images_says_so(mvtec, capsys, missing, kind, classes):
+    for name in missing:
+        shutil.rmtree(mvtec / name)
     (mvtec / "validation/good").mkdir(parents=True)
     category = mvtec_dataset(mvtec)
-    assert category.test == category.held_out == []
-    assert f"{mvtec} has no test images: there is no AUROC" in (said := capsys.readouterr().out)
-    assert f"there are no images in {mvtec}/validation/good" in said
-
-
-def test_a_category_may_have_defects_only_to_test_on(mvtec, capsys):
-    shutil.rmtree(mvtec / "test/good")
-    category = mvtec_dataset(mvtec)
-    assert [sample.label for sample in category.test] == [1, 2, 2] and category.class_names == ["good", "crack", "hole"]
-    assert f"{mvtec} has only defective test images: there is no AUROC" in capsys.readouterr().out
-
-
-def test_copies_are_found_among_held_out_and_test_images_alike(tmp_path, capsys):
-    for value, name in enumerate(("train/good/0", "train/good/1", "validation/good/0", "test/good/0", "test/hole/0")):
-        save(tmp_path / f"{name}.png", value)
-    save(tmp_path / "validation/good/1.png", 1)
-    save(tmp_path / "test/hole/1.png", 2)
-    mvtec_dataset(tmp_path)
+    assert category.class_names == classes and category.held_out == []
     said = capsys.readouterr().out
-    assert f"1 of 2 held-out images, copies of training images, such as {tmp_path}/validation/good/1.png" in said
-    assert f"1 of 3 test images, copies of training or held-out images, such as {tmp_path}/test/hole/1.png" in said
+    assert f"{mvtec} has {kind} test images: there is no AUROC" in said
+    assert f"there are no images in {mvtec}/validation/good" in said
 
 
 def test_squeezed_images_are_said(tmp_path, capsys):
     paths = [save(tmp_path / name, Image.new("L", size)) for name, size in (("a.png", (30, 20)), ("b.png", (31, 20)))]
     paths.append(save(tmp_path / "c.png", Image.new("L", (20, 31))))
     note_squeezed(paths, (64, 64), "cut them")
-    said = capsys.readouterr().out
-    assert f"aspect ratio changed by more than 1.5 in resizing: 2 of 3 images, such as {paths[1]} of 31 x 20" in said
+    assert f"2 of 3 images, such as {paths[1]} of 31 x 20" in capsys.readouterr().out
     note_squeezed(paths[:2], (64, 96), "cut them")
     assert capsys.readouterr().out == ""
 
@@ -722,33 +596,32 @@ def test_squeezed_images_are_said(tmp_path, capsys):
 # Masks
 
 
-@pytest.mark.parametrize("peak", [1, 2, 255])
-def test_masks_of_any_scale(tmp_path, peak):
-    expected = np.array([[False, True, True], [False, False, True]])
-    path = save(tmp_path / "m.png", expected.astype(np.uint8) * np.uint8(peak))
-    mask = read_mask(path, (2, 3))
-    assert mask.dtype == bool and np.array_equal(mask, expected)
-
-
-def test_masks_in_other_modes(tmp_path):
-    expected = np.array([[False, True], [True, False]])
-    one_bit = Image.fromarray(expected)
-    colours = np.zeros((2, 2, 3), np.uint8)
-    colours[0, 1, 2] = colours[1, 0, 0] = 255  # two kinds of defect, blue and red
-    palette = Image.fromarray(expected.astype(np.uint8))
+def test_every_pixel_that_is_not_0_is_a_defect(tmp_path):
+    numbers = np.array([[0, 1, 2], [100, 255, 0]], np.uint8)  # of classes
+    wide = numbers.astype(np.uint16) + np.uint16(65535 - 255) * (numbers == 255)
+    palette = Image.fromarray((numbers > 0).astype(np.uint8))
     palette.putpalette([0, 0, 0, 128, 0, 0])
-    for name, values in {
-        "1.png": one_bit,
-        "16.png": expected.astype(np.uint16),
-        "32.tif": expected.astype(np.int32) * 255,
-        "rgb.png": colours,
-        "p.png": palette,
-        "la.png": one_bit.convert("L").convert("LA"),
-    }.items():
-        assert np.array_equal(read_mask(save(tmp_path / name, values), (2, 2)), expected), name
+    for name, values, options in (
+        ("8.png", numbers, {}),
+        ("1_of_255.png", (numbers > 0).astype(np.uint8), {}),
+        ("8.bmp", numbers, {}),
+        ("16.png", wide, {}),
+        ("32.tif", wide.astype(np.int32), {}),
+        ("rgb.png", numbers[..., None] * np.uint8([0, 0, 1]), {}),
+        ("rgba.png", np.dstack([numbers, 0 * numbers, 0 * numbers, 0 * numbers + 255]), {}),
+        ("cmyk.tif", Image.fromarray(numbers).convert("RGB").convert("CMYK"), {}),
+        ("1.png", Image.fromarray(numbers > 0), {}),
+        ("la.png", Image.fromarray(numbers > 0).convert("L").convert("LA"), {}),
+        ("p.png", palette, {}),
+        ("lossless.webp", numbers, {"lossless": True}),
+    ):
+        mask = read_mask(save(tmp_path / name, values, **options), (2, 3))
+        assert mask.dtype == bool and np.array_equal(mask, numbers > 0), name
+    assert not read_mask(save(tmp_path / "m.png", 0), (5, 6)).any()
+    assert not read_mask(save(tmp_path / "m.tif", np.zeros((5, 6), np.uint16)), (5, 6)).any()
 
 
-def test_jpeg_masks_carry_noise(tmp_path):
+def test_masks_in_formats_with_noise(tmp_path):
     expected = np.zeros((40, 40), bool)
     expected[10:30, 13:31] = True
     path = save(tmp_path / "m.jpg", expected.astype(np.uint8) * np.uint8(255), quality=60)
@@ -756,35 +629,17 @@ def test_jpeg_masks_carry_noise(tmp_path):
     assert np.array_equal(read_mask(path, (40, 40)), expected)
     noise_alone = np.random.default_rng(0).integers(0, 8, (40, 40)).astype(np.uint8)
     assert not read_mask(save(tmp_path / "n.jpg", noise_alone, quality=100), (40, 40)).any()
-
-
-def test_jpeg_masks_in_colour_carry_noise_in_larger_blocks(tmp_path):
-    expected = np.zeros((64, 64), bool)
-    expected[10:30, 10:33] = True
+    values = np.zeros((64, 64), np.uint8)  # several values
+    values[10:30, 13:31] = 255
+    values[45:60, 40:60] = 60  # far from the other, not noise
+    for name, quality in (("a.jpg", 75), ("b.jpg", 85), ("c.jpg", 95), ("d.webp", 80), ("e.avif", 70)):
+        found = read_mask(save(tmp_path / name, values, quality=quality), (64, 64))
+        assert np.array_equal(found, values > 0), name
+    one = values == 255  # colours, whose noise lies in larger blocks
     for name, colour in (("r.jpg", (255, 0, 0)), ("b.jpg", (0, 0, 255)), ("m.jpg", (200, 0, 200))):
-        image = expected[..., None] * np.uint8(colour)
+        image = one[..., None] * np.uint8(colour)
         found = read_mask(save(tmp_path / name, image, quality=75, subsampling="4:2:0"), (64, 64))
         assert ndimage.label(found)[1] == 1, name
-
-
-def test_class_numbers_in_lossless_webp(tmp_path):
-    numbers = np.array([[0, 1, 2], [3, 255, 0]], np.uint8)
-    assert np.array_equal(read_mask(save(tmp_path / "a.webp", numbers, lossless=True), (2, 3)), numbers > 0)
-
-
-def test_every_pixel_that_is_not_0_is_a_defect(tmp_path):
-    numbers = np.array([[0, 1, 2], [100, 255, 0]], np.uint8)  # of classes
-    wide = numbers.astype(np.uint16) + np.uint16(65535 - 255) * (numbers == 255)
-    for name, values in {
-        "8.png": numbers,
-        "8.bmp": numbers,
-        "16.png": wide,
-        "32.tif": wide.astype(np.int32),
-        "rgb.png": numbers[..., None] * np.uint8([0, 0, 1]),
-        "rgba.png": np.dstack([numbers, 0 * numbers, 0 * numbers, 0 * numbers + 255]),
-        "cmyk.tif": Image.fromarray(numbers).convert("RGB").convert("CMYK"),
-    }.items():
-        assert np.array_equal(read_mask(save(tmp_path / name, values), (2, 3)), numbers > 0), name
 
 
 def test_palettes_count_by_colour_where_black_is_used_else_by_index(tmp_path):
@@ -799,59 +654,21 @@ def test_palettes_count_by_colour_where_black_is_used_else_by_index(tmp_path):
     assert read(*[0] * 9) == [[False, True], [True, True]]  # class numbers, without a colour for them
     # What shrinks files orders a palette as it likes.
     assert read(255, 255, 255, 0, 0, 0, 9, 9, 9) == [[True, False], [True, False]]
-    assert read(68, 1, 84, 33, 145, 140, 253, 231, 37) == [
-        [False, True],
-        [True, True],
-    ]  # of a colour map, without black
+    assert read(68, 1, 84, 33, 145, 140, 253, 231, 37) == [[False, True], [True, True]]  # without black
     # What is fully transparent is good, whatever its colour.
     red_on_nothing = (255, 0, 0, 255, 255, 255, 255, 0, 0)
     assert read(*red_on_nothing, transparency=bytes([255, 0, 3])) == [[True, False], [True, False]]
 
 
 def test_transparent_pixels_of_masks_are_good(tmp_path):
-    colours = np.zeros((1, 4, 4), np.uint8)
-    colours[0, 0], colours[0, 1], colours[0, 2], colours[0, 3] = (
-        (255,) * 4,
-        (255, 255, 255, 0),
-        (0, 0, 0, 255),
-        (1,) * 4,
-    )
+    colours = np.uint8([[(255,) * 4, (255, 255, 255, 0), (0, 0, 0, 255), (1,) * 4]])
     expected = [[True, False, False, True]]
     assert read_mask(save(tmp_path / "a.png", colours), (1, 4)).tolist() == expected
     assert read_mask(save(tmp_path / "b.png", colours[..., [0, 3]]), (1, 4)).tolist() == expected
-    assert (
-        read_mask(save(tmp_path / "c.webp", colours, lossless=True, exact=True), (1, 4)).tolist()[0][:3]
-        == expected[0][:3]
-    )
+    lossless = read_mask(save(tmp_path / "c.webp", colours, lossless=True, exact=True), (1, 4))
+    assert lossless.tolist()[0][:3] == expected[0][:3]
     keyed = save(tmp_path / "d.png", np.array([[7, 255, 0]], np.uint8), transparency=7)
     assert read_mask(keyed, (1, 3)).tolist() == [[False, True, False]]
-
-
-def test_several_masks_of_an_image_are_merged(tmp_path):
-    paths = []
-    for number in range(3):
-        values = np.zeros((5, 6), np.uint8)
-        values[number, number] = number + 1
-        paths.append(save(tmp_path / f"000/{number}.png", values))
-    mask = read_mask(tuple(paths), (5, 6))
-    assert mask.sum() == 3 and mask[[0, 1, 2], [0, 1, 2]].all()
-    save(paths[1], np.zeros((6, 5), np.uint8))
-    with pytest.raises(UserError, match=r"1\.png is 5 x 6 pixels, its image 6 x 5"):
-        read_mask(tuple(paths), (5, 6))
-
-
-def test_masks_in_formats_with_noise_may_hold_several_values(tmp_path):
-    values = np.zeros((64, 64), np.uint8)
-    values[10:30, 13:31] = 255
-    values[45:60, 40:60] = 60  # far from the other, not noise
-    for name, quality in (("a.jpg", 75), ("b.jpg", 85), ("c.jpg", 95), ("d.webp", 80), ("e.avif", 70)):
-        found = read_mask(save(tmp_path / name, values, quality=quality), (64, 64))
-        assert np.array_equal(found, values > 0), name
-
-
-def test_empty_masks_mean_no_defect(tmp_path):
-    assert not read_mask(save(tmp_path / "m.png", 0), (5, 6)).any()
-    assert not read_mask(save(tmp_path / "m.tif", np.zeros((5, 6), np.uint16)), (5, 6)).any()
 
 
 def test_mask_errors(tmp_path):
@@ -876,8 +693,7 @@ def test_fingerprint_tells_names_contents_and_order_apart(tmp_path):
         (folder / "a.png").write_bytes(b"aaaa")
         (folder / "b.png").write_bytes(b"bbbb")
     first = take(one, "a.png", "b.png")
-    assert len(first) == 32 and int(first, 16) >= 0
-    assert take(two, "a.png", "b.png") == first
+    assert len(first) == 32 and int(first, 16) >= 0 and take(two, "a.png", "b.png") == first
     assert take(one, "b.png", "a.png") != first and take(one, "a.png") != first
     (two / "c.png").write_bytes(b"bbbb")
     assert take(two, "a.png", "c.png") != first
@@ -891,6 +707,8 @@ def test_fingerprint_tells_names_contents_and_order_apart(tmp_path):
         file.write(b"1")
     changed = take(one, "a.png", "b.png")
     assert changed != longer and changed[:16] == longer[:16] != first[:16]
+    with pytest.raises(UserError, match=r"cannot read image .*gone\.png: no such file"):
+        take(one, "gone.png")
 
 
 def test_fingerprints_of_older_versions_still_fit_and_are_told(tmp_path, capsys):
@@ -901,13 +719,7 @@ def test_fingerprints_of_older_versions_still_fit_and_are_told(tmp_path, capsys)
     assert same_images(older, now) and "first 64 KiB" in capsys.readouterr().out
     assert same_images(f"{older}-7", f"{now}-7")
     for stored in (now[16:], "0" * 16, "", f"{older}-8", f"{now[:16]}{'0' * 16}"):
-        assert not same_images(stored, f"{now}-7")
-        assert not same_images(stored, now)
-
-
-def test_fingerprint_of_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read image .*gone\.png: no such file"):
-        fingerprint([tmp_path / "gone.png"], tmp_path)
+        assert not same_images(stored, f"{now}-7") and not same_images(stored, now)
 
 
 # Generated data
@@ -922,64 +734,37 @@ def test_synthetic_folder_is_recognised_until_real_files_join_it(tmp_path):
     assert (folder / "SYNTHETIC").read_text() == "make it\ntrain/good/a b.png\n"
     (folder / ".cache").touch()
     assert synthetic(folder)
+    (folder / "result.csv").touch()
+    assert synthetic(folder, ("train/*",))  # results may lie beside the inputs
+    (folder / "result.csv").unlink()
     real = save(folder / "train/good/real.png")
-    with pytest.raises(UserError, match=r"real files beside generated ones in .*such as train/good/real\.png"):
-        synthetic(folder)
+    for inputs in ("*", "train/*"):
+        with pytest.raises(UserError, match=r"real files beside generated ones in .*such as train/good/real\.png"):
+            synthetic(folder, (inputs,))
     real.unlink()
     (folder / "train/good/a b.png").unlink()
     with pytest.raises(UserError, match=r"train/good/a b\.png is missing"):
         synthetic(folder)
-    (folder / "SYNTHETIC").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"cannot read .*SYNTHETIC"):
-        synthetic(folder)
+    for content in (b"\xff", b""):
+        (folder / "SYNTHETIC").write_bytes(content)
+        with pytest.raises(UserError, match="SYNTHETIC"):
+            synthetic(folder)
 
 
-def test_new_synthetic_folder_appears_whole(tmp_path):
+def test_new_synthetic_folder_appears_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "deep/data"
     with new_synthetic_folder(folder, "make it") as made:
         save(made / "train/good/0.png")
         assert not folder.exists()
-    assert synthetic(folder) and (folder / "train/good/0.png").is_file()
-    assert [entry.name for entry in folder.parent.iterdir()] == ["data"]
+    assert synthetic(folder) and [entry.name for entry in folder.parent.iterdir()] == ["data"]
     (tmp_path / "plain").mkdir()
     assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it
-
-
-def test_new_synthetic_folder_leaves_nothing_after_an_error(tmp_path):
-    for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), new_synthetic_folder(tmp_path / "data", "make it") as made:
+    for error in (KeyboardInterrupt(), OSError(28, "No space left")):
+        with pytest.raises((KeyboardInterrupt, UserError)), new_synthetic_folder(tmp_path / "new", "make it") as made:
             save(made / "0.png")
             raise error
-    with (
-        pytest.raises(UserError, match=r"cannot make .*data: no space left"),
-        new_synthetic_folder(tmp_path / "data", "make it"),
-    ):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_new_synthetic_folder_spares_what_is_there(tmp_path):
-    save(tmp_path / "data/mine.png")
-    with (
-        pytest.raises(UserError, match=r"data already holds files"),
-        new_synthetic_folder(tmp_path / "data", "make it"),
-    ):
-        pytest.fail("nothing is to be made")
-    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["mine.png"]
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make"), new_synthetic_folder(tmp_path / "file", "make it"):
-        pytest.fail("nothing is to be made")
-
-
-def test_results_may_lie_beside_the_inputs_of_a_synthetic_folder(tmp_path):
-    folder = tmp_path / "made"
-    with new_synthetic_folder(folder, "python make.py") as new:
-        (new / "boards").mkdir()
-        (new / "boards/1.json").write_text("{}")
-    (folder / "result.csv").write_text("a")
-    with pytest.raises(UserError, match=r"such as result\.csv"):
-        synthetic(folder)
-    assert synthetic(folder, ("boards/*", "job.json"))
-    (folder / "job.json").write_text("{}")
-    with pytest.raises(UserError, match=r"such as job\.json"):
-        synthetic(folder, ("boards/*", "job.json"))
+    for place, words in ((folder, "data already holds files"), (tmp_path / "file", "cannot make")):
+        with pytest.raises(UserError, match=words), new_synthetic_folder(place, "make it"):
+            pytest.fail("nothing is to be made")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"deep", "plain", "file"} and synthetic(folder)
