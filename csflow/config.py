@@ -170,7 +170,9 @@ class Config(Namespace):
         Raises UserError where these contradict the model, or stored ones make no sense.
         """
         ours = self.as_dict()
-        given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given and ours[name] != "auto"}
+        given = {name: ours[name] for name in MODEL_SETTINGS if name in self.given}
+        if given.get("extractor") == "auto":
+            del given["extractor"]
         unlike = [f"{name} {stored.get(name)}, not {given[name]}" for name in given if given[name] != stored.get(name)]
         if unlike:
             raise UserError(

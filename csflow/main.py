@@ -24,7 +24,7 @@ from csflow import report
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import evaluate
 from csflow.extract_features import load_features
-from csflow.model import N_FEAT, get_cs_flow_model, load_training, require_same_weights
+from csflow.model import N_FEAT, get_cs_flow_model, load_training
 from csflow.train import train
 from csflow.utils import load_dataset
 
@@ -57,11 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         flow.to(device, memory_format=channels_last(device))
         # fused: the same update in one pass over the parameters, five times as fast on a CPU
         optimizer = torch.optim.Adam(flow.parameters(), options.lr_init, eps=1e-4, weight_decay=1e-5, fused=True)
-        stored = None
-        if options.resume and path and path.exists():
-            stored = load_training(path, len(rows))
-            require_same_weights(train_set.weights, stored, path)
-            stored["weights"] = train_set.weights
+        resumes = options.resume and path and path.exists()
+        stored = load_training(path, len(rows), train_set.weights) if resumes else None
         training = Training(
             path, "csflow", options.as_dict(), dataset.fingerprint, flow, [optimizer], device, seed=options.seed,
             precision=options.precision, save_every=options.save_every, stored=stored,
@@ -74,8 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             meta_epochs=options.meta_epochs, sub_epochs=options.sub_epochs, max_grad_norm=options.max_grad_norm,
             precision=options.precision, score=options.score, verbose=options.verbose,
         )  # fmt: skip
-        names = ("fingerprint", "history", "epoch", "step", "seconds")
-        metadata = {**training.extra, **{name: getattr(training, name) for name in names}}
+        metadata = {**vars(training), **training.extra}  # by the names under which `training` stores them
         results, scored = evaluate(options, dataset, flow.eval(), test_set, metadata)
         if options.report:
             report.write(options.result_dir / "report.html", dataset, results, scored)

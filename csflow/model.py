@@ -258,10 +258,12 @@ def load_model(path: Path, options: Config, device: torch.device) -> tuple[CSFlo
     return model.eval().to(device), options, content
 
 
-def load_training(path: Path, count: int) -> dict[str, Any]:
-    """What `common.checkpoint.Training` resumes from; count: of the images to train on. UserError where the file is
-    missing, damaged or another's."""
+def load_training(path: Path, count: int, weights: str) -> dict[str, Any]:
+    """What `common.checkpoint.Training` resumes from; count: of the images to train on; weights: checksum of the
+    extractor's. UserError where the file is missing, damaged, another's, or of other weights."""
     content = _upgraded(checkpoint.load(path, "csflow"), path)
+    require_same_weights(weights, content, path)
+    content["weights"] = weights
     if "loss_sum" in content:  # of versions that kept the sum of the losses, not the number of images
         with using(path, "csflow"):
             sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))

@@ -218,7 +218,7 @@ CASES = [
         "--fpr 0", "--score median", "--map_every 0", "--report perhaps", "--modelnam m", "--seed 0",
         ("--modelname none", "none"), ("--checkpoint {place}/none", "none"), ("--fc_internal 16", "fc_internal"),
         ("--kernel_sizes 3", "kernel_sizes"), ("--modelname .", "--modelname"), ("--class_name none", "none"),
-        ("--n_scales 2 --img_size 64", "n_scales"),
+        ("--n_scales 2 --img_size 64", "n_scales"), ("--max_value auto", "65535, not auto"),
     ),
     *files(
         "evaluate", MODEL,

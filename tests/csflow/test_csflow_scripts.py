@@ -383,18 +383,8 @@ def test_extractor_weights_from_a_file(bricks, place, tmp_path, capsys):
     """EfficientNet-B5 with weights of the user's own; features of one file are not taken for another's."""
     torch.manual_seed(0)
     torch.save(efficientnet_b5().state_dict(), tmp_path / "b5.pt")
-    argv = [
-        "--data",
-        str(bricks / "brick"),
-        "--feature_path",
-        str(place),
-        *SMALL,
-        "--img_size",
-        "32",
-        "--n_scales",
-        "1",
-    ]
-    argv += ["--extractor", "effnetB5", "--extractor_weights"]
+    argv = ["--data", str(bricks / "brick"), "--feature_path", str(place), *SMALL]
+    argv += ["--img_size", "32", "--n_scales", "1", "--extractor", "effnetB5", "--extractor_weights"]
     assert extract_features.main([*argv, str(tmp_path / "b5.pt")]) == 0
     assert np.load(place / "brick/brick_scale_0_train.npy", mmap_mode="r").shape == (8, 304, 1, 1)
     (tmp_path / "b5.pt").write_text("hello")
