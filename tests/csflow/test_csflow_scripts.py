@@ -154,30 +154,18 @@ def test_main_writes_everything(bricks, trained, capsys):
     assert "already" in capsys.readouterr().out
 
 
-def test_a_training_of_before_is_resumed(place, undrawn, capsys):
-    """trained_before.pt: written by the version before `common.checkpoint.Training`, in the fourth of four epochs."""
-    lines, columns = np.ogrid[:32, :32]
-    for number, part in enumerate(["train/good"] * 6 + ["test/good"] * 2 + ["test/hole"] * 2):
-        values = 90 + np.abs((columns * 9 + lines * 2 + number * 5) % 64 - 32) * 3
-        values[8:16, 8:16] *= part != "test/hole"
-        (place / "brick" / part).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(values.astype(np.uint8)).save(place / "brick" / part / f"{number}.bmp")
-    network = "--img_size 32 --n_scales 1 --fc_internal 2 --kernel_sizes 1"
-    argv = options(place, place, *TRAINED, *network.split())
-    path = place / "models/tmp/m"
-    for older in (False, True):  # the first ones had no scaler, no checksum of the extractor's weights
-        content = torch.load(Path(__file__).with_name("trained_before.pt"), weights_only=True)
-        if older:
-            content["settings"]["precision"] = "float32"
-            del content["scaler"], content["weights"], content["settings"]["max_value"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, path)
-        assert evaluate.main(["--data", str(place / "brick"), *argv[2:4], "--modelname", "m", "--cpu"]) == 0
-        assert main.main(argv) == 0
-        said = capsys.readouterr().out
-        assert "training is not finished: 3 epochs and 1 steps" in said and "after epoch 3, step 1" in said
-        losses = [entry["train_loss"] for entry in results(place)["history"]]
-        assert losses == pytest.approx([120.2295150756836, 119.7001739501953], rel=1e-4)  # uninterrupted, before
+def test_a_file_of_the_first_version_is_resumed_and_used(bricks, trained, capsys):
+    """They had no scaler and no checksum of the extractor's weights, and other names for precisions (tests/net has
+    files of the version before this one)."""
+    path = trained / "models/tmp/m"
+    content = torch.load(path, weights_only=True)
+    content |= {"optimizer": content["optimizer"][0], "loss_sum": 1.0}
+    content["settings"]["precision"] = "float32"
+    del content["scaler"], content["sums"], content["weights"], content["settings"]["max_value"]
+    torch.save(content, path)
+    assert evaluate.main(options(bricks, trained, "--cpu")) == 0
+    assert main.main(options(bricks, trained, *TRAINED, "--meta_epochs", "3")) == 0
+    assert "after epoch 4" in capsys.readouterr().out and len(results(trained)["history"]) == 3
 
 
 def test_features_have_the_promised_layout_and_are_read_row_by_row(trained, bricks):
