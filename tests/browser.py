@@ -1,7 +1,4 @@
-"""Pages as a headless Chromium shows them, driven over its DevTools protocol.
-
-python tests/browser.py report.html shots      checks the page and writes shots/{phone,desktop}_{light,dark}.png
-"""
+"""Pages as a headless Chromium shows them, driven over its DevTools protocol."""
 
 import base64
 import contextlib
@@ -11,7 +8,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,12 +84,9 @@ class Page:
         found["requests"] = [url for url in urls if url != path.resolve().as_uri() and not url.startswith("data:")]
         return found
 
-    def screenshot(self, path: Path, height: int | None = None) -> None:
-        """PNG of what is seen, or of the uppermost `height` CSS pixels of the page."""
-        width = self.call("Page.getLayoutMetrics")["cssVisualViewport"]["clientWidth"]
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        options = {"clip": clip, "captureBeyondViewport": True} if height else {}
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **options)["data"]))
+    def screenshot(self, path: Path) -> None:
+        """PNG of what is seen."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
 @contextlib.contextmanager
@@ -119,18 +112,3 @@ def browser() -> Iterator[Page]:
             process.wait(30)
             os.close(into)
             os.close(out)
-
-
-def main(page: Path, folder: Path) -> None:
-    """Look at one page in every way, in full length."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with browser() as tab:
-        for view in VIEWS:
-            for scheme in SCHEMES:
-                found = tab.show(page, view, scheme)
-                tab.screenshot(folder / f"{view}_{scheme}.png", height=min(found["height"], 12000))
-                print(view, scheme, found)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

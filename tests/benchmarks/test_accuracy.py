@@ -10,13 +10,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from benchmarks import accuracy
-from benchmarks.accuracy import Experiment
 from common.files import UserError
 from common.images import mvtec_samples, read_mask
 from memae.script_img_prep import labels_from_intervals, read_intervals
 from tests.helpers import refused
 
-ONE = Experiment(
+ONE = accuracy.Experiment(
     "riad, one", "mvtec", ("train {data} {seed} {cpu}", "test {place}"), "{place}/r*/results.json",
     {"AUROC": ("models", "a.pth", "auroc"), "AUPRO": ("aupro",)}, {"AUROC": (0.9, "a paper, mean of 15")},
     ("prepare {shared}/{name}",),
@@ -46,13 +45,11 @@ def called(tmp_path, monkeypatch):
     return commands
 
 
-def test_runs_table_and_failures(tmp_path, called, capsys):
-    argv = ["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out"), "--seeds", "0", "1"]
-    assert accuracy.main([*argv, "--cpu"]) == 1
-    printed = capsys.readouterr()
-    assert printed.err.count("screw, seed 1: test ended with status 2") == 2
-    data = str(tmp_path / "mvtec/bottle")
-    assert called[1] == ("train", data, "0", "--cpu")
+def test_runs_table_and_failures(tmp_path, called, monkeypatch, capsys):
+    argv = ["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out"), "--seeds", "0", "1", "--cpu"]
+    assert accuracy.main(argv) == 1
+    assert capsys.readouterr().err.count("screw, seed 1: test ended with status 2") == 2
+    assert called[1] == ("train", str(tmp_path / "mvtec/bottle"), "0", "--cpu")
     assert [command[0] for command in called].count("prepare") == 2  # of each category, not of each seed
     table = (tmp_path / "out/accuracy.md").read_text()
     lines = {line.split(" | ")[1]: line for line in table.splitlines() if "AUROC" in line}
@@ -62,18 +59,15 @@ def test_runs_table_and_failures(tmp_path, called, capsys):
     assert content[0]["values"] == [0.5, 0.6] and content[3]["values"] == []  # no AUPRO without masks
 
     called.clear()
-    assert accuracy.main([*argv, "--cpu"]) == 1
+    assert accuracy.main(argv) == 1
     assert [command[0] for command in called] == ["train", "test"]  # what failed, and nothing else
     assert (tmp_path / "out/accuracy.md").read_text() == table
 
-
-def test_interrupted(tmp_path, called, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(accuracy, "run", stop)
-    assert accuracy.main(["--data", f"mvtec={tmp_path / 'mvtec'}", "--output", str(tmp_path / "out")]) == 130
-    assert "run the same command to resume" in capsys.readouterr().out
+    assert accuracy.main(argv) == 130 and "run the same command to resume" in capsys.readouterr().out
 
 
 def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypatch, capsys):
@@ -87,10 +81,8 @@ def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypat
 
     assert accuracy.main([*argv, "--only", "other"]) == 0  # its own seeds
     assert rows() == {("crn, other", name): [4] for name in ("bottle", "screw", "mean of 2")}
-    called.clear()
     assert accuracy.main([*argv, "--only", "one", "--seeds", "5", "0"]) == 0
     assert rows()["riad, one", "screw"] == [0, 5] and rows()["crn, other", "screw"] == [4] and len(rows()) == 6
-    assert {command[-1] for command in called if command[0] == "train"} == {"0", "5"}
 
     # The same folder with other content is other data.
     (tmp_path / "mvtec/screw/train/good/000.png").touch()
@@ -106,31 +98,20 @@ def test_the_table_keeps_what_other_calls_have_found(tmp_path, called, monkeypat
 
 
 def test_published_means_stand_beside_all_their_categories(monkeypatch):
-    found = {(name, 0): {"AUROC": 0.5, "AUPRO": None} for name in ("bottle", "screw")}
+    runs = {(name, 0): {"AUROC": 0.5, "AUPRO": None} for name in ("bottle", "screw")}
     for count, shown in ((2, {"mean of 2"}), (15, set())):
         monkeypatch.setattr(accuracy, "CATEGORIES", {"mvtec": count})
-        lines = accuracy.entries(ONE, found)
+        lines = accuracy.entries(ONE, runs)
         assert {line["category"] for line in lines if line["published"] is not None} == shown
-        (line, _) = accuracy.entries(ONE, {("bottle", 0): found["bottle", 0]})
+        (line, _) = accuracy.entries(ONE, {("bottle", 0): runs["bottle", 0]})
         assert line["published"] is None and line["values"] == [0.5]
 
 
-def test_list_and_wrong_input(tmp_path, called, capsys):
+def test_list(called, capsys):
     assert accuracy.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert "riad, one: on mvtec, which is not given" in printed and "--data btad=FOLDER" in printed
-    assert "--data boards" not in printed
-
-    def no(*words):
-        refused(capsys, accuracy.main, ["--output", tmp_path / "out", *words[:-1]], words[-1])
-
-    no("give --data NAME=FOLDER for one of mvtec")
-    no("--data", "mvtec", "expected NAME=FOLDER")
-    no("--data", f"boards={tmp_path}", "NAME being one of mvtec")
-    no("--data", f"mvtec={tmp_path / 'none'}", "there is no folder")
-    no("--data", f"mvtec={tmp_path}", "there is no train/good")
-    no("--only", "nothing", "--list names them")
-    assert not called
+    assert "--data boards" not in printed and not called
 
 
 def check_commands(capsys, commands):
@@ -140,45 +121,33 @@ def check_commands(capsys, commands):
         refused(capsys, module.main, [*words, "--no_such_option"], "unknown option --no_such_option")
 
 
-PARSED = [one for one in accuracy.EXPERIMENTS if not one.name.startswith("crrn")]  # crrn/compare.py takes any option
-
-
 def test_the_scripts_know_the_options(tmp_path, capsys, monkeypatch):
     commands = set()
     monkeypatch.setattr(accuracy, "run", lambda *words: commands.add(words))
-    for experiment in PARSED:
+    names = [one.name for one in accuracy.EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    assert {one.data for one in accuracy.EXPERIMENTS} == {*accuracy.DATA, *accuracy.GENERATED}
+    for experiment in accuracy.EXPERIMENTS:
         with pytest.raises(UserError, match="expected one"):  # there are no results
             accuracy.run_once(experiment, "unit", tmp_path / "data/unit", 3, accuracy.Given(tmp_path, True, {}, {}))
-    assert len(commands) > len(PARSED) and not any("{" in word for words in commands for word in words)
-    check_commands(capsys, commands)
+    assert len(commands) > len(names) and not any("{" in word for words in commands for word in words)
+    check_commands(capsys, [words for words in commands if words[0] != "crrn/compare.py"])  # which takes any option
 
 
-def test_names_are_unlike():
-    names = [one.name for one in accuracy.EXPERIMENTS]
-    assert len(set(names)) == len(names) and {one.data for one in accuracy.EXPERIMENTS} == {
-        *accuracy.DATA,
-        *accuracy.GENERATED,
-    }
-
-
-def image(path, value=0, size=(6, 4)):
+def image(path, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, value).save(path)
-    return path
+    Image.fromarray(np.broadcast_to(np.uint8(value), (4, 6)).copy()).save(path)
 
 
 def test_visa(tmp_path, capsys):
-    root = tmp_path / "VisA"
-    images = "candle/Data/Images"
-    for number in range(3):
-        image(root / images / f"Normal/{number}.JPG")
-    image(root / images / "Anomaly/0.JPG")
+    root, images, masks = tmp_path / "VisA", "candle/Data/Images", "candle/Data/Masks"
+    for name in ("Normal/0", "Normal/1", "Normal/2", "Anomaly/0"):
+        image(root / images / f"{name}.JPG")
     mask = np.zeros((4, 6), np.uint8)
     mask[0, 0], mask[1, 1] = 1, 4  # two kinds of defect
-    (root / "candle/Data/Masks/Anomaly").mkdir(parents=True)
-    Image.fromarray(mask).save(root / "candle/Data/Masks/Anomaly/0.png")
+    image(root / masks / "Anomaly/0.png", mask)
     rows = [f"candle,{part},normal,{images}/Normal/{n}.JPG," for n, part in enumerate(("train", "train", "test"))]
-    rows.append(f"candle,test,anomaly,{images}/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
+    rows.append(f"candle,test,anomaly,{images}/Anomaly/0.JPG,{masks}/Anomaly/0.png")
     with pytest.raises(UserError, match="published split"):
         accuracy.visa(root, tmp_path / "out")
     (root / "split_csv").mkdir()
@@ -197,16 +166,12 @@ def test_btad(tmp_path, capsys):
     ((name, folder),) = accuracy.btad(tmp_path / "BTAD", tmp_path / "out").items()
     samples, _ = mvtec_samples(folder, "test")
     assert name == "01" and len(mvtec_samples(folder, "train")[0]) == 1 and samples[1].mask[0].name == "2.png"
-    with pytest.raises(UserError, match="BTAD's folders"):
-        accuracy.btad(tmp_path, tmp_path / "other")
 
 
 def test_avenue(tmp_path):
     root = tmp_path / "Avenue"
     for name in ("training_videos", "testing_videos", "ground_truth/testing_label_mask"):
         (root / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="Avenue's labels"):
-        accuracy.avenue(root, tmp_path / "out")
     for video, abnormal in ((1, (1, 2, 3, 7)), (10, (9,)), (2, (0, 5))):
         masks = np.empty((1, 10), object)
         for frame in range(10):
