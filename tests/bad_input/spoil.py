@@ -94,20 +94,8 @@ ANY: dict[str, Spoiler] = {
     "unreadable": _unreadable,
 }
 # Of files without which a script makes them, or does without: those of the spoilers that leave a file.
-CONTENT = {
-    name: ANY[name]
-    for name in (
-        "empty",
-        "one byte",
-        "truncated",
-        "cut at its start",
-        "zeros",
-        "web page",
-        "noise",
-        "utf-16",
-        "unreadable",
-    )
-}
+_LEAVING = "empty, one byte, truncated, cut at its start, zeros, web page, noise, utf-16, unreadable"
+CONTENT = {name: ANY[name] for name in _LEAVING.split(", ")}
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -128,12 +116,6 @@ def _tiff(pixels: np.ndarray) -> Spoiler:
     return made(lambda path: Image.fromarray(pixels).save(path, "TIFF"))
 
 
-def _jpeg(path: Path) -> None:
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(stream, "JPEG")
-    put(path, stream.getvalue()[:-900])
-
-
 def _bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
 
@@ -141,6 +123,12 @@ def _bmp(width: int, height: int) -> bytes:
 def _flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+def _encoded(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(stream, kind)
+    return stream.getvalue()
 
 
 # None of these can be read. A bomb of 100 million pixels is above Pillow's limit, but below twice that, where Pillow
@@ -153,20 +141,13 @@ IMAGE: dict[str, Spoiler] = {
     "zero-sized bitmap": holding(_bmp(0, 0)),
     "zero-sized portable": holding(b"P5\n0 0\n255\n"),
     "flipped bit": changed(_flipped),
-    "truncated JPEG": _jpeg,
+    "truncated JPEG": holding(_encoded("JPEG")[:-900]),
     "rows missing": holding(png(64, 64, bytes(100))[:-16]),
     "float pixels": _tiff(np.full((64, 64), 0.5, np.float32)),
     "NaN pixels": _tiff(np.full((64, 64), np.nan, np.float32)),
     "32-bit pixels": _tiff(np.full((64, 64), 70_000, np.int32)),
     "program": holding(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\n%%EOF\n"),
 }
-
-
-def _encoded(kind: str) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
 
 
 def cut_short(kind: str) -> dict[str, Spoiler]:
