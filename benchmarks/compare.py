@@ -2,7 +2,7 @@
 
 Trains CS-Flow, CRN and RIAD on FOLDER/train/good, beside a nearest-neighbour search that trains nothing, and tests all
 on FOLDER/test, through each method's own scripts; FOLDER, in MVTec AD's layout (common/images.py), is one category or
-holds several. Ends with a table, <output>/compare.json and <output>/report.html. Interrupted, the same command goes on.
+holds several. Ends with a table, <output>/compare.json and <output>/report.html. Interrupted, the same command resumes.
 
 What is alike: images (--img_size, square, bilinear with antialiasing), the good images held out (--held_out, drawn by
 the seed; CRN and CS-Flow set thresholds with them, RIAD chooses its epoch by them, the nearest neighbour leaves them
