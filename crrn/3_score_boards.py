@@ -22,24 +22,11 @@ from crrn.options import MODEL, parse_score
 answer_early(__name__, parse_score)
 
 import torch
-from torch import Tensor
 
 from common import checkpoint, distributed
-from common.cli import note, notes, number_of, progress, resumable, say, script
-from common.files import (
-    UserError,
-    append_text,
-    atomic_write,
-    first_process,
-    locked,
-    marked_line,
-    plain,
-    read_json,
-    read_marked_lines,
-    write_csv,
-    write_json,
-)
-from common.scoring import PROGRESS
+from common.cli import notes, number_of, progress, resumable, say, script
+from common.files import UserError, locked, write_csv, write_json
+from common.scoring import RESULTS, Journal, is_of
 from crrn.boards import Boards, board_files, digest_of, is_synthetic, read_boards, read_layout
 from crrn.pictures import draw_boards
 from crrn.preprocess import Prepared
@@ -66,18 +53,23 @@ def main(argv: list[str] | None = None) -> None:
     """Judge the boards of one folder."""
     options = vars(parse_score(argv))
     model = load(**options)
-    prepared, cycle, folder = model.prepared, model.prepared.cycle, options["boards"]
+    prepared, cycle, folder = model.prepared, model.prepared.cycle, options["boards"].resolve()
     source = folder / "spi_measurement" if (folder / "spi_measurement").is_dir() else folder
     read = digest_of([prepared.folder / "job.json", *board_files(source)])  # before they are: changes are noticed later
     boards = read_new_boards(source, prepared)
     artificial = is_synthetic(source.parent)
-    output = options["output"] or default_output(model.path, folder, source)
-    require_free(output, source)
+    output = options["output"] or model.path.with_name(folder.name)
+    if not options["output"] and not is_of(output, boards=source):
+        output = model.path.with_name(f"{folder.parent.name}_{folder.name}")
+    if output.resolve().is_relative_to(source):
+        raise UserError(f"--output {output} lies in {source}, among the boards: choose another --output")
+    if (output / "model_dictionary.pt").exists():
+        raise UserError(f"{output} holds a model and its results: choose another --output")
     normalised(torch.from_numpy(boards.volume), model, boards.files)  # all can be, or nothing is written
     starts = range(0, len(boards), cycle)
     say(describe(threshold_for(min(cycle, len(boards)), model)))
-    metadata = {  # what the network's expectations depend on
-        "boards": str(source.resolve()),
+    key = {  # what the network's expectations depend on
+        "boards": source,
         "boards_sha256": read,
         "model_sha256": model.metadata["sha256"],
         "normalised_by_sha256": prepared.fingerprint,
@@ -86,23 +78,23 @@ def main(argv: list[str] | None = None) -> None:
     }
     scored: list[Scored] = []
     with locked(output), resumable(output):
-        kept = expected_before(output / PROGRESS, plain(metadata))
+        journal = Journal(output, key, boards=source)
+        expected = {number: torch.tensor(values) for number, values in journal.lines}  # (T, P) of each cycle
         distributed.anywhere(False, model.device)  # every process has looked before the first one writes
-        with atomic_write(output / PROGRESS, "w") as file:
-            file.writelines(map(marked_line, [metadata, *kept.items()]))
-        if kept:
-            say(f"resuming after {number_of(len(kept), 'cycle')} of {len(starts)}: {output}")
+        journal.start(journal.lines)
+        if expected:
+            say(f"resuming after {number_of(len(expected), 'cycle')} of {len(starts)}: {output}")
         for number, start in enumerate(progress(starts, "scoring cycles")):
             part = slice(start, start + cycle)
-            scored.append(score_boards(boards.volume[part], model, boards.files[part], kept.get(number)))
-            if number not in kept:
-                append_text(output / PROGRESS, marked_line([number, scored[-1].expected]))
+            scored.append(score_boards(boards.volume[part], model, boards.files[part], expected.get(number)))
+            if number not in expected:
+                journal.add([number, scored[-1].expected])
         for number, one in enumerate(progress(scored, "drawing")):
             draw(output / f"boards_{number:03d}.png", prepared, one, number * cycle, "synthetic boards: " * artificial)
         write_csv(output / "pads.csv", HEADER, rows(boards, scored, cycle))
         counts = Counter(verdict for one in scored for board in one.verdicts for verdict in board)
         summary = {
-            **metadata,
+            **journal.key,
             "method": "CRRN",
             "model": str(model.path),
             "epochs": model.metadata["epochs"],
@@ -114,49 +106,16 @@ def main(argv: list[str] | None = None) -> None:
             "pads": {verdict: counts[verdict] for verdict in ("fine", "excessive", "insufficient")},
             "finished": True,
             "device": str(model.device),
-            "settings": {**metadata["settings"], "fpr": options["fpr"]},
+            "settings": {**key["settings"], "fpr": options["fpr"]},
             "notes": notes(),
             "versions": checkpoint.versions(),
         }
-        write_json(output / "results.json", summary)
-        for path in output.glob("boards_*.png") if first_process() else ():  # of more boards, scored before
+        write_json(output / RESULTS, summary)
+        for path in output.glob("boards_*.png") if not distributed.rank() else ():  # of more boards, scored before
             if (match := re.fullmatch(r"boards_(\d+)\.png", path.name)) and int(match[1]) >= len(scored):
                 path.unlink()
     wrong = f"{counts['excessive']} excessive, {counts['insufficient']} insufficient"
     say(f"{number_of(len(boards), 'board')}, {number_of(counts.total(), 'pad')}: {wrong}; {output}")
-
-
-def expected_before(journal: Path, metadata: Any) -> dict[int, Tensor]:
-    """What earlier calls like this one expected of each cycle, (T, P), but for lines that are damaged."""
-    lines = read_marked_lines(journal)
-    if damaged := lines.count(None):
-        note(f"{number_of(damaged, 'damaged line')} in {journal}: scored again")
-    if lines[:1] != [metadata]:
-        return {}
-    return {line[0]: torch.tensor(line[1]) for line in lines[1:] if line is not None}
-
-
-def default_output(model: Path, folder: Path, source: Path) -> Path:
-    """Beside the model, named as the folder; where other boards' results lie there, with its parent's name, too."""
-    name = folder.resolve().name
-    output = model.with_name(name)
-    return output if is_of(output, source) else model.with_name(f"{folder.resolve().parent.name}_{name}")
-
-
-def is_of(output: Path, source: Path) -> bool:
-    """Whether `output` holds no results of other boards than those in `source`."""
-    heads = [read_json(output / "results.json")] if (output / "results.json").exists() else []
-    heads += [line for line in read_marked_lines(output / PROGRESS)[:1] if line is not None]
-    return all(isinstance(one, dict) and one.get("boards") == str(source.resolve()) for one in heads)
-
-
-def require_free(output: Path, source: Path) -> None:
-    """UserError where `output` would mix results with the boards in `source`, a model, or results of others."""
-    problem = "" if is_of(output, source) else f"holds results of other boards than {source}"
-    problem = "holds a model and its results" if (output / "model_dictionary.pt").exists() else problem
-    problem = "lies among the boards" if output.resolve().is_relative_to(source.resolve()) else problem
-    if problem:
-        raise UserError(f"--output {output} {problem}: choose another --output")
 
 
 def rows(boards: Boards, scored: Sequence[Scored], cycle: int) -> Iterator[list[Any]]:

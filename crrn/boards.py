@@ -35,9 +35,9 @@ FIELDS = ("PosX", "PosY", "Volume", "PadID")
 def data_folder(name: str | None) -> Path:
     """The folder that --data names: the path, relative to where the user stands, or where there is none, crrn/<name>
     for a bare name; None: crrn/ekra, which need not be there."""
+    path, own = Path(name or ""), HERE / (name or DEFAULT)
     if name is None:
-        return HERE / DEFAULT
-    path, own = Path(name), HERE / name
+        return own
     bare = len(path.parts) == 1 and path.name not in ("", "..")
     if path.is_dir():
         if bare and own.is_dir() and not own.samefile(path):
@@ -110,23 +110,25 @@ def read_layout(path: Path) -> Layout:
     job = read_json(path)
     try:
         sides = [job["PCBInfo"][name][0] for name in ("PCBWidth", "PCBLenth")]
-        ids, shapes = job["Pad"]["ID"], job["Pad"]["ShapeID"]
-        pairs = list(zip(ids, shapes, strict=True))
+        ids = job["Pad"]["ID"]
+        shapes = dict(pairs := list(zip(ids, job["Pad"]["ShapeID"], strict=True)))
     except (LookupError, TypeError, ValueError) as error:
         fields = "PCBInfo.PCBLenth[0], PCBInfo.PCBWidth[0], and Pad.ID[] and Pad.ShapeID[] of the same length"
         raise UserError(f"{path}: expected {fields} ({type(error).__name__}: {error})") from error
-    for side in sides:
-        if type(side) not in (int, float) or not 1 <= side <= 2000:
-            raise UserError(f"{path}: a side in PCBInfo is {short(side)}, expected millimetres from 1 to 2000")
-    for pad, shape in pairs:
-        if type(pad) is not int or abs(pad) > LARGEST_ID:
-            raise UserError(f"{path}: Pad.ID holds {short(pad)}, expected whole numbers up to {LARGEST_ID}")
-        if not isinstance(shape, (int, str)) or len(str(shape)) > LONGEST_SHAPE:
-            expected = f"numbers or names of up to {LONGEST_SHAPE} characters"
-            raise UserError(f"{path}: Pad.ShapeID of pad {pad} is {short(shape)}, expected {expected}")
-    if len(set(ids)) < len(ids):
+    if odd := [side for side in sides if not _is_number(side) or not 1 <= side <= 2000]:
+        raise UserError(f"{path}: a side in PCBInfo is {short(odd[0])}, expected millimetres from 1 to 2000")
+    if odd := [pad for pad in ids if type(pad) is not int or abs(pad) > LARGEST_ID]:
+        raise UserError(f"{path}: Pad.ID holds {short(odd[0])}, expected whole numbers up to {LARGEST_ID}")
+    if odd := [name for _, name in pairs if not isinstance(name, (int, str)) or len(str(name)) > LONGEST_SHAPE]:
+        expected = f"numbers or names of up to {LONGEST_SHAPE} characters"
+        raise UserError(f"{path}: Pad.ShapeID holds {short(odd[0])}, expected {expected}")
+    if len(shapes) < len(ids):
         raise UserError(f"{path}: pad {Counter(ids).most_common(1)[0][0]} stands more than once in Pad.ID")
-    return Layout(*map(grid_side, sides), dict(pairs))
+    return Layout(*map(grid_side, sides), shapes)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def read_boards(folder: Path, layout: Layout) -> Boards:
@@ -140,17 +142,16 @@ def read_boards(folder: Path, layout: Layout) -> Boards:
     ids = tables[0][-1]  # (P,)
     place = np.argsort(np.argsort(ids))  # of each pad among the sorted ones
     for number, (path, table) in enumerate(zip(paths, tables)):
-        if not np.array_equal(table[-1], ids):
-            if odd := set(table[-1]) ^ set(ids):
-                alike = f"on this board and on {paths[0].name} alike: all boards need the same pads"
-                raise UserError(f"{path}: pad {min(odd):.0f} is not {alike}")
-            tables[number] = table[:, np.argsort(table[-1])[place]]
+        if odd := set(table[-1]) ^ set(ids):
+            alike = f"on this board and on {paths[0].name} alike: all boards need the same pads"
+            raise UserError(f"{path}: pad {min(odd):.0f} is not {alike}")
+        tables[number] = table[:, np.argsort(table[-1])[place]]
     x, y, volume, _ = np.stack(tables, axis=1)  # (N, P) each
     pad_ids = ids.astype(np.int64)
-    groups = [layout.shapes[pad] for pad in pad_ids.tolist()]
     if unused := layout.shapes.keys() - set(pad_ids.tolist()):
         note(f"{folder}: no board has {number_of(len(unused), 'pad')} of job.json, such as pad {min(unused)}")
-    return Boards(layout, pad_ids, groups, x, y, volume, [path.name for path in paths])
+    groups, names = [layout.shapes[pad] for pad in pad_ids.tolist()], [path.name for path in paths]
+    return Boards(layout, pad_ids, groups, x, y, volume, names)
 
 
 def _read_board(path: Path, layout: Layout) -> np.ndarray:
@@ -163,7 +164,7 @@ def _read_board(path: Path, layout: Layout) -> np.ndarray:
         where = f"{path}: PADINFO[{number}]"
         for name in FIELDS:
             value = pad.get(name) if isinstance(pad, dict) else None
-            if type(value) not in (int, float) or not math.isfinite(value):
+            if not _is_number(value):
                 raise UserError(f"{where}.{name} is {short(value)}, expected a finite number")
         if pad["PadID"] not in layout.shapes:
             raise UserError(f"{where}.PadID is {pad['PadID']}: Pad.ID in job.json has no such pad")
@@ -185,21 +186,18 @@ def board_files(folder: Path) -> list[Path]:
     numbers: dict[int, Path] = {}
     others = []
     for path in visible(folder):
-        if match := re.fullmatch(r"spi_([0-9]{1,9})\.json", path.name):
-            other = numbers.setdefault(int(match[1]), path)
-            if other != path:
-                raise UserError(f"{folder}: {other.name} and {path.name} have the same number")
-        else:
+        if not (match := re.fullmatch(r"spi_([0-9]{1,9})\.json", path.name)):
             others.append(path.name)
+        elif (other := numbers.setdefault(int(match[1]), path)) != path:
+            raise UserError(f"{folder}: {other.name} and {path.name} have the same number")
     if not numbers:
         raise UserError(f"{folder} holds no boards: expected spi_000.json, spi_001.json, ...")
-    for number in range(len(numbers)):
-        if number not in numbers:
-            raise UserError(f"{folder}/spi_{number:03d}.json is missing: boards are numbered from 000 without gaps")
+    if missing := set(range(len(numbers))) - numbers.keys():
+        raise UserError(f"{folder}/spi_{min(missing):03d}.json is missing: boards are numbered from 000 without gaps")
     if others:
         left = number_of(len(others), "file")
         note(f"{folder}: {left} not called spi_<number>.json, so left out, such as {others[0]}")
-    return [numbers[number] for number in range(len(numbers))]
+    return [path for _, path in sorted(numbers.items())]
 
 
 def digest_of(paths: Iterable[Path]) -> str:
@@ -210,6 +208,5 @@ def digest_of(paths: Iterable[Path]) -> str:
             content = regular(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason(error)}") from error
-        digest.update(f"{path.name} {len(content)}\n".encode())
-        digest.update(content)
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]

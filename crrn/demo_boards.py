@@ -109,11 +109,10 @@ def _volumes(x: np.ndarray, y: np.ndarray, mean: np.ndarray, boards: int, rng: n
 
     places = np.stack([x, y], axis=1)
     alike = np.exp(-((cdist(places, places) / REACH) ** 2) / 2) + 1e-6 * np.eye(len(x))
-    shocks = rng.normal(size=(boards, len(x))) @ cholesky(alike)
-    field = np.empty_like(shocks)
-    for n in range(boards):
-        field[n] = shocks[n] if n == 0 else MEMORY * field[n - 1] + np.sqrt(1 - MEMORY**2) * shocks[n]
-    return mean * (1 + drift + stroke + FIELD * field + NOISE * rng.normal(size=shocks.shape))
+    field = rng.normal(size=(boards, len(x))) @ cholesky(alike)
+    for n in range(1, boards):
+        field[n] = MEMORY * field[n - 1] + np.sqrt(1 - MEMORY**2) * field[n]
+    return mean * (1 + drift + stroke + FIELD * field + NOISE * rng.normal(size=field.shape))
 
 
 def ensure_boards(name: str | None) -> Path:

@@ -12,17 +12,7 @@ from torch import Tensor
 from common import checkpoint
 from common.cli import note, number_of, say
 from common.files import UserError, read_csv, read_tensors, require_like, using, write_csv
-from crrn.boards import (
-    LARGEST_ID,
-    Boards,
-    board_files,
-    command,
-    digest_of,
-    grid_side,
-    is_synthetic,
-    read_boards,
-    read_layout,
-)
+from crrn.boards import Boards, board_files, command, digest_of, grid_side, is_synthetic, read_boards, read_layout
 from crrn.utils import draw_sequences, place
 
 COLUMNS = ("Timestep", "PadID", "X", "Y", "Vol", "Group", "Vol_norm", "Age")
@@ -83,46 +73,42 @@ class Prepared:
         """
         cycles = self.volume.unflatten(0, (-1, self.cycle))  # (n, cycle, P)
         if len(cycles) < 2:
-            raise UserError(
-                f"{self.folder} holds one cycle of boards: none can be held out. At least {2 * self.cycle} are needed"
-            )
+            least = f"at least {2 * self.cycle} boards are needed"
+            raise UserError(f"{self.folder} holds one cycle of boards: none can be held out, {least}")
         count = min(max(round(held_out * len(cycles)), 1), len(cycles) - 1)
         train = cycles[:-count].flatten(0, 1)
-        mean, std = pad_statistics(train)
-        constant = _constant(train)
-        if constant.all():
-            raise UserError(f"{self.folder}: no pad's volume changes in the training cycles, nothing is to be learned")
-        if constant.any():
-            pads = _named([pad for pad, one in zip(self.pad_ids, constant.tolist()) if one])
-            note(f"constant in the training cycles, so normalised by 1 instead of its deviation: {pads}")
-        values = ((cycles - mean) / std).float()
-        _require_finite(values.flatten(0, 1), mean, std, self.pad_ids, self.folder)
-        images = place(values, *self.pixels, self.height, self.width)
+        values, mean, std = normalise(self.volume, train, self.pad_ids, self.folder, "in the training cycles")
+        if constant := _constant(train, self.pad_ids):
+            note(f"constant in the training cycles, so normalised by 1 instead of its deviation: {_named(constant)}")
+        images = place(values.float().view_as(cycles), *self.pixels, self.height, self.width)
         return images[:-count], images[-count:], mean, std
 
 
-def pad_statistics(volume: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population std of each pad, (N, P) -> (P,) each; a constant pad's std is given as 1."""
-    std = volume.std(dim=0, correction=0)
-    return volume.mean(dim=0), torch.where(_constant(volume), 1.0, std)
+def normalise(
+    volume: Tensor, reference: Tensor, pad_ids: Sequence[int], source: Path, where: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Volumes (N, P) in standard deviations from each pad's mean, and these, (P,) each: of `reference`, (M, P), the
+    population's; 1 for constant pads. UserError where all are constant, or numbers are not finite."""
+    constant = (reference == reference[0]).all(dim=0)
+    if constant.all():
+        raise UserError(f"{source}: no pad's volume changes {where}, nothing is to be learned")
+    mean, std = reference.mean(dim=0), torch.where(constant, 1.0, reference.std(dim=0, correction=0))
+    values = (volume - mean) / std
+    finite = values.float().isfinite().all(dim=0) & mean.isfinite() & std.isfinite()
+    if not finite.all():
+        pad = pad_ids[int(finite.int().argmin())]
+        raise UserError(f"{source}: the volumes of pad {pad} are too large, or too much alike, to be normalised")
+    return values, mean, std
 
 
-def _constant(volume: Tensor) -> Tensor:
-    """Which pads have the same volume on all boards, (N, P) -> (P,) bool."""
-    return (volume == volume[0]).all(dim=0)
+def _constant(volume: Tensor, pad_ids: Sequence[int]) -> list[int]:
+    """The pads that have the same volume, (N, P), on all boards."""
+    return [pad for pad, same in zip(pad_ids, (volume == volume[0]).all(dim=0).tolist()) if same]
 
 
 def _named(pads: list[int]) -> str:
     more = f", ... ({len(pads)} in all)" if len(pads) > 5 else ""
     return f"pad{'' if len(pads) == 1 else 's'} {', '.join(map(str, pads[:5]))}{more}"
-
-
-def _require_finite(normalised: Tensor, mean: Tensor, std: Tensor, pad_ids: list[int], source: Path) -> None:
-    """UserError naming the first pad whose normalised volumes (N, P), mean or std (P,) are not finite."""
-    finite = normalised.float().isfinite().all(dim=0) & mean.isfinite() & std.isfinite()
-    if not finite.all():
-        pad = pad_ids[int(finite.int().argmin())]
-        raise UserError(f"{source}: the volumes of pad {pad} are too large, or too much alike, to be normalised")
 
 
 def _note_left_out(files: Sequence[Path], cycle: int, pads: list[int], pixels: Sequence, volume: Tensor) -> None:
@@ -134,7 +120,7 @@ def _note_left_out(files: Sequence[Path], cycle: int, pads: list[int], pixels: S
     first = dict(zip(reversed(pixels), reversed(pads)))
     if hidden := [pad for pad, pixel in zip(pads, pixels) if first[pixel] != pad]:
         note(f"on the pixel of another pad, so hidden by it or hiding it: {_named(hidden)}")
-    if constant := [pad for pad, one in zip(pads, _constant(volume).tolist()) if one]:
+    if constant := _constant(volume, pads):
         note(f"the same volume on all boards, so that its normalised volume is 0: {_named(constant)}")
 
 
@@ -147,25 +133,17 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
     output = output or folder
     layout = read_layout(folder / "job.json")
     files = board_files(folder / "spi_measurement")
-    count = len(files)
-    whole = count // cycle * cycle
+    whole = len(files) // cycle * cycle
     inputs = digest_of([folder / "job.json", *files[:whole]])  # before they are read: later changes are noticed
     boards = read_boards(folder / "spi_measurement", layout)
     if not whole:
-        raise UserError(
-            f"{folder / 'spi_measurement'} holds {number_of(count, 'board')}, fewer than one cycle of {cycle} (--cycle)"
-        )
+        there = f"{folder / 'spi_measurement'} holds {number_of(len(files), 'board')}"
+        raise UserError(f"{there}, fewer than one cycle of {cycle} (--cycle)")
     boards = replace(boards, **{name: getattr(boards, name)[:whole] for name in ("x", "y", "volume", "files")})
-    volume = torch.from_numpy(boards.volume)  # (N, P)
-    mean, std = pad_statistics(volume)
-    if _constant(volume).all():
-        raise UserError(f"{folder}: every pad has the same volume on all boards, nothing is to be learned")
-    pixels = list(zip(boards.rows[0].tolist(), boards.columns[0].tolist()))
-    _note_left_out(files, cycle, boards.pad_ids.tolist(), pixels, volume)
-    normalised = (volume - mean) / std
-    _require_finite(normalised, mean, std, boards.pad_ids.tolist(), folder)
-    age = torch.arange(whole) % cycle
-    by_age = [normalised[age == a] for a in range(cycle)]
+    volume, pad_ids = torch.from_numpy(boards.volume), boards.pad_ids.tolist()  # (N, P)
+    _note_left_out(files, cycle, pad_ids, list(zip(boards.rows[0].tolist(), boards.columns[0].tolist())), volume)
+    normalised, mean, std = normalise(volume, volume, pad_ids, folder, "from board to board")
+    by_age = normalised.unflatten(0, (-1, cycle)).transpose(0, 1).contiguous()  # (cycle, n, P)
     if by_age[0].numel() < 2:
         raise UserError(f"{folder}: one pad on one cycle of boards has no spread at an age; at least two are needed")
     means, stds = [v.mean().item() for v in by_age], [v.std().item() for v in by_age]
@@ -174,22 +152,19 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
         (t, pad - 1, x, y, vol, group, norm, t % cycle)
         for t in range(whole)
         for pad, x, y, vol, group, norm in zip(
-            boards.pad_ids.tolist(), boards.x[t].tolist(), boards.y[t].tolist(), boards.volume[t].tolist(),
-            boards.groups, normalised[t].tolist(),
+            pad_ids, boards.x[t].tolist(), boards.y[t].tolist(), volume[t].tolist(), boards.groups,
+            normalised[t].tolist(),
         )
     )  # fmt: skip
     write_csv(output / "df_info.csv", list(COLUMNS), rows)
-
     generator = torch.Generator().manual_seed(seed)
-    drawn = draw_sequences(whole // cycle, len(boards.pad_ids), means, stds, generator)  # (n, cycle, P)
+    drawn = draw_sequences(whole // cycle, len(pad_ids), means, stds, generator)  # (n, cycle, P)
     at = (torch.from_numpy(pixel).unflatten(0, (-1, cycle)) for pixel in (boards.rows, boards.columns))
     checkpoint.write(output / "test_pcbs.pt", place(drawn, *at, layout.height, layout.width))
     info = {"mean": means, "std": stds, "height": layout.height, "width": layout.width}
     checkpoint.write(output / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std, "inputs": inputs})
-    say(
-        f"{whole} boards in {number_of(whole // cycle, 'cycle')} of {cycle}, "
-        f"{number_of(len(boards.pad_ids), 'pad')}, {layout.height} x {layout.width} pixels: {output}"
-    )
+    pads = f"{number_of(len(pad_ids), 'pad')}, {layout.height} x {layout.width} pixels"
+    say(f"{whole} boards in {number_of(whole // cycle, 'cycle')} of {cycle}, {pads}: {output}")
     return boards
 
 
@@ -231,16 +206,16 @@ def _read_prepared(folder: Path, cycle: int | None, output: Path) -> Prepared:
         table = {name: np.array(cells, np.float64) for name, cells in columns.items() if name != "Group"}
         pads = int((table["Timestep"] == 0).sum())
         boards, times = len(rows) // pads, np.arange(len(rows)) // pads
-        ids, (x, y) = table["PadID"][:pads], (table[name] for name in "XY")
-        whole = (ids == ids.round()) & (np.abs(ids) <= LARGEST_ID)
-        if not (whole.all() and len(np.unique(ids)) == pads and np.array_equal(table["PadID"], np.tile(ids, boards))):
+        ids, x, y = table["PadID"][:pads], table["X"], table["Y"]
+        unlike = (ids != ids.round()).any() or np.abs(ids).max() > 2**53 or len(np.unique(ids)) < pads
+        if unlike or not np.array_equal(table["PadID"], np.tile(ids, boards)):
             raise ValueError("not the same pads in the same order on all boards")
-        if not (boards % ages == 0 and (table["Timestep"] == times).all() and (table["Age"] == times % ages).all()):
+        if boards % ages or (table["Timestep"] != times).any() or (table["Age"] != times % ages).any():
             raise ValueError("Timestep or Age out of order")
-        if not (min(x.min(), y.min()) >= 0 and x.max() < width and y.max() < height):
-            raise ValueError("pads off the board")
-        if not np.isfinite(table["Vol"]).all():
-            raise ValueError("Vol is not finite")
+        if not (
+            min(x.min(), y.min()) >= 0 and x.max() < width and y.max() < height and np.isfinite(table["Vol"]).all()
+        ):
+            raise ValueError("pads off the board, or volumes that are not finite")
     files: list[Path] = []
     if (folder / "spi_measurement").is_dir():
         files = board_files(folder / "spi_measurement")
@@ -254,6 +229,6 @@ def _read_prepared(folder: Path, cycle: int | None, output: Path) -> Prepared:
         if tests.shape != shape or tests.dtype != torch.float32 or not tests.isfinite().all() or not tests.any():
             raise ValueError(f"expected finite float32 of shape {shape}, not all 0")
     volume, pad_ids = torch.from_numpy(table["Vol"]).view(boards, pads), (ids + 1).astype(int).tolist()
-    x, y = (torch.from_numpy(values[:pads]) for values in (x, y))
+    x, y = torch.from_numpy(x[:pads]), torch.from_numpy(y[:pads])
     _note_left_out(files, ages, pad_ids, list(zip(y.long().tolist(), x.long().tolist())), volume)
     return Prepared(folder, info["mean"], info["std"], height, width, volume, pad_ids, x, y, tests)

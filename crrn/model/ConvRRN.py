@@ -34,13 +34,7 @@ class StackedConvLSTM(nn.Module):
     """
 
     def __init__(
-        self,
-        mode: str,
-        channel: int,
-        kernel: int,
-        n_layers: int,
-        is_attn: bool = False,
-        textbook_gates: bool = False,
+        self, mode: str, channel: int, kernel: int, n_layers: int, is_attn: bool = False, textbook_gates: bool = False
     ):
         super().__init__()
         cell = cell_class(mode)
@@ -111,13 +105,7 @@ class ST_Encoder(nn.Module):
     """Spatiotemporal encoder: (B, T, 1, H, W) -> the stack's last state and its attention maps (or None)."""
 
     def __init__(
-        self,
-        mode: str,
-        channels: list[int],
-        kernels: list[int],
-        n_layers: int,
-        is_attn: bool = False,
-        textbook_gates: bool = False,
+        self, mode: str, channels: list[int], kernels: list[int], n_layers: int, is_attn: bool, textbook_gates: bool
     ):
         super().__init__()
         self.s_enc = S_EncDec(channels[:-1], kernels[:-1])
@@ -130,7 +118,7 @@ class ST_Encoder(nn.Module):
 class ST_Decoder(nn.Module):
     """Spatiotemporal decoder: gives the frames back one by one, the last one first."""
 
-    def __init__(self, mode: str, channels: list[int], kernels: list[int], n_layers: int, textbook_gates: bool = False):
+    def __init__(self, mode: str, channels: list[int], kernels: list[int], n_layers: int, textbook_gates: bool):
         super().__init__()
         self.s_enc = S_EncDec(channels[:-1], kernels[:-1])
         self.conv_lstm = StackedConvLSTM(mode, channels[-1], kernels[-1], n_layers, False, textbook_gates)

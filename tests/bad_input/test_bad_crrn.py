@@ -175,7 +175,7 @@ CASES = [
         "a gap among the boards": (
             lambda place: ((place / "data/SYNTHETIC").unlink(), (place / BOARD).unlink()), "spi_003.json",
         ),
-        "one volume everywhere": (one_volume, "same volume"),
+        "one volume everywhere": (one_volume, "no pad's volume changes"),
         "an unreadable folder of boards": (lambda place: (place / "data/spi_measurement").chmod(0), "spi_measurement"),
         "a folder that cannot be written": (lambda place: (place / "data").chmod(0o500), "data"),
         "an unreadable mark": (at("data/SYNTHETIC", spoil.ANY["unreadable"]), "SYNTHETIC"),
