@@ -111,10 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.first_alone():
         prepared = ensure_prepared(options.data, cycle, options.result)
     folder = model_folder(vars(options), prepared.folder)
-    model, metadata = load_trained(folder / "model_dictionary.pt", vars(options), prepared, device)
+    model, share, trained = load_trained(folder / "model_dictionary.pt", vars(options), prepared, device)
     test_set, sequences = options.test_set or options.protocol, prepared.test_pcbs
     if test_set == "measured":
-        _, sequences, _, _ = prepared.measured_cycles(metadata["held_out"])
+        _, sequences, _, _ = prepared.measured_cycles(share)
     if test_set != options.protocol:  # what the usual test wrote stays
         folder /= f"test_set_{test_set}"
     require_writable(folder)
@@ -132,25 +132,12 @@ def main(argv: list[str] | None = None) -> None:
         name = "synthetic boards" if prepared.source == "synthetic" else prepared.folder.name
         title = f"{options.mode}{' with attention' if options.is_attn else ''}, {name}, {test_set}"
         write(folder, prepared, curves, z_curves, highest, shown, title)
-        settings = {name: getattr(options, name) for name in (*MODEL, "seed", "precision")}
+        settings = {name: getattr(options, name) for name in (*MODEL, "seed", "precision")} | {"held_out": share}
         results = {
-            "method": "CRRN",
-            "data": prepared.source,
-            "model_sha256": metadata["sha256"],
-            "boards_fingerprint": prepared.fingerprint,
-            "trained_on": metadata["data"],
-            "trained_on_these_boards": metadata["same_boards"],
-            "chosen_on": "no measure, the last epoch",
-            "test_set": test_set,
-            "epochs": metadata["epochs"],
-            "epochs_planned": metadata["planned"],
-            **found,
-            "best_f1_chosen_on": "test set",
-            "device": str(device),
-            "settings": settings | {"held_out": metadata["held_out"]},
-            "notes": notes(),
-            "versions": checkpoint.versions(),
-        }
+            "method": "CRRN", "data": prepared.source, "boards_fingerprint": prepared.fingerprint, **trained,
+            "test_set": test_set, **found, "best_f1_chosen_on": "test set", "device": str(device),
+            "settings": settings, "notes": notes(), "versions": checkpoint.versions(),
+        }  # fmt: skip
         write_json(folder / "results.json", results)
         for kind in KINDS:
             pairs = [f"{rate}: {x['best_f1']:.3f} ({x['z_score']['best_f1']:.3f})" for rate, x in found[kind].items()]

@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     key = {  # what the network's expectations depend on
         "boards": source,
         "boards_sha256": read,
-        "model_sha256": model.metadata["sha256"],
+        "model_sha256": model.results["model_sha256"],
         "normalised_by_sha256": prepared.fingerprint,
-        "settings": {name: options[name] for name in (*MODEL, "precision")} | {"held_out": model.metadata["held_out"]},
+        "settings": {name: options[name] for name in (*MODEL, "precision")} | {"held_out": model.held_out_share},
         "device": model.device.type,  # not its number, which differs between processes
     }
     scored: list[Scored] = []
@@ -94,22 +94,13 @@ def main(argv: list[str] | None = None) -> None:
         write_csv(output / "pads.csv", HEADER, rows(boards, scored, cycle))
         counts = Counter(verdict for one in scored for board in one.verdicts for verdict in board)
         summary = {
-            **journal.key,
-            "method": "CRRN",
-            "model": str(model.path),
-            "epochs": model.metadata["epochs"],
-            "trained_on": model.metadata["data"],
-            "trained_on_these_boards": model.metadata["same_boards"],
-            "normalised_and_thresholds_by": prepared.source,
-            "data": "synthetic" if artificial else str(source),
+            **journal.key, "method": "CRRN", "data": "synthetic" if artificial else str(source),
+            "normalised_and_thresholds_by": prepared.source, **model.results, "model": str(model.path),
             "thresholds_by_cycle": [one.threshold for one in scored],
             "pads": {verdict: counts[verdict] for verdict in ("fine", "excessive", "insufficient")},
-            "finished": True,
-            "device": str(model.device),
-            "settings": {**key["settings"], "fpr": options["fpr"]},
-            "notes": notes(),
-            "versions": checkpoint.versions(),
-        }
+            "finished": True, "device": str(model.device), "settings": {**key["settings"], "fpr": options["fpr"]},
+            "notes": notes(), "versions": checkpoint.versions(),
+        }  # fmt: skip
         write_json(output / RESULTS, summary)
         for path in output.glob("boards_*.png") if not distributed.rank() else ():  # of more boards, scored before
             if (match := re.fullmatch(r"boards_(\d+)\.png", path.name)) and int(match[1]) >= len(scored):

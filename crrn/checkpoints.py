@@ -66,7 +66,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 planned = {"num_epochs": content["num_epochs"]} if content.get("num_epochs") else {}
                 content["settings"] = {**names, **content["settings"], **planned}
                 content["sums"] = {"loss": content["loss_sum"], "weight": float(step)} if step else {}
-        require_like(content, {"history": HISTORY, **(OURS if ours else {})})
+        require_like(content, {"history": HISTORY, "sums": {}, **(OURS if ours else {})})
         history = content["history"]
         if type(content["epoch"]) is not int or not content["epoch"] + 1 == len(history) == len(test_loss):
             raise ValueError(f"epoch is {content['epoch']!r}, with {len(history)} losses")
@@ -95,12 +95,12 @@ def build_model(mode: str, n_layers: int, is_attn: bool, gates: str) -> ST_EncDe
 
 def load_trained(
     path: Path, options: Mapping[str, Any], prepared: Prepared, device: torch.device
-) -> tuple[ST_EncDec, dict[str, Any]]:
-    """The trained network of `path` in eval mode, and what else is known of it.
+) -> tuple[ST_EncDec, float, dict[str, Any]]:
+    """The trained network of `path` in eval mode, the share of held-out cycles (the file's, where options have none),
+    and what results.json says of it: None where the file does not tell.
 
-    options: the script's, which must agree with the file's settings. Known are "held_out" (the file's, where options
-    have none), "epochs" that are done and "planned", "data", "sha256", and "same_boards": whether it was trained on
-    those of `prepared`; None where the file does not say. UserError where it is missing, damaged, or of others.
+    options: the script's, which must agree with the file's settings. UserError where it is missing, damaged, or of
+    others.
     """
     if not path.exists():
         raise UserError(f"there is no {path}; {command('1_train.py', *words_to_train(options))} makes it")
@@ -129,5 +129,6 @@ def load_trained(
         steps = f" and {number_of(step, 'step')}" if step else ""
         note(f"{path} is of a training stopped after {done} of {planned} epochs{steps}")
     model.eval().to(device, memory_format=channels_last(device))
-    known = {"held_out": held_out, "epochs": done, "planned": planned, "data": stored.get("data"), "sha256": sha256}
-    return model, {**known, "same_boards": same}
+    results = {"epochs": done, "epochs_planned": planned, "chosen_on": "no measure, the last epoch"}
+    results |= {"model_sha256": sha256, "trained_on": stored.get("data"), "trained_on_these_boards": same}
+    return model, held_out, results

@@ -36,8 +36,9 @@ class Loaded:
 
     network: ST_EncDec
     path: Path
-    metadata: dict[str, Any]  # what `load_trained` knows of it
+    results: dict[str, Any]  # what results.json says of it
     prepared: Prepared  # the boards that volumes are normalised by
+    held_out_share: float
     held_out: Tensor  # their cycles that thresholds come from, (n, cycle, 1, H, W)
     mean: Tensor  # volume of each pad, (P,)
     std: Tensor
@@ -80,10 +81,10 @@ def load(**given: Any) -> Loaded:
     with distributed.first_alone():
         prepared = ensure_prepared(options["data"], cycle, options["result"])
     path = options["checkpoint"] or model_folder(options, prepared.folder) / "model_dictionary.pt"
-    network, metadata = load_trained(path, options, prepared, device)
-    _, held_out, mean, std = prepared.measured_cycles(metadata["held_out"])
+    network, share, results = load_trained(path, options, prepared, device)
+    _, *measured = prepared.measured_cycles(share)
     used = {name: options[name] for name in ("precision", "batch_size", "fpr")}
-    return Loaded(network, path, metadata, prepared, held_out, mean, std, device, **used)
+    return Loaded(network, path, results, prepared, share, *measured, device, **used)
 
 
 def score_boards(
@@ -151,14 +152,8 @@ def thresholds_of(errors: Tensor, fpr: float) -> dict[str, Any]:
     for one, cycle in enumerate(errors if len(errors) > 1 else ()):
         above, below = _limits(torch.cat([errors[:one], errors[one + 1 :]]), fpr)
         met.append(((cycle > above) | (cycle < below)).double().mean().item())
-    return {
-        "excessive": high,
-        "insufficient": low,
-        "held_out_cycles": len(errors),
-        "held_out_pads": errors.numel(),
-        "fpr_asked": fpr,
-        "fpr_of_each_cycle_by_others": met or [math.nan],
-    }
+    count = {"held_out_cycles": len(errors), "held_out_pads": errors.numel(), "fpr_asked": fpr}
+    return {"excessive": high, "insufficient": low, **count, "fpr_of_each_cycle_by_others": met or [math.nan]}
 
 
 def _limits(errors: Tensor, fpr: float) -> tuple[float, float]:
