@@ -6,19 +6,8 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.cli import (
-    MAX_PIXELS,
-    MAX_VALUE,
-    PRECISIONS,
-    REPORT_HELP,
-    YES_NO,
-    ArgumentParser,
-    add_scoring_options,
-    number,
-    positive,
-    share,
-    whole,
-)
+from common import cli
+from common.cli import MAX_PIXELS, MAX_VALUE, YES_NO, ArgumentParser, number, positive, share, whole
 from common.files import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -32,8 +21,7 @@ LARGEST_SIDE = 4096  # of --imsize
 UNUSED = ("pipeline", "generator_network_depth", "wandb_hyperparameter_sweep")  # by the original, too
 # --demo: these, where the command line does not say otherwise, and at most so many images of each part.
 DEMO = {"batch_size": 2, "max_network_depth": 3, "imsize": 32, "num_competitive_units": 3}
-DEMO_BATCHES = 50
-DEMO_IMAGES = 50
+DEMO_BATCHES = DEMO_IMAGES = 50
 DEMO_FOLDERS = {"MVTec": "datasets/mvtec/brick", "Panorama": "datasets/panorama", "RoadImages": "datasets/roadimages"}
 # What is written goes here, in this folder or in --output.
 PLACES = {
@@ -53,31 +41,17 @@ def scheduler_name(text: str) -> str:
     return name
 
 
-def some_path(text: str) -> Path:
-    """Type of an option: a path that is not empty."""
-    if not text:
-        raise ArgumentTypeError("expected a path")
-    return Path(text)
-
-
-def table_path(text: str) -> Path:
-    """Type of --anomaly-score-file, which the results (.json) and the report (.html) lie beside."""
-    if Path(text).suffix in (".json", ".html"):
-        raise ArgumentTypeError(f"{text!r}: expected another ending, such as .csv")
-    return some_path(text)
-
-
 def optional_path(text: str) -> Path | None:
     """Type of an option: a path; empty for none."""
     return Path(text) if text else None
 
 
-for path_type in (some_path, table_path, optional_path):
-    path_type.metavar = "PATH"
+optional_path.metavar = "PATH"
 
 
 def build_parser() -> ArgumentParser:
     """The parser of train.py."""
+    count, part = whole(1, 10**9), number(0, 1, below=True)
     parser = ArgumentParser(
         description="Train CRN or DAGAN, or score a data set with a trained model.",
         example="python crn/train.py --mode train --dataset MVTec --dataset-path my_data/bottle --checkpoint-path ck",
@@ -87,42 +61,40 @@ def build_parser() -> ArgumentParser:
     add("--mode", choices=("train", "inference"), required=True, help="train a model, or score a data set with one")
     add("--model", choices=MODELS, default="crn", help="CRN, or its baseline")
     add("--dataset", choices=DATASETS, required=True, help="the data set's kind, which tells its folders")
-    add("--dataset-path", "--data", type=some_path, help="the data set's folder; unset, with --demo: in crn/datasets")
+    add(
+        "--dataset-path",
+        "--data",
+        type=optional_path,
+        help="the data set's folder; unset, with --demo: in crn/datasets",
+    )
     add("--max-value", "--max_value", **MAX_VALUE)
     add("--max-pixels", "--max_pixels", **MAX_PIXELS)
-    of_model = "checkpoint; inference: the model, train: initial weights; unset: none"
-    add("--model-input", "--checkpoint", type=optional_path, help=of_model)
+    add("--model-input", "--checkpoint", type=optional_path, help="the model, or initial weights; unset: none")
     add("--experiment", default="crn", help="name of the run")
     add("--auto-set-name", **YES_NO, default=False, help="name the run after model, data set and category")
     add("--demo", **YES_NO, default=False, help="small settings; where there is no data set, stand-in data")
 
     add = parser.add_argument_group("training").add_argument
-    of_steps = "optimizer steps; a batch takes two, one for each network"
-    add("--training-steps", type=whole(1, 10**9), default=20000, help=of_steps)
-    of_epochs = "at most so many; unset: training-steps / (images / batch-size) + 1"
-    add("--epochs", type=whole(1, 10**9), help=of_epochs)
+    add("--training-steps", type=count, default=20000, help="optimizer steps; a batch takes two, one for each network")
+    add("--epochs", type=count, help="at most so many; unset: training-steps / (images / batch-size) + 1")
     add("--batch-size", type=whole(1, 65536), default=64, help="images per batch")
-    of_seed = "of the initial weights, batches, pairs and the held-out share"
-    add("--seed", type=whole(0, 2**32 - 1), default=0, help=of_seed)
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="of initial weights, batches, pairs and held-out images")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for each network")
     add("--lr", type=positive, default=1e-4, help="learning rate")
-    of_scheduler = "step, exponential, cosine; unset: none"
-    add("--lr-scheduler", type=scheduler_name, nargs="?", const="", default="", help=of_scheduler)
+    scheduler = {"type": scheduler_name, "nargs": "?", "const": "", "default": ""}
+    add("--lr-scheduler", **scheduler, help="step, exponential, cosine; unset: none")
     add("--lr-factor", type=positive, default=0.1, help="of the step and exponential schedulers")
-    of_lr_steps = "epochs at which the step scheduler acts"
-    add("--lr-steps", type=whole(0), nargs="*", default=[30, 60, 90], help=of_lr_steps)
-    add("--momentum", type=number(0, 1, below=True), default=0.9, help="of rmsprop and sgd")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the training's networks; tf32, fp16: GPUs")
-    of_share = "share of the training images held out for the threshold"
-    add("--calibration-share", type=number(0, 1, below=True), default=0.1, help=of_share)
-    add("--validation-interval", type=whole(1, 10**9), default=1, help="epochs between validations")
+    add("--lr-steps", type=whole(0), nargs="*", default=[30, 60, 90], help="epochs at which the step scheduler acts")
+    add("--momentum", type=part, default=0.9, help="of rmsprop and sgd")
+    add("--precision", choices=cli.PRECISIONS, default="fp32", help="of the training's networks; tf32, fp16: GPUs")
+    add("--calibration-share", type=part, default=0.1, help="share of the training images held out for the threshold")
+    add("--validation-interval", type=count, default=1, help="epochs between validations")
 
     add = parser.add_argument_group("networks").add_argument
     add("--num-competitive-units", type=whole(1, 1000), default=12, help="CRN's units")
     add("--imsize", type=whole(1, LARGEST_SIDE), default=128, help="side of the images for the network, in pixels")
     add("--antialias", **YES_NO, default=False, help="smooth images when making them smaller (the original does not)")
-    of_depth = "most levels of a CRN unit (there are at least 5)"
-    add("--max-network-depth", type=whole(1, 30), default=8, help=of_depth)
+    add("--max-network-depth", type=whole(1, 30), default=8, help="most levels of a CRN unit (there are at least 5)")
     add("--ngf", type=whole(1, 1024), default=64, help="channels of the outermost level")
     add("--improved", **YES_NO, default=True, help="CRN: upsampling and convolution instead of transposed convolutions")
     add("--use-dropout", **YES_NO, default=False, help="dropout in the middle levels, if there are more than 5")
@@ -141,27 +113,24 @@ def build_parser() -> ArgumentParser:
 
     add = parser.add_argument_group("output").add_argument
     add("--output", type=optional_path, help="folder for all that is written; unset: the places of these options")
-    of_checkpoints = "folder of last.ckpt and best.ckpt; unset: the log's version_N, or --output"
-    add("--checkpoint-path", type=optional_path, help=of_checkpoints)
+    add("--checkpoint-path", type=optional_path, help="folder of last.ckpt and best.ckpt; unset: the log's version_N")
     add("--save", **YES_NO, default=True, help="write checkpoints")
     add("--save-every", "--save_every", type=number(0), default=300, help="seconds between checkpoints")
     add("--resume", **YES_NO, default=True, help="resume the training in --checkpoint-path; no: start again")
-    add("--log-dir", type=some_path, default=HERE / PLACES["log_dir"], help="folder of version_N/metrics.csv")
-    of_pictures = "folder for pictures"
-    add("--image-output-path", type=some_path, default=HERE / PLACES["image_output_path"], help=of_pictures)
-    add("--image-output-interval", type=whole(1, 10**9), default=10, help="batches between training pictures")
-    of_table = "inference: table of the scores"
-    add("--anomaly-score-file", type=table_path, default=HERE / PLACES["anomaly_score_file"], help=of_table)
+    add("--log-dir", type=Path, default=HERE / PLACES["log_dir"], help="folder of version_N/metrics.csv")
+    add("--image-output-path", type=Path, default=HERE / PLACES["image_output_path"], help="folder for pictures")
+    add("--image-output-interval", type=count, default=10, help="batches between training pictures")
+    table = HERE / PLACES["anomaly_score_file"]
+    add("--anomaly-score-file", type=Path, default=table, help="inference: table of the scores")
     add("--fpr", type=share, default=0.05, help="inference: share of good images that may be called defective")
-    add("--report", **YES_NO, default=False, help=f"inference: {REPORT_HELP}")
+    add("--report", **YES_NO, default=False, help=f"inference: {cli.REPORT_HELP}")
     add("--wandb", **YES_NO, default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what goes to the log file")
-    add("--log-file", type=some_path, default=HERE / PLACES["log_file"], help="file that messages are appended to")
+    add("--log-file", type=Path, default=HERE / PLACES["log_file"], help="file that messages are appended to")
     add("--log-stdout", **YES_NO, default=False, help="all that goes to the log file to the terminal too")
 
     add = parser.add_argument_group("machine").add_argument
-    of_workers = "threads that read the next batch ahead; 0: none ahead"
-    add("--num-workers", type=whole(0, 256), default=0, help=of_workers)
+    add("--num-workers", type=whole(0, 256), default=0, help="threads that read the next batch ahead; 0: none ahead")
     add("--cpu", **YES_NO, default=False, help="use the CPU even where there is a GPU")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--deterministic", **YES_NO, default=False, help="training on a GPU: the same numbers every time, more slowly")
@@ -195,6 +164,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
         raise UserError("--dataset-path is missing: give the data set's folder, or --demo for stand-in data")
     if opt.mode == "inference" and opt.model_input is None:
         raise UserError("--model-input is missing: give the checkpoint to score with, such as ck/last.ckpt")
+    if opt.anomaly_score_file.suffix in (".json", ".html"):
+        raise UserError(
+            f"--anomaly-score-file {opt.anomaly_score_file}: results (.json) and report (.html) lie beside it"
+        )
     if opt.auto_set_name:
         category = f"_{opt.dataset_path.resolve().name}" if opt.dataset == "MVTec" else ""
         opt.experiment = f"{opt.model}_{opt.dataset}{category}"
@@ -213,7 +186,7 @@ def parse_score(argv: list[str] | None = None) -> Namespace:
         description="Score a folder of images without labels with a trained model.",
         example="python crn/score.py --images my_new_images --model-input ck/last.ckpt",
     )
-    add_scoring_options(parser, "results/<checkpoint's folder>_<its name>/<folder's name> in crn/")
+    cli.add_scoring_options(parser, "results/<checkpoint's folder>_<its name>/<folder's name> in crn/")
     add = parser.add_argument_group("scores and verdicts").add_argument
     add("--score", choices=SCORES, default="inference", help="the score that counts")
     add("--fpr", type=share, default=0.05, help="share of good images that the threshold may call defective")
@@ -240,10 +213,8 @@ def parse_sweep(argv: list[str] | None = None) -> Namespace:
     )
     add = parser.add_argument_group("sweep").add_argument
     add("file", type=Path, help="sweep file")
-    of_trials = "finished trials in all, whoever ran them; unset: 50, or the whole grid"
-    add("--trials", type=whole(1, 10**6), help=of_trials)
-    of_seed = "of the choice of parameters, with one worker; unset: by chance"
-    add("--seed", type=whole(0, 2**31 - 1), help=of_seed)
+    add("--trials", type=whole(1, 10**6), help="finished trials in all, whoever ran them; unset: 50, or the whole grid")
+    add("--seed", type=whole(0, 2**31 - 1), help="of the parameters' choice, with one worker; unset: by chance")
 
     add = parser.add_argument_group("machines and files").add_argument
     add("--workers", type=whole(1, 64), default=1, help="trials at a time in this call")

@@ -28,29 +28,18 @@ import torch
 
 from common import checkpoint, distributed
 from common.cli import note, notes, printable, resumable, say, script
-from common.files import UserError, first_process, locked, reason, require_writable, write_json
+from common.files import UserError, first_process, locked, naming, require_writable, write_json
 from common.images import note_squeezed, set_max_pixels
 from common.metrics import image_auroc, in_words
 from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
 from crn.demo_data import ensure_data
 from crn.inference import inference, score_all
 from crn.options import DEMO_IMAGES, SCORES, UNUSED, plain
+from crn.training import utils
 from crn.training.dataset import Dataset, Images, load_dataset, viewable
 from crn.training.networks import create_optimizer, create_scheduler
 from crn.training.statistics import average_gradients
-from crn.training.utils import (
-    Model,
-    binding,
-    load_model,
-    log_to,
-    make_model,
-    new_version,
-    opened_board,
-    read,
-    read_training,
-    save_grid,
-    set_bookkeeping,
-)
+from crn.training.utils import Model
 
 log = logging.getLogger("crn")
 
@@ -99,17 +88,17 @@ def start(
 ) -> checkpoint.Training:
     """A training that begins, or resumes the one in --checkpoint-path; its folders are made."""
     last = opt.checkpoint_path / "last.ckpt" if opt.checkpoint_path else None
-    stored = read_training(last) if last and opt.resume and last.exists() else None
+    stored = utils.read_training(last) if last and opt.resume and last.exists() else None
     training = checkpoint.Training(
         last, "crn", plain(opt), dataset.fingerprint, model, optimizers, device, seed=opt.seed,
-        precision=opt.precision, save_every=opt.save_every, stored=stored, binding=binding(opt),
+        precision=opt.precision, save_every=opt.save_every, stored=stored, binding=utils.binding(opt),
         otherwise="give another --checkpoint-path", version=0, wandb=None, calibration=None, data=dataset.data, batch=0,
         bookkeeping={}, levels=model.networks[0].levels,
     )  # fmt: skip
     if stored:
-        set_bookkeeping(model, stored["bookkeeping"], last)
+        utils.set_bookkeeping(model, stored["bookkeeping"], last)
     if stored is None or stored["settings"].get("log_dir") != str(opt.log_dir):  # there, N may be another run's
-        training.extra["version"] = new_version(opt.log_dir)
+        training.extra["version"] = utils.new_version(opt.log_dir)
     logs = opt.log_dir / f"version_{training.extra['version']}"
     training.history_file = logs / "metrics.csv"
     training.path = (opt.checkpoint_path or logs) / "last.ckpt" if opt.save else None
@@ -161,12 +150,12 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
             training.extra |= {"bookkeeping": model.bookkeeping(), "batch": batch, "calibration": None}
             if batch % opt.image_output_interval == 0:
                 path = save_reconstructions(picture(epoch, f"batch_{batch:06d}"), model, x, kind)
-                log_to(board, batch, {f"losses/{name}": value for name, value in means[g, d].items()}, path)
+                utils.log_to(board, batch, {f"losses/{name}": value for name, value in means[g, d].items()}, path)
                 log.debug("batch %d: %s", batch, means)
-        log_to(board, batch, {}, save_reconstructions(picture(epoch, "end"), model, x, kind))
+        utils.log_to(board, batch, {}, save_reconstructions(picture(epoch, "end"), model, x, kind))
         if batch == total or (epoch + 1) % opt.validation_interval == 0:
             entry = validate(training, model, images, opt.batch_size, epochs_done=epoch + (training.step == steps))
-            log_to(board, batch, entry)
+            utils.log_to(board, batch, entry)
             if batch == total or time.monotonic() - said >= 10:
                 said = time.monotonic()
                 say(in_line(entry))
@@ -177,7 +166,7 @@ def save_reconstructions(path: str, model: Model, x: torch.Tensor, kind: str) ->
     """A picture of up to 8 images, what the model makes of them, and in the last row what it is scored by."""
     shown = model.eval().reconstruct(x[:8])
     model.train()
-    save_grid(Path(path), [viewable(images, kind) for images in (x[:8], *shown)])
+    utils.save_grid(Path(path), [viewable(images, kind) for images in (x[:8], *shown)])
     return Path(path)
 
 
@@ -259,30 +248,26 @@ class _LogFile(logging.FileHandler):
     """A file of messages that ends the program where it cannot be written, as every other file does."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write --log-file {self.baseFilename}: {reason(error)}") from error
-        raise error
+        raise UserError(f"cannot write --log-file {self.baseFilename}: {sys.exception()}") from sys.exception()
 
 
 def start_log(path: Path, level: str, on_stdout: bool) -> None:
     """Append messages from `level` on to the file `path`, and show them too where asked."""
     log.setLevel(level.upper())
     log.propagate = False
-    for handler in list(log.handlers):  # of an earlier call in the same process
-        log.removeHandler(handler)
-        handler.close()
+    while log.handlers:  # of an earlier call in the same process
+        log.handlers[0].close()
+        log.removeHandler(log.handlers[0])
     if not first_process():
         log.addHandler(logging.NullHandler())
         return
-    try:
+    with naming(path, "choose another --log-file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [_LogFile(path, encoding="utf-8", errors="backslashreplace")]
-    except OSError as error:
-        raise UserError(f"cannot write --log-file {path}: {reason(error)}") from error
-    for handler in [*handlers, *([logging.StreamHandler(sys.stdout)] if on_stdout else [])]:
+        log.addHandler(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
+    if on_stdout:
+        log.addHandler(logging.StreamHandler(sys.stdout))
+    for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
 
 
 def train_on(dataset: Dataset, opt: Namespace, model: Model | None, device: torch.device, words: list[str]) -> None:
@@ -290,7 +275,7 @@ def train_on(dataset: Dataset, opt: Namespace, model: Model | None, device: torc
     images = split(dataset, opt)
     if model is None:
         seed_all(opt.seed)
-        model = make_model(opt)
+        model = utils.make_model(opt)
     if opt.sync_bn:
         if device.type != "cuda":
             raise UserError("--sync-bn needs GPUs: on a CPU, batch norms are of each process's share")
@@ -307,7 +292,7 @@ def train_on(dataset: Dataset, opt: Namespace, model: Model | None, device: torc
         resume = opt.resume and opt.checkpoint_path is not None
         with (
             resumable(folder / "last.ckpt", words, resume),
-            opened_board(opt.wandb, opt.experiment, logs, training.settings, run) as board,
+            utils.opened_board(opt.wandb, opt.experiment, logs, training.settings, run) as board,
         ):
             training.extra["wandb"] = board.id if board else None
             train(opt, images, dataset.kind, model, training, board)
@@ -336,8 +321,8 @@ def main(argv: list[str] | None = None) -> None:
             ensure_data(opt.dataset, opt.dataset_path)
     model, content = None, {}
     if opt.model_input:
-        content = read(opt.model_input)
-        model, opt = load_model(opt, content)
+        content = utils.read(opt.model_input)
+        model, opt = utils.load_model(opt, content)
     limit = DEMO_IMAGES if opt.demo else None
     dataset = load_dataset(opt.dataset, opt.dataset_path, limit, opt.max_value)
     opt = Namespace(**{**vars(opt), "max_value": dataset.max_value})
