@@ -246,13 +246,10 @@ def open_study(sweep: Mapping[str, Any], name: str, storage: str, path: Path) ->
     choices = sweep["choices"]
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction=sweep["goal"], load_if_exists=True)
-        known = study.get_trials(deepcopy=False)
+        study.get_trials(deepcopy=False)
     except Exception as error:  # of optuna, or of whichever database stands behind it
         raise UserError(f"--storage {storage} cannot be used: {' '.join(str(error).split())}") from error
-    drawn = [pair for trial in known for pair in trial.distributions.items()]
-    # Older studies, which had no ranges, tell their values by their trials alone.
-    before = choices | {key: list(one.choices) for key, one in drawn if hasattr(one, "choices")}
-    if study.user_attrs.get("choices", before) != choices or study.direction.name.lower() != sweep["goal"]:
+    if study.user_attrs.get("choices", choices) != choices or study.direction.name.lower() != sweep["goal"]:
         raise UserError(f"{path} is not the sweep that {name} in {storage} began with: give it another --name")
     study.set_user_attr("choices", choices)
     return study

@@ -92,9 +92,9 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         raise UserError(f"there is no folder {root}: give the data set's with --dataset-path, or try --demo")
     held_out = []
     if kind == "MVTec":
-        found = mvtec_dataset(root, max_value)
-        max_value, made = found.max_value, found.synthetic
-        train, held_out, test = (_items(samples, root) for samples in (found.train, found.held_out, found.test))
+        textures = mvtec_dataset(root, max_value)
+        max_value, made = textures.max_value, textures.synthetic
+        train, held_out, test = (_items(part, root) for part in (textures.train, textures.held_out, textures.test))
     else:
         good = _street_items(kind, root, "good_ones", 0)
         some = (root / "bad_ones").is_dir() and visible(root / "bad_ones")
@@ -106,13 +106,12 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
         train = good[:split]
         tested = BAD_PER_TRAINED * split if kind == "Panorama" else len(bad)
         test = good[split:] + bad[:tested]
-        if bad[tested:]:
-            left = f"{len(bad[tested:])} of {len(bad)} images in {root / 'bad_ones'}"
-            note(f"{left} are left out, such as {bad[tested].path.name}: {BAD_PER_TRAINED} a training image are tested")
+        if left := bad[tested:]:
+            of = f"{len(left)} of {len(bad)} images in {root / 'bad_ones'} are left out, such as {left[0].path.name}"
+            note(f"{of}: {BAD_PER_TRAINED} a training image are tested")
         if not bad:
             note(f"{root} has no bad images: there is no AUROC")
-        made = synthetic(root)
-        if made:
+        if made := synthetic(root):
             say(f"the images in {root} are generated stand-ins, not real data")
         others = [path for path in visible(root) if path.name not in ("good_ones", "bad_ones", MARK)]
         note_left_out(others, f"in {root} beside good_ones and bad_ones")
@@ -138,10 +137,7 @@ def _thinned(items: list[Item], limit: int | None) -> list[Item]:
 
 
 def _items(samples: Sequence[Sample], root: Path) -> list[Item]:
-    items = [
-        Item(sample.path.relative_to(root).as_posix(), sample.path, sample.label, mask=sample.mask)
-        for sample in samples
-    ]
+    items = [Item(one.path.relative_to(root).as_posix(), one.path, one.label, mask=one.mask) for one in samples]
     return sorted(items, key=lambda item: item.name)
 
 
@@ -176,8 +172,9 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
 
     key = min((name, numbers), key=lambda key: sum(map(len, alone(key))))
     if any(unpaired := alone(key)):
-        found = (f"{len(paths)} in {kind} ({_some(paths) or 'none'})" for paths, kind in zip(unpaired, ROAD_FOLDERS))
-        raise UserError(f"{folder}: images without just one partner of the same name or numbers: {' and '.join(found)}")
+        some = [", ".join([path.name for path in paths[:3]] + ["..."] * (len(paths) > 3)) for paths in unpaired]
+        named = [f"{len(p)} in {kind} ({names or 'none'})" for p, kind, names in zip(unpaired, ROAD_FOLDERS, some)]
+        raise UserError(f"{folder}: images without just one partner of the same name or numbers: {' and '.join(named)}")
     partners = {key(path): path for path in heights}
     pairs = [(path, partners[key(path)]) for path in intensities]
     if key is numbers:
@@ -186,16 +183,10 @@ def road_items(folder: Path, root: Path, label: int = 0) -> list[Item]:
     return [Item(path.relative_to(root).as_posix(), path, label, height) for path, height in pairs]
 
 
-def _some(paths: Sequence[Path]) -> str:
-    return ", ".join([path.name for path in paths[:3]] + ["..."] * (len(paths) > 3))
-
-
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}: Panorama needs good_ones and bad_ones, RoadImages intensity_files and "
-            "height_files in each"
-        )
+        parts = "Panorama needs good_ones and bad_ones, RoadImages intensity_files and height_files in each"
+        raise UserError(f"there is no folder {folder}: {parts}")
     return image_files(folder)
 
 
@@ -214,13 +205,13 @@ def require_sound(items: Sequence[Item]) -> None:
     require_readable([item.path for item in items if not item.height])
     roads = [item for item in items if item.height]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(progress(pool.map(_highest, roads), "checking", len(roads)))
-    if problems := [str(error) for error in found if isinstance(error, UserError)]:
+        highest = list(progress(pool.map(_highest, roads), "checking", len(roads)))
+    if problems := [str(error) for error in highest if isinstance(error, UserError)]:
         raise UserError(f"{number_of(len(problems), 'image')} cannot be used, repair or remove: {'; '.join(problems)}")
-    if beyond := [item.name for item, highest in zip(roads, found) if highest > 1]:
+    if beyond := [item.name for item, value in zip(roads, highest) if value > 1]:
         pairs = f"{len(beyond)} of {number_of(len(roads), 'pair')}, such as {beyond[0]}"
         note(
-            f"values up to {max(found):.6g} in {pairs}, where 8 bits have 0 to 1: other depths are not scaled, as "
+            f"values up to {max(highest):.6g} in {pairs}, where 8 bits have 0 to 1: other depths are not scaled, as "
             "published; in 8 bits both would count alike"
         )
 
@@ -278,13 +269,7 @@ class Images:
     """Prepared images by number, decoded once and kept as long as they fit into `limit_gib`."""
 
     def __init__(
-        self,
-        items: Sequence[Item],
-        kind: str,
-        imsize: int,
-        antialias: bool = False,
-        threads: int = 0,
-        limit_gib: float = 4.0,
+        self, items: Sequence[Item], kind: str, imsize: int, antialias: bool = False, threads: int = 0, limit_gib=4.0
     ):
         """threads: that decode images (0: as many as there are processors, and no batch ahead)."""
         self.items, self.kind, self.imsize, self.antialias, self.threads = items, kind, imsize, antialias, threads
@@ -309,12 +294,10 @@ class Images:
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """The images of each batch of numbers, (B, 3, imsize, imsize); with threads, the next batch is read while
         this one is computed."""
-        ahead = 1 if self.threads else 0
+        waiting, ahead = [], 1 if self.threads else 0
         with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
-            waiting = []
-            for batch in batches:
-                waiting.append([pool.submit(self.one, index) for index in batch])
-                if len(waiting) > ahead:
+            for batch in [*batches, *[None] * ahead]:
+                if batch is not None:
+                    waiting.append([pool.submit(self.one, index) for index in batch])
+                if len(waiting) > ahead or batch is None:
                     yield torch.stack([future.result() for future in waiting.pop(0)])
-            for futures in waiting:
-                yield torch.stack([future.result() for future in futures])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli import say
-from common.files import UserError, atomic_write, first_process, read_tensors, reason, require_like, using
+from common.files import UserError, atomic_write, first_process, read_tensors, require_like, require_writable, using
 from crn.options import DATASETS, LARGEST_SIDE, MODELS, NORMS, defaults
 from crn.training.crn import CompetitiveReconstructionNetwork, levels_of, require_fitting
 from crn.training.double_skip import DAGAN
@@ -24,25 +24,23 @@ from crn.training.skipnetworks import FEWEST_LEVELS
 
 Model = CompetitiveReconstructionNetwork | DAGAN
 
+READING = ("imsize", "antialias", "max_value")  # of images
 # What a model is made of, and with what else a training can be continued.
 ARCHITECTURE = ("model", "num_competitive_units", "max_network_depth", "ngf", "improved", "use_dropout", "norm")
 BINDING = (
-    *ARCHITECTURE, "dataset", "imsize", "antialias", "batch_size", "seed", "optimizer", "lr",
-    "max_value", "lr_scheduler", "lr_factor", "lr_steps", "momentum", "precision", "calibration_share",
-    "reconstruction_weight", "feedback_weight", "discrimination_weight", "adversarial_loss_weight",
-    "contextual_loss_weight", "discriminator_reconstruction_loss_weight",
+    *ARCHITECTURE, *READING, "dataset", "batch_size", "seed", "optimizer", "lr", "lr_scheduler", "lr_factor",
+    "lr_steps", "momentum", "precision", "calibration_share", "reconstruction_weight", "feedback_weight",
+    "discrimination_weight", "adversarial_loss_weight", "contextual_loss_weight",
+    "discriminator_reconstruction_loss_weight",
 )  # fmt: skip
 # Those of them that change nothing unless another one has one of these values.
 ONLY_WITH = {
     **dict.fromkeys(("num_competitive_units", "max_network_depth", "improved"), ("model", "crn")),
-    **dict.fromkeys(("reconstruction_weight", "feedback_weight", "discrimination_weight"), ("model", "crn")),
-    **dict.fromkeys(("adversarial_loss_weight", "contextual_loss_weight"), ("model", "dagan")),
-    "discriminator_reconstruction_loss_weight": ("model", "dagan"),
-    "max_value": ("dataset", "MVTec", "Panorama"),
-    "lr_factor": ("lr_scheduler", "step", "exponential"),
-    "lr_steps": ("lr_scheduler", "step"),
-    "momentum": ("optimizer", "rmsprop", "sgd"),
-}
+    **dict.fromkeys((name for name in BINDING if name.endswith("_weight")), ("model", "crn")),
+    **dict.fromkeys((name for name in BINDING if name.endswith("_loss_weight")), ("model", "dagan")),
+    "max_value": ("dataset", "MVTec", "Panorama"), "lr_factor": ("lr_scheduler", "step", "exponential"),
+    "lr_steps": ("lr_scheduler", "step"), "momentum": ("optimizer", "rmsprop", "sgd"),
+}  # fmt: skip
 
 
 def counts(name: str, opt: Namespace) -> bool:
@@ -74,10 +72,11 @@ def make_model(opt: Namespace, levels: int | None = None) -> Model:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint of ours, or of the authors', which has a "state_dict". UserError for anything else."""
+    """Content of a checkpoint of ours, or "model" and "bookkeeping" of the authors'. UserError for anything else."""
     content = read_tensors(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        return {name: content[name] for name in ("state_dict", "best_gen", "best_disc") if name in content}
+        best = {name: content[name] for name in ("best_gen", "best_disc") if name in content}
+        return {"model": content["state_dict"], "bookkeeping": best}
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if kind != "crn":
         raise UserError(f"{path} is {f'a checkpoint of {kind}' if kind else 'no checkpoint'}, not one of crn")
@@ -100,7 +99,7 @@ def read(path: Path) -> dict[str, Any]:
 def read_training(path: Path) -> dict[str, Any]:
     """What `common.checkpoint.Training` resumes from: content of a last.ckpt, of older versions, too."""
     content = read(path)
-    if "state_dict" in content:
+    if "settings" not in content:
         raise UserError(f"{path} is no checkpoint of ours: use it with --model-input")
     with using(path, "crn"):
         entry = dict.fromkeys(("metrics/score", "metrics/max_roc_auc", "metrics/inference_roc_auc"), math.nan)
@@ -123,7 +122,7 @@ def kind_of(content: Mapping[str, Any]) -> str:
     """Which of `MODELS` a checkpoint holds, as `read` gives it."""
     if "settings" in content:
         return content["settings"]["model"]
-    return "crn" if any(str(key).startswith("competitive_units.") for key in content["state_dict"]) else "dagan"
+    return "crn" if any(str(key).startswith("competitive_units.") for key in content["model"]) else "dagan"
 
 
 def load_model(opt: Namespace, content: Mapping[str, Any]) -> tuple[Model, Namespace]:
@@ -133,51 +132,35 @@ def load_model(opt: Namespace, content: Mapping[str, Any]) -> tuple[Model, Names
     they are on the command line. The authors' Lightning checkpoints bring their number of units; the rest must be on
     the command line. Raises UserError where the file is of another model or damaged.
     """
-    path, kind = opt.model_input, kind_of(content)
+    path, kind, stored, levels = opt.model_input, kind_of(content), content.get("settings"), content.get("levels")
     if kind != opt.model:
         raise UserError(f"{path} is a checkpoint of --model {kind}, not of {opt.model}")
-    if "state_dict" in content:
-        return _from_lightning(opt, content)
-    stored = content["settings"]
-    if stored["dataset"] != opt.dataset:
-        say(f"{path} was trained on {stored['dataset']}, not on {opt.dataset}")
-    for name in opt.given & {*ARCHITECTURE, "imsize", "antialias", "max_value"}:
-        given, option = getattr(opt, name), name.replace("_", "-")
-        if given != stored[name] and name not in ARCHITECTURE:
-            say(f"--{option} {given}, though {path} was trained with {stored[name]}")
-        elif given != stored[name] and counts(name, opt):
-            raise UserError(f"{path} has {option} {stored[name]}, not {given}")
-    taken = {*ARCHITECTURE} | ({"imsize", "antialias", "max_value"} - opt.given)
-    settings = Namespace(**{**vars(opt), **{name: stored[name] for name in taken}})
+    if stored is None:
+        units = {str(key).split(".")[1] for key in content["model"] if str(key).startswith("competitive_units.")}
+        taken = {"num_competitive_units": len(units)} if units else {}
+        hint = "; --imsize, --max-network-depth, --ngf, --improved and --norm of train.py must be the training's"
+    else:
+        if stored["dataset"] != opt.dataset:
+            say(f"{path} was trained on {stored['dataset']}, not on {opt.dataset}")
+        for name in opt.given & {*ARCHITECTURE, *READING}:
+            given, option = getattr(opt, name), name.replace("_", "-")
+            if given != stored[name] and name in READING:
+                say(f"--{option} {given}, though {path} was trained with {stored[name]}")
+            elif given != stored[name] and counts(name, opt):
+                raise UserError(f"{path} has {option} {stored[name]}, not {given}")
+        taken = {name: stored[name] for name in {*ARCHITECTURE} | ({*READING} - opt.given)}
+        hint = ""
+    settings = Namespace(**{**vars(opt), **taken})
     try:
-        require_fitting(settings.imsize, content["levels"])
+        if levels:
+            require_fitting(settings.imsize, levels)
+        with using(path, "crn"):
+            checkpoint.require_fitting(lambda: make_model(settings, levels), content["model"], path)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    with using(path, "crn"):
-        checkpoint.require_fitting(lambda: make_model(settings, content["levels"]), content["model"], path)
-    model = make_model(settings, content["levels"])
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path} ')}{hint}") from error
+    model = make_model(settings, levels)
     checkpoint.load_parameters(model, content["model"], path)
     set_bookkeeping(model, content["bookkeeping"], path)
-    return model.eval(), settings
-
-
-def _from_lightning(opt: Namespace, content: Mapping[str, Any]) -> tuple[Model, Namespace]:
-    """The authors' checkpoint: parameters under "state_dict", best_gen and best_disc beside it."""
-    path, state = opt.model_input, content["state_dict"]
-    units = {match[1] for key in state if (match := re.match(r"competitive_units\.(\d+)\.", str(key)))}
-    settings = Namespace(**{**vars(opt), **({"num_competitive_units": len(units)} if units else {})})
-    try:
-        checkpoint.require_fitting(lambda: make_model(settings), state, path)
-    except UserError as error:
-        raise UserError(
-            f"{error}; --imsize, --max-network-depth, --ngf, --improved and --norm must be the training's (train.py "
-            "has these options)"
-        ) from None
-    model = make_model(settings)
-    checkpoint.load_parameters(model, state, path)
-    if units:  # of the bookkeeping, theirs hold the best ones
-        fresh = {"reconstruction_losses": model.reconstruction_losses, "advantages": model.advantages}
-        set_bookkeeping(model, {**fresh, **content}, path)
     return model.eval(), settings
 
 
@@ -187,11 +170,12 @@ def set_bookkeeping(model: Model, stored: Mapping[str, Any], path: Path) -> None
         return
     count = len(model.competitive_units)
     with using(path, "crn"):
-        for name in ("reconstruction_losses", "advantages"):
-            require_like(stored[name], [math.nan], name)  # inf before a unit's first step
-            if len(stored[name]) != count:
-                raise ValueError(f"{name} are of {len(stored[name])} units, not of {count}")
-            setattr(model, name, list(stored[name]))
+        for name in ("reconstruction_losses", "advantages"):  # not in the authors' files
+            values = stored.get(name, getattr(model, name))
+            require_like(values, [math.nan], name)  # inf before a unit's first step
+            if len(values) != count:
+                raise ValueError(f"{name} are of {len(values)} units, not of {count}")
+            setattr(model, name, list(values))
         model.best_gen, model.best_disc = int(stored["best_gen"]), int(stored["best_disc"])
         if not {model.best_gen, model.best_disc} <= set(range(count)):
             raise ValueError(f"its best units {model.best_gen} and {model.best_disc} are none of {count}")
@@ -202,15 +186,12 @@ def new_version(log_dir: Path) -> int:
     nothing."""
     if not first_process():
         return 0
-    try:
-        log_dir.mkdir(parents=True, exist_ok=True)
-        taken = [int(match[1]) for path in log_dir.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
-        for number in itertools.count(max(taken, default=-1) + 1):
-            with suppress(FileExistsError):  # another run was faster
-                (log_dir / f"version_{number}").mkdir()
-                return number
-    except OSError as error:
-        raise UserError(f"cannot write in {log_dir}: {reason(error)}") from error
+    require_writable(log_dir)
+    taken = [int(match[1]) for path in log_dir.iterdir() if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    for number in itertools.count(max(taken, default=-1) + 1):
+        with suppress(FileExistsError):  # another run was faster
+            (log_dir / f"version_{number}").mkdir()
+            return number
 
 
 def save_grid(path: Path, rows: Sequence[Tensor]) -> None:
@@ -243,13 +224,11 @@ def opened_board(
         return
     try:
         import wandb
+
+        about = {"name": experiment, "dir": str(folder), "config": dict(settings)}
+        board = wandb.init(project="crn", **about, id=run, resume="allow" if run else None)
     except ImportError as error:
         raise UserError("--wandb needs the package wandb: pip install wandb") from error
-    try:
-        board = wandb.init(
-            project="crn", name=experiment, dir=str(folder), config=dict(settings), id=run,
-            resume="allow" if run else None,
-        )  # fmt: skip
     except (wandb.errors.Error, OSError) as error:
         words = " ".join(str(error).split())
         raise UserError(f"--wandb: {words}; log in (wandb login), or set WANDB_MODE=offline") from error
