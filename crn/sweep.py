@@ -55,10 +55,8 @@ def read_yaml(path: Path) -> Any:
         # Before mappings are merged, which may grow without end.
         require_plain(yaml.BaseLoader(text).get_single_data(), path)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers of thousands of digits, impossible dates
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers of thousands of digits, impossible dates
         raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is no sweep: its lists or mappings are nested too deeply") from error
     require_plain(content, path)
     return content
 
@@ -104,15 +102,15 @@ def read_command(words: Any, program: Any) -> list[str]:
     """
     if not any((folder / str(program)).resolve() == HERE / "train.py" for folder in (Path(), HERE, HERE.parent)):
         raise UserError(f"program {program} is not supported: expected train.py")
-    words = [str(word) for word in words] if isinstance(words, list) else [str(words)]
-    called, *words = itertools.dropwhile(PYTHON.__contains__, [*words, ""])
+    words = [*map(str, words)] if isinstance(words, list) else [str(words)]
+    called, *words = [*itertools.dropwhile(PYTHON.__contains__, words)] or [""]
     wrong = [called] if called not in ("${program}", program) else []
     wrong += [word for word in words if "${" in word and word != "${args}"]
     if wrong or words.count("${args}") != 1:
         words = f"{wrong[0]!r} is not supported" if wrong else "expected ${args} once"
         raise UserError(f"command: {words}, as in {' '.join(['${env} ${interpreter}', *COMMAND])}")
-    kept = [word for word in words[:-1] if word.partition("=")[0] != "--wandb"]
-    if kept != words[:-1]:
+    kept = [word for word in words if word.partition("=")[0] != "--wandb"]
+    if kept != words:
         note("--wandb in the command is left out (to log there, give it behind --)")
     return kept
 

@@ -269,7 +269,13 @@ class Images:
     """Prepared images by number, decoded once and kept as long as they fit into `limit_gib`."""
 
     def __init__(
-        self, items: Sequence[Item], kind: str, imsize: int, antialias: bool = False, threads: int = 0, limit_gib=4.0
+        self,
+        items: Sequence[Item],
+        kind: str,
+        imsize: int,
+        antialias: bool = False,
+        threads: int = 0,
+        limit_gib: float = 4.0,
     ):
         """threads: that decode images (0: as many as there are processors, and no batch ahead)."""
         self.items, self.kind, self.imsize, self.antialias, self.threads = items, kind, imsize, antialias, threads
@@ -296,8 +302,9 @@ class Images:
         this one is computed."""
         waiting, ahead = [], 1 if self.threads else 0
         with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
-            for batch in [*batches, *[None] * ahead]:
-                if batch is not None:
-                    waiting.append([pool.submit(self.one, index) for index in batch])
-                if len(waiting) > ahead or batch is None:
+            for batch in batches:
+                waiting.append([pool.submit(self.one, index) for index in batch])
+                if len(waiting) > ahead:
                     yield torch.stack([future.result() for future in waiting.pop(0)])
+            for futures in waiting:
+                yield torch.stack([future.result() for future in futures])
