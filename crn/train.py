@@ -77,8 +77,8 @@ def split(dataset: Dataset, opt: Namespace) -> Parts:
 
 
 def plan(count: int, batch_size: int, training_steps: int, epochs: int | None, networks: int) -> tuple[int, int]:
-    """Epochs, and batches in all, of a training on `count` images, where a batch takes a step of so many networks.
-    training_steps counts those; epochs: None for training_steps / (count / batch_size) + 1, as published."""
+    """Epochs, and batches in all, of a training on `count` images. training_steps counts the steps of all networks;
+    epochs: None for training_steps / (count / batch_size) + 1, as published."""
     epochs = epochs or int(training_steps / (count / batch_size)) + 1
     return epochs, min(epochs * -(-count // batch_size), -(-training_steps // networks))
 
@@ -114,7 +114,7 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
     count, steps = len(images.train), -(-len(images.train) // opt.batch_size)
     epochs, total = plan(count, opt.batch_size, opt.training_steps, opt.epochs, model.steps_per_batch)
     learning_rate = create_scheduler(opt.lr_scheduler, opt.lr, opt.lr_factor, opt.lr_steps, epochs)
-    picture = f"{opt.image_output_path}/version_{training.extra['version']}_epoch_{{:04d}}_{{}}.png".format
+    pictures, version = opt.image_output_path, f"version_{training.extra['version']}_epoch"
     say(
         f"training {opt.model} on {count} good images, {len(images.held_out)} held out for the threshold, "
         f"{opt.imsize} x {opt.imsize}: {total} batches of {opt.batch_size} ({device}, {opt.precision})"
@@ -149,10 +149,13 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
             batch = epoch * steps + step + 1
             training.extra |= {"bookkeeping": model.bookkeeping(), "batch": batch, "calibration": None}
             if batch % opt.image_output_interval == 0:
-                path = save_reconstructions(picture(epoch, f"batch_{batch:06d}"), model, x, kind)
+                path = pictures / f"{version}_{epoch:04d}_batch_{batch:06d}.png"
+                save_reconstructions(path, model, x, kind)
                 utils.log_to(board, batch, {f"losses/{name}": value for name, value in means[g, d].items()}, path)
                 log.debug("batch %d: %s", batch, means)
-        utils.log_to(board, batch, {}, save_reconstructions(picture(epoch, "end"), model, x, kind))
+        path = pictures / f"{version}_{epoch:04d}_end.png"
+        save_reconstructions(path, model, x, kind)
+        utils.log_to(board, batch, {}, path)
         if batch == total or (epoch + 1) % opt.validation_interval == 0:
             entry = validate(training, model, images, opt.batch_size, epochs_done=epoch + (training.step == steps))
             utils.log_to(board, batch, entry)
@@ -162,12 +165,11 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
 
 
 @torch.no_grad()
-def save_reconstructions(path: str, model: Model, x: torch.Tensor, kind: str) -> Path:
+def save_reconstructions(path: Path, model: Model, x: torch.Tensor, kind: str) -> None:
     """A picture of up to 8 images, what the model makes of them, and in the last row what it is scored by."""
     shown = model.eval().reconstruct(x[:8])
     model.train()
-    utils.save_grid(Path(path), [viewable(images, kind) for images in (x[:8], *shown)])
-    return Path(path)
+    utils.save_grid(path, [viewable(images, kind) for images in (x[:8], *shown)])
 
 
 def validate(
@@ -297,7 +299,8 @@ def train_on(dataset: Dataset, opt: Namespace, model: Model | None, device: torc
             training.extra["wandb"] = board.id if board else None
             train(opt, images, dataset.kind, model, training, board)
         if not training.history or training.history[-1]["batch"] < training.extra["batch"]:
-            validate(training, model, images, opt.batch_size, training.epoch)  # it was stopped here, and is cut short
+            validate(training, model, images, opt.batch_size, training.epoch)  # stopped here before, and cut short
+            training.save()
         write_results(opt, training)
 
 
