@@ -187,11 +187,6 @@ def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     return settings
 
 
-def plain(settings: Namespace) -> dict[str, Any]:
-    """All settings as plain values, as they are stored."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-
-
 def parse_score(argv: list[str] | None = None) -> Namespace:
     """The options of score.py."""
     parser = ArgumentParser(

@@ -57,7 +57,7 @@ def load(
 ) -> Loaded:
     """The network in the checkpoint `path`; what is given takes precedence over the settings it was trained with.
 
-    Raises UserError where the file is missing or damaged, ValueError for an fpr outside 0..1.
+    Raises UserError where the file is missing or damaged.
     """
     device, stored = device or pick_device(), procedure.load(path)
     settings, threshold = from_stored(stored["settings"], path), None

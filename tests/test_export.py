@@ -73,7 +73,7 @@ def riad_of(place, *words, channels=3, side=32):
     settings = options.parse([*words, "--img_size", str(side)])
     agent = Agent(settings, channels, torch.device("cpu"))
     wake(agent.network)
-    about = {"settings": options.plain(settings), "data": "", "fingerprint": "", "channels": channels}
+    about = {"settings": {**vars(settings), "output": ""}, "data": "", "fingerprint": "", "channels": channels}
     procedure.save_network(place / "m.pth", agent.network, 0, about, calibration=THRESHOLD)
     return ["--checkpoint", place / "m.pth"], agent
 

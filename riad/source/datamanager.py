@@ -161,26 +161,24 @@ def _of_digits(
 ) -> DataSet:
     """settings.select_norm is good. Test: the first half of the test images. Validation: the second half, or, where no
     labels may choose the epoch (--algorithm paper), a share of the training images."""
-    normal, side = settings.select_norm, settings.img_size
-    rows = np.flatnonzero(digits == normal)[: settings.train_images or None]
+    normal, rows = settings.select_norm, np.flatnonzero(digits == settings.select_norm)[: settings.train_images or None]
     if not len(rows):
         raise UserError(f"--select_norm {normal}: there is no such digit to train on")
 
-    def part(chosen: np.ndarray, name: str) -> Part:
-        classes = test_digits[chosen]
-        names = [f"{name}/{row}" for row in chosen]
-        return Part(_sized(test_images[chosen], side), classes, (classes != normal).astype(int), names)
+    def part(images: Tensor, digits: np.ndarray, rows: np.ndarray, name: str) -> Part:
+        labels, names = (digits[rows] != normal).astype(int), [f"{name}/{row}" for row in rows]
+        return Part(_sized(images[rows], settings.img_size), digits[rows], labels, names)
 
-    half = len(test_digits) // 2
-    test = part(np.arange(half), "test")
+    first, second = np.split(np.arange(len(test_digits)), [len(test_digits) // 2])
+    test = part(test_images, test_digits, first, "test")
     if settings.algorithm == "repo":
-        train_rows, validation = rows, part(np.arange(half, len(test_digits))[: settings.eval_images or None], "test")
+        validation = part(test_images, test_digits, second[: settings.eval_images or None], "test")
         if validation.labels.all() or not validation.labels.any():
             raise UserError(f"--eval_images {settings.eval_images}: too few, all of them are of one class")
     else:
-        train_rows, held = split(rows, settings.validation_share, settings.seed)
-        validation = _good(_sized(images[held], side), [f"train/{row}" for row in held], normal)
-    train = _sized(images[train_rows], side)
+        rows, held = split(rows, settings.validation_share, settings.seed)
+        validation = part(images, digits, held, "train")
+    train = _sized(images[rows], settings.img_size)
     mark = zlib.crc32(test.images.numpy().tobytes(), zlib.crc32(train.numpy().tobytes()))
     return DataSet(train, validation, test, [str(digit) for digit in range(10)], data, f"{mark:08x}")
 
@@ -198,36 +196,31 @@ def _mvtec(settings: Namespace) -> tuple[DataSet, Namespace]:
     root, side = settings.data_path, settings.img_size
     found = mvtec_dataset(root, settings.max_value)
     note_squeezed(found.paths, (side, side), "RIAD takes squares, cut them into such first")
-    train, test = found.train[: settings.train_images or None], found.test
-    rows, held = split(np.arange(len(train)), settings.validation_share, settings.seed)
-    held = np.append(held, np.arange(len(train), len(train) + len(found.held_out)))
-    train = train + found.held_out
+    good = found.train[: settings.train_images or None]
+    rows, held = split(np.arange(len(good)), settings.validation_share, settings.seed)
+    held_out = [*(good[row] for row in held), *found.held_out]
 
-    def decoded(rows: np.ndarray) -> Tensor:  # once, N * 3 * side^2 bytes
-        files = InFiles([train[row].path for row in rows], side, found.max_value)
-        images = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
-        for start in progress(range(0, len(rows), 64), "reading images"):
-            images[start : start + 64] = files[range(start, min(start + 64, len(rows)))]
+    def decoded(samples: Sequence[Sample]) -> Tensor:  # once, N * 3 * side^2 bytes
+        files = InFiles([sample.path for sample in samples], side, found.max_value)
+        images = torch.empty((len(files), 3, side, side), dtype=torch.uint8)
+        for start in progress(range(0, len(files), 64), "reading images"):
+            images[start : start + 64] = files[range(start, min(start + 64, len(files)))]
         return images
 
-    def name(sample: Sample) -> str:
-        return sample.path.relative_to(root).as_posix()
+    def part(samples: list[Sample], images: Images) -> Part:
+        classes = np.array([sample.label for sample in samples], int)
+        names = [sample.path.relative_to(root).as_posix() for sample in samples]
+        return Part(images, classes, (classes > 0).astype(int), names, samples)
 
-    classes = np.array([sample.label for sample in test])
-    test_files = InFiles([sample.path for sample in test], side, found.max_value)
     data = DataSet(
-        decoded(rows),
-        _good(decoded(held), [name(train[row]) for row in held], 0),
-        Part(test_files, classes, (classes > 0).astype(int), [name(sample) for sample in test], test),
+        decoded([good[row] for row in rows]),
+        part(held_out, decoded(held_out)),
+        part(found.test, InFiles([sample.path for sample in found.test], side, found.max_value)),
         found.class_names,
         "synthetic" if found.synthetic else str(root.resolve()),
         fingerprint(found.paths, root),
     )
     return data, Namespace(**{**vars(settings), "max_value": found.max_value})
-
-
-def _good(images: Images, names: list[str], class_number: int) -> Part:
-    return Part(images, np.full(len(images), class_number), np.zeros(len(images), int), names)
 
 
 def split(rows: np.ndarray, validation_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

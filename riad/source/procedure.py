@@ -13,10 +13,10 @@ from torch import nn
 from common import checkpoint, distributed
 from common.checkpoint import Training
 from common.cli import notes, progress, say
-from common.files import UserError, require_like, using, write_csv, write_json
+from common.files import UserError, plain, require_like, using, write_csv, write_json
 from common.metrics import MaskedPixels, evaluate, image_auroc, in_words, say_results, thresholds, verdict_of
 from common.runtime import autocast
-from riad.options import TRAINING, plain
+from riad.options import TRAINING
 from riad.source import report, utils
 from riad.source.agent import Agent, learning_rate
 from riad.source.connector import make_optimizer
@@ -48,7 +48,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     optimizer = make_optimizer(settings.mode_optim, agent.network.parameters(), settings.lr, settings.weight_decay)
     path = settings.output / PATH_CKPT / STATE
     training = Training(
-        path, "riad", plain(settings), data.fingerprint, agent.network, [optimizer], device, seed=settings.seed,
+        path, "riad", plain(vars(settings)), data.fingerprint, agent.network, [optimizer], device, seed=settings.seed,
         precision=settings.precision, save_every=settings.save_every, binding=TRAINING,
         stored=state_to_resume(settings, data, agent.steps_per_batch), otherwise="give another --output",
         data=data.data, channels=data.channels,
@@ -272,7 +272,7 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
     images = {"train": len(data.train), "validation": len(data.validation.images)}
     results |= {
         "images": images | results["images"], "epoch": epoch, "chosen_on": chosen_by, "trained_on": data.data,
-        "data": data.data, "models": models, "history": seeds_history(history), "settings": plain(settings),
+        "data": data.data, "models": models, "history": seeds_history(history), "settings": plain(vars(settings)),
         "versions": checkpoint.versions(), "notes": notes(),
     }  # fmt: skip
     write_json(settings.output / "results.json", results)

@@ -18,7 +18,7 @@ from riad.source.masks import content_keys
 def grid(
     path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str, captions: Sequence[str] = ()
 ) -> None:
-    """Draw rows of images, each (name, images (H, W) or (H, W, 3) in 0..1), with a caption above each column."""
+    """Draw rows of images, each (name, images (H, W, 1 or 3) in 0..1), with a caption above each column."""
     columns = max(len(images) for _, images in rows)
     height, width = rows[0][1][0].shape[:2]
     line = 1 + height // 64  # around each, since white images have an end, too
@@ -28,7 +28,7 @@ def grid(
         for c, image in enumerate(images):
             cell = canvas[r * tall : (r + 1) * tall, c * wide : (c + 1) * wide]
             cell[:] = 0.8
-            cell[line:-line, line:-line] = image if image.ndim == 3 else image[..., None]
+            cell[line:-line, line:-line] = image
     figure = Figure((1.1 * columns + 1.3, 1.1 * len(rows) * tall / wide + 0.9), dpi=100, layout="tight")
     axes = figure.subplots()
     axes.imshow(canvas.clip(0, 1))
@@ -69,16 +69,15 @@ def draw_images(path: Path, agent: Agent, part: Part, class_names: Sequence[str]
     lines = [
         ("input", as_pictures(x)),
         ("reconstruction", as_pictures(reconstructions)),
-        ("map", list(heats / hottest)),
+        ("map", list(heats[..., None] / hottest)),
         ("overlay", [overlay(image, heat, 0, hottest) / 255 for image, heat in zip(coloured, heats)]),
     ]
     grid(path, lines, title, [class_names[part.classes[row]] for row in rows])
 
 
 def as_pictures(images: Tensor) -> list[np.ndarray]:
-    """(N, C, H, W) in 0..1 as (H, W) or (H, W, 3) each."""
-    pictures = images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return [image[..., 0] if image.shape[2] == 1 else image for image in pictures]
+    """(N, C, H, W) in 0..1 as (H, W, C) each."""
+    return list(images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
 
 
 def violin(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
