@@ -213,16 +213,13 @@ def versions() -> dict[str, str]:
 
 
 def save(path: str | Path, kind: str, **content: Any) -> None:
-    """Write `content` (tensors and plain values, nested) with kind, format and package versions to `path`.
-
-    kind: whose checkpoint it is, such as "csflow". The old file survives every failure. Raises UserError where the
-    file cannot be written.
-    """
+    """Write `content` (tensors and plain values, nested) with kind (whose checkpoint it is, such as "csflow"), format
+    and package versions to `path`; otherwise like `write`."""
     write(path, {"kind": kind, "format": FORMAT, "versions": versions(), **content})
 
 
 def write(path: str | Path, content: Any) -> None:
-    """Write bare `content` (tensors and plain values, nested) to `path`; otherwise like `save`."""
+    """Write bare `content` to `path`. The old file survives every failure; UserError where it cannot be written."""
     with atomic_write(path) as file:
         try:
             torch.save(content, file)
@@ -263,9 +260,7 @@ def require_known_format(content: Mapping[str, Any], path: str | Path) -> None:
     if not isinstance(number, int):
         raise UserError(f"{path} is damaged: its format is {number!r}")
     if number > FORMAT:
-        raise UserError(
-            f"{path} was written by a newer version of this project (format {number}, known is {FORMAT}): update it"
-        )
+        raise UserError(f"{path} was written by a newer version of this project (format {number}): update it")
 
 
 def finite(model: nn.Module, *optimizers: Optimizer) -> bool:
@@ -287,8 +282,8 @@ def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy `state` into `model`; UserError says which names, shapes or values do not fit."""
     require_fitting(lambda: model, state, source)
-    for name, own in model.state_dict().items():
-        if not state[name].to(own.dtype).isfinite().all():
+    for name, parameter in model.state_dict().items():
+        if not state[name].to(parameter.dtype).isfinite().all():
             raise UserError(f"{source} does not fit the model: {name} holds nan or infinite values")
     model.load_state_dict(dict(state))  # without _metadata, which torch would obey
 
@@ -299,25 +294,28 @@ def require_fitting(make: Callable[[], nn.Module], state: Mapping[str, Tensor], 
     Where a file's own settings tell its network, this comes before that is made: `make` is called without memory for
     parameters, so that a small file cannot ask for a large network, nor for one of many more layers than it holds.
     """
-    left = 2 * len(state) + 1000
+    left = iter(range(2 * len(state) + 1000))
 
     def count(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        if next(left, None) is None:
             raise UserError(f"{source} does not fit the model: it holds {len(state)} of many more parameters")
 
     counting = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"), _Uninitialised():
-            own = make().state_dict()
+            expected = make().state_dict()
     finally:
         counting.remove()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
-    for name in own:
-        if name in state and (problem := _unfit(state[name], own[name])):
-            problems.append(f"{name} {problem}")
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    for name, like in expected.items():
+        value = state.get(name, like)
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is no tensor")
+        elif value.shape != like.shape:
+            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(like.shape)}")
+        elif value.is_floating_point() != like.is_floating_point():
+            problems.append(f"{name} is {value.dtype} instead of {like.dtype}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} does not fit the model: {'; '.join(problems[:3])}{more}")
@@ -332,34 +330,29 @@ class _Uninitialised(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _unfit(value: Any, own: Tensor) -> str | None:
-    """Why `value` cannot take the place of the parameter `own`; None where it can."""
-    if not isinstance(value, Tensor):
-        return "is no tensor"
-    if value.shape != own.shape:
-        return f"has shape {tuple(value.shape)} instead of {tuple(own.shape)}"
-    if value.is_floating_point() != own.is_floating_point():
-        return f"is {value.dtype} instead of {own.dtype}"
-    return None
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str | Path) -> None:
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str | Path) -> None:
     """Put a stored state's moments into `optimizer`, one of torch's with one group, which keeps its own options.
 
     UserError where they do not fit the parameters or are not finite.
     """
     (group,) = optimizer.param_groups
-    own = {name: value for name, value in group.items() if name != "params"}
-    expected = _moments_of_one_number(optimizer)
+    options = {name: value for name, value in group.items() if name != "params"}
+    example = _moments_of_one_number(optimizer)
     try:
         # With our options, torch puts the state where fused optimizers need it.
-        groups = [{**stored, **own} for stored in state["param_groups"]]
+        groups = [{**stored, **options} for stored in state["param_groups"]]
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        fits = all(_moments_fit(parameter, entry, expected) for parameter, entry in optimizer.state.items())
+        for parameter, entry in optimizer.state.items():
+            if not isinstance(parameter, Tensor) or entry.keys() != example.keys():
+                raise ValueError("other moments")
+            for name, value in entry.items():
+                positive = name in ("step", "exp_avg_sq", "square_avg")
+                sound = value.isfinite().all() and (not positive or (value >= 0).all())
+                shape = parameter.shape if example[name].shape else ()
+                if value.layout != torch.strided or value.shape != shape or not sound:
+                    raise ValueError("moments of other shapes, or not finite")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{source}: its optimizer does not fit the model ({first_line(error)})") from error
-    if not fits:
-        raise UserError(f"{source}: its optimizer does not fit the model (moments of other shapes, or not finite)")
     for parameter, entry in optimizer.state.items():
         # Fused steps walk through parameter and moments by address: from moments in another layout (contiguous beside
         # channels last) each weight would silently get another one's, with expanded ones they write beyond the end.
@@ -367,7 +360,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], s
         entry.update((name, torch.empty_like(parameter).copy_(value)) for name, value in moments.items())
 
 
-def _moments_of_one_number(optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:
+def _moments_of_one_number(optimizer: Optimizer) -> Mapping[str, Tensor]:
     """What such an optimizer keeps for a parameter of shape (1,): moments of the same shape, counts without one."""
     accepted = inspect.signature(type(optimizer)).parameters  # the defaults of AdamW hold more
     options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
@@ -376,17 +369,3 @@ def _moments_of_one_number(optimizer: torch.optim.Optimizer) -> Mapping[str, Ten
     example = type(optimizer)([number], **options)
     example.step()
     return example.state[number]
-
-
-def _moments_fit(parameter: Any, entry: Mapping[str, Any], expected: Mapping[str, Tensor]) -> bool:
-    return (
-        isinstance(parameter, Tensor)
-        and entry.keys() == expected.keys()
-        and all(
-            value.layout == torch.strided
-            and value.shape == (parameter.shape if expected[name].shape else ())
-            and bool(value.isfinite().all())
-            and (name not in ("step", "exp_avg_sq", "square_avg") or bool((value >= 0).all()))
-            for name, value in entry.items()
-        )
-    )

@@ -108,8 +108,7 @@ def script(
                 complain(f"error: {' '.join(str(error).splitlines())}")
                 return 2
             if "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and of what
-                words = "what was saved is kept, the same command goes on from there"
-                complain(f"error: another process of this run has ended: {words}")
+                complain("error: another process of this run has ended; run the same command to resume")
                 return 2
             if not out_of_memory(error):
                 raise

@@ -90,8 +90,8 @@ def weighted_share(batch: Sequence) -> tuple[Sequence, float]:
     The mean over all processes of weight * mean loss is the batch's mean loss, however the batch divides. A process
     for which nothing is left gets the first entry with the weight 0.
     """
-    own = share(batch)
-    return (own, len(own) * size() / len(batch)) if len(own) else (batch[:1], 0.0)
+    rank_items = share(batch)
+    return (rank_items, len(rank_items) * size() / len(batch)) if len(rank_items) else (batch[:1], 0.0)
 
 
 def parallel(model: nn.Module, unused: bool = False, sync_bn: bool = False) -> nn.Module:
@@ -129,6 +129,6 @@ def gathered(values: np.ndarray) -> np.ndarray:
     parts: list[Any] = [None] * size()
     dist.all_gather_object(parts, values)
     rows = np.empty((sum(map(len, parts)), *values.shape[1:]), values.dtype)
-    for number, one in enumerate(parts):
-        rows[number :: size()] = one
+    for number, rank_rows in enumerate(parts):
+        rows[number :: size()] = rank_rows
     return rows

@@ -605,10 +605,10 @@ def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:
     some = (root / "test").is_dir() and visible(root / "test")
     test, class_names = mvtec_samples(root, "test") if some else ([], ["good"])
     trained, others = [sample.path for sample in train], [sample.path for sample in held_out + test]
-    made = synthetic(root)
+    generated = synthetic(root)
     require_readable(trained + others)
     require_fitting_masks(test)
-    if made:
+    if generated:
         say(f"the images in {root} are generated stand-ins, not real data")
     if held_out:
         number = number_of(len(held_out), "more image")
@@ -618,7 +618,7 @@ def mvtec_dataset(root: Path, max_value: int | str = 65535) -> Category:
         note(f"{root} has {kind} test images: there is no AUROC")
     note_copies(trained, others[len(held_out) :], others[: len(held_out)])
     highest = resolve_max_value(trained, max_value, others)
-    return Category(train, held_out, test, class_names, made, highest)
+    return Category(train, held_out, test, class_names, generated, highest)
 
 
 def fingerprint(paths: Sequence[Path], root: str | Path) -> str:
@@ -710,10 +710,10 @@ def new_synthetic_folder(folder: str | Path, command: str) -> Iterator[Path]:
             raise UserError(f"{folder} already holds files: generated data needs a folder of its own")
         with temporary_folder(folder.parent) as temporary:
             # One level down, because the temporary folder itself is closed to other users.
-            made = temporary / "made"
-            made.mkdir()
-            yield made
-            mark_synthetic(made, command)
-            made.rename(folder)
+            content = temporary / "content"
+            content.mkdir()
+            yield content
+            mark_synthetic(content, command)
+            content.rename(folder)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {reason(error)}") from error

@@ -80,7 +80,7 @@ def _gpu(ids: list[int], gpus: int) -> torch.device:
     if count > 1:
         say(f"{count} processes here, on GPU {', '.join(map(str, ids[:count]))}")
     if len(ids) > 1 and not launched and gpus > 1:
-        say(f"GPU {ids[0]} of the {len(ids)} asked for computes: torchrun --nproc_per_node={len(ids)} uses all")
+        say(f"using GPU {ids[0]} only ({len(ids)} requested): torchrun --nproc_per_node={len(ids)} uses all")
     return torch.device("cuda", ids[local]) if ids else torch.device("cuda")
 
 

@@ -57,6 +57,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(path, "csflow", w=torch.zeros(5))
@@ -109,46 +110,38 @@ def test_other_kinds_and_newer_formats_are_refused(tmp_path):
     torch.save({"kind": "csflow", "format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(UserError, match=r"newer version .*\(format 2"):
         checkpoint.load(path, "csflow")
-
-
-@pytest.mark.parametrize("kept", [0, 1, 10, 1000, 0.5, -1])
-def test_truncated_files_are_refused(tmp_path, kept):
-    path = tmp_path / "model.pt"
-    checkpoint.save(path, "csflow", w=torch.ones(10_000))
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(UserError, match=r"model\.pt is (broken|refused)") as caught:
+    checkpoint.write(path, {"kind": "csflow", "format": "x"})
+    with pytest.raises(UserError, match="damaged"):
         checkpoint.load(path, "csflow")
-    assert "\n" not in str(caught.value)
 
 
-def test_damaged_bytes_are_refused_in_one_line(tmp_path):
+def test_truncated_damaged_and_other_files_are_refused_in_one_line(tmp_path):
     path, chance = tmp_path / "model.pt", random.Random(0)
+    checkpoint.save(path, "csflow", w=torch.ones(10_000))
+    whole = path.read_bytes()
+    contents = [whole[:kept] for kept in (0, 1, 10, 1000, len(whole) // 2, -1)]
     torch.save({"w": torch.ones(3), "k": 1}, path, _use_new_zipfile_serialization=False)
     legacy = path.read_bytes()
     for _ in range(100):
         damaged = bytearray(legacy)
         for _ in range(3):
             damaged[chance.randrange(len(legacy))] = chance.randrange(256)
-        for data in (bytes(damaged), bytes(chance.choices(b"abcdeghijlqrstu()[]{}.0129", k=20))):
-            path.write_bytes(data)
-            with pytest.raises(UserError, match=r"model\.pt") as caught:
-                checkpoint.load(path, "csflow")
-            assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "data", ["These are notes.\n", "a", "Ünïcode\n" * 100, "(not a pickle)", "{}", "0123456789" * 1000, "\n", "]", "}."]
-)
-def test_text_files_are_refused(tmp_path, data):
-    path = tmp_path / "notes.txt"
-    path.write_text(data, encoding="utf-8")
-    with pytest.raises(UserError, match=r"notes\.txt") as caught:
-        checkpoint.load(path, "csflow")
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_files_and_folders_are_named(tmp_path):
+        contents += [bytes(damaged), bytes(chance.choices(b"abcdeghijlqrstu()[]{}.0129", k=20))]
+    contents += [
+        b"notes.\n",
+        b"a",
+        "Ünïcode\n".encode() * 100,
+        b"(not a pickle)",
+        b"{}",
+        b"0123456789" * 1000,
+        b"\n",
+        b"}.",
+    ]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.pt") as caught:
+            checkpoint.load(path, "csflow")
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.pt"):
         checkpoint.load(tmp_path / "nowhere.pt", "csflow")
     with pytest.raises(UserError, match="is a folder"):
@@ -188,7 +181,7 @@ NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=tor
         (NESTED, "refused|no checkpoint"),
         (torch.zeros(1).expand(65536, 65536), "said to have 17179869184 bytes"),
         ([torch.zeros(1000)] * 100, "said to have 400000 bytes"),
-        (spoil.shared(48), "parts"),
+        pytest.param(spoil.shared(48), "parts", marks=pytest.mark.slow),
         ({"settings": {"lr": torch.ones(1)}}, "settings"),
         ({"settings": {"lr": {"a": 1}}}, "settings"),
         ({"settings": {"lr": [[1]]}}, "settings"),
@@ -246,7 +239,7 @@ def test_attributes_in_a_file_are_not_obeyed(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("lists 200,000 deep", "nested"), ("huge number", "refused|broken"), ("tar archive", "is a tar archive"),
+    [pytest.param("lists 200,000 deep", "nested", marks=pytest.mark.slow), ("huge number", "refused|broken"), ("tar archive", "is a tar archive"),
      ("program", "is a TorchScript program")],
 )  # fmt: skip
 def test_other_files_are_refused_in_our_words(tmp_path, kind, words):
@@ -405,12 +398,6 @@ def test_an_optimizers_state_that_does_not_fit_is_refused(change):
         checkpoint.load_optimizer(optimizer, state, "file.pt")
 
 
-def test_a_format_that_is_no_number_is_refused(tmp_path):
-    checkpoint.write(tmp_path / "a.pt", {"kind": "csflow", "format": "x"})
-    with pytest.raises(UserError, match="damaged"):
-        checkpoint.load(tmp_path / "a.pt", "csflow")
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 def test_bare_state_dicts(tmp_path, legacy):
     path = tmp_path / "model.pt"
@@ -450,15 +437,9 @@ def test_load_parameters_says_what_does_not_fit():
 
 
 def test_bare_content_is_written_and_read(tmp_path):
-    path = tmp_path / "bare.pt"
-    checkpoint.write(path, {"mean": [1.0, 2.0], "x": torch.ones(2)})
-    content = read_tensors(path)
+    checkpoint.write(tmp_path / "bare.pt", {"mean": [1.0, 2.0], "x": torch.ones(2)})
+    content = read_tensors(tmp_path / "bare.pt")
     assert content["mean"] == [1.0, 2.0] and content["x"].tolist() == [1, 1]
-    checkpoint.write(path, torch.arange(3))
-    assert read_tensors(path).tolist() == [0, 1, 2]
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="broken"):
-        read_tensors(path)
 
 
 def test_what_is_wrong_in_a_file_is_one_line():
@@ -507,13 +488,6 @@ def test_parameters_buffers_and_moments_that_are_not_finite_are_found():
         if spoiled:
             places[spoiled][0] = float("inf")
             assert not checkpoint.finite(model, optimizer), spoiled
-
-
-def test_a_text_file_is_no_checkpoint_in_so_many_words(tmp_path):
-    (tmp_path / "a.pt").write_text("important notes\n")
-    with pytest.raises(UserError) as caught:
-        read_tensors(tmp_path / "a.pt")
-    assert str(caught.value).endswith(("broken or no checkpoint", "tensors and plain values"))
 
 
 def test_gradient_scalers_get_sound_states_only():

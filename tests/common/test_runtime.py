@@ -18,7 +18,6 @@ import torch
 from common import cli, distributed, runtime
 from common.cli import (
     ArgumentParser,
-    command_to_continue,
     number_of,
     progress,
     run_script,
@@ -32,12 +31,6 @@ from common.runtime import autocast, channels_last, pick_device, seed_all
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_run_that_began_anew_is_not_begun_anew_again(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["riad/run.py", "--output", "a b"])
-    assert command_to_continue(None, resume=True) == "python riad/run.py --output 'a b'"
-    assert command_to_continue(["--resume", "no"], resume=False) == "python riad/run.py --resume no --resume yes"
-
-
 @pytest.fixture
 def parser():
     parser = ArgumentParser(description="test")
@@ -46,12 +39,6 @@ def parser():
     parser.add_argument("--gpu_ids")
     parser.add_argument("--cpu", action="store_true")
     return parser
-
-
-def test_parser_reads_options(parser):
-    options = parser.parse_args(["--batch_size", "8", "--cpu", "--gpu_ids", "1"])
-    assert (options.batch_size, options.cpu, options.gpu_ids) == (8, True, "1")
-    assert "(default: 4)" in parser.format_help()
 
 
 @pytest.mark.parametrize(
@@ -65,6 +52,7 @@ def test_parser_reads_options(parser):
         (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many' (--help explains every option)"),
         (["--batch_size"], "argument --batch_size: expected one argument (--help explains every option)"),
         (["--score", "max"], "argument --score: invalid choice: 'max'"),
+        (["--gpu_ids", "a\0b"], "option 'a\\x00b' holds a NUL character"),
     ],
 )
 def test_wrong_options_are_one_line(parser, capsys, argv, message):
@@ -107,8 +95,7 @@ def raising(error: BaseException | None):
         (
             RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]"),
             2,
-            "error: another process of this run has ended: what was saved is kept, the same command goes on from "
-            "there\n",
+            "error: another process of this run has ended; run the same command to resume\n",
         ),
     ],
 )
@@ -237,7 +224,7 @@ def machine(monkeypatch):
         ({"mps": True}, {}, "mps", ""),
         ({"gpus": 1, "mps": True}, {"cpu": True}, "cpu", ""),
         ({"gpus": 2}, {"gpu_ids": "1"}, "cuda:1", ""),
-        ({"gpus": 2}, {"gpu_ids": "1,0"}, "cuda:1", "GPU 1 of the 2 asked for computes"),
+        ({"gpus": 2}, {"gpu_ids": "1,0"}, "cuda:1", "using GPU 1 only (2 requested)"),
         ({"gpus": 2}, {"name": "cuda", "gpu_ids": "1"}, "cuda:1", ""),
         ({}, {"gpu_ids": "0"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
         ({}, {"gpu_ids": "0,1"}, "cpu", "no CUDA GPU here: running on the CPU instead of cuda:0"),
@@ -359,32 +346,17 @@ def clock(monkeypatch):
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, clock):
-    seen = []
-    for item in progress("abcdef", "reading", every=10):
-        seen.append(item)
-        clock[0] += 5
-    assert seen == list("abcdef")
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "reading: 2/6, 0:20 left, 5.0 s each\nreading: 4/6, 0:10 left, 5.0 s each\n"
+    def steps(seconds, *arguments, **options):
+        for _ in progress(*arguments, every=10, **options):
+            clock[0] += seconds
+        return capsys.readouterr().err
 
-
-def test_progress_of_an_iterator(capsys, clock):
-    def step(items):
-        for _ in items:
-            clock[0] += 0.25
-
-    step(progress(iter(range(60)), "steps", every=10))
-    assert capsys.readouterr().err == "steps: 40, 4.0 per second\n"
-    step(progress(iter(range(60)), "steps", total=60, every=10))
-    assert capsys.readouterr().err == "steps: 40/60, 0:05 left, 4.0 per second\n"
-    step(progress(range(60), "steps", hide=True, every=10))
-    step(progress([], "nothing", every=0))
-    assert capsys.readouterr() == ("", "")
-
-
-def test_durations():
-    assert [cli._duration(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+    lines = "reading: 2/6, 0:20 left, 5.0 s each\nreading: 4/6, 0:10 left, 5.0 s each\n"
+    assert steps(5, "abcdef", "reading") == lines
+    assert steps(0.25, iter(range(60)), "steps") == "steps: 40, 4.0 per second\n"
+    assert steps(0.25, iter(range(60)), "steps", total=60) == "steps: 40/60, 0:05 left, 4.0 per second\n"
+    assert steps(4000, range(3), "hours").startswith("hours: 1/3, 2:13:20 left, 4000.0 s each\n")
+    assert steps(5, range(60), "steps", hide=True) == steps(5, [], "nothing") == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -450,6 +422,19 @@ def test_second_ctrl_c_interrupts_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_tells_how_to_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["riad/run.py", "--output", "a b"])
+    for path, argv, resume, words in (
+        (tmp_path, None, True, f"progress is saved in {tmp_path}; run the same command to resume"),
+        (tmp_path, None, False, "to resume: python riad/run.py --output 'a b' --resume yes"),
+        (tmp_path, ["--resume", "no"], False, "to resume: python riad/run.py --resume no --resume yes"),
+        (tmp_path / "none", None, True, "nothing was saved yet"),
+    ):
+        with pytest.raises(KeyboardInterrupt), cli.resumable(path, argv, resume):
+            raise KeyboardInterrupt
+        assert words in capsys.readouterr().out
+
+
 def test_scripts_that_end_well_fail_or_are_stopped(tmp_path, capfd):
     path = tmp_path / "script.py"
     path.write_text("import sys; print(sys.argv[2]); sys.exit(int(sys.argv[1]))")
@@ -462,14 +447,6 @@ def test_scripts_that_end_well_fail_or_are_stopped(tmp_path, capfd):
     assert stopped.value.args == (130,)
 
 
-def test_nul_characters_are_no_options():
-    parser = ArgumentParser()
-    parser.add_argument("--data")
-    for parse in (parser.parse_args, parser.parse_known_args):
-        with pytest.raises(UserError, match="NUL"):
-            parse(["--data", "a\0b"])
-
-
 def test_yes_no():
     assert [yes_no(text) for text in ("True", "YES", "y", "t", "1", "on")] == [True] * 6
     assert [yes_no(text) for text in ("False", "no", "N", "f", "0", "off")] == [False] * 6
@@ -478,8 +455,22 @@ def test_yes_no():
             yes_no(text)
 
 
+def test_types_of_options():
+    for kind, text, value in (
+        (cli.whole(1, 10), "10", 10), (cli.whole(-2), "-1", -1), (cli.number(), "-1e3", -1000), (cli.positive, "2", 2),
+        (cli.share, "0.5", 0.5), (cli.multiple_of(8, 64), "64", 64), (cli.folder_name, "a b", "a b"),
+    ):  # fmt: skip
+        assert kind(text) == value
+    for kind, texts in (
+        (cli.whole(1, 10), ("0", "11", "1.0", "", "²", "1_0", "nan")), (cli.number(), ("nan", "inf", "x")),
+        (cli.positive, ("0", "-1")), (cli.share, ("0", "1")), (cli.multiple_of(8, 64), ("0", "9", "72")),
+        (cli.folder_name, ("", "..", "a/b", "a\\b", "a\n")),
+    ):  # fmt: skip
+        for text in texts:
+            with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+                kind(text)
+
+
 def test_counts_and_their_words():
-    assert number_of(1, "pad") == "1 pad"
-    assert number_of(0, "pad") == "0 pads"
-    assert number_of(1, "file is", "files are") == "1 file is"
-    assert number_of(2, "file is", "files are") == "2 files are"
+    found = [number_of(count, "pad") for count in (0, 1)] + [number_of(n, "file is", "files are") for n in (1, 2)]
+    assert found == ["0 pads", "1 pad", "1 file is", "2 files are"]
