@@ -1,7 +1,9 @@
-"""What tests/common/test_distributed.py starts with torchrun; every process writes what it found to argv[1]<rank>."""
+"""What tests/common/test_distributed.py starts with torchrun: every process writes what it found to argv[1]; with
+"fails" in its place, one process fails and the other waits for it."""
 
 import json
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from common import distributed
-from common.cli import progress, say
+from common.cli import progress, say, script
 from common.files import UserError, write_json
 
 
@@ -74,4 +76,14 @@ def main() -> None:
     )
 
 
-main()  # a function, as in every script: what it leaves behind would hold the process group at exit
+@script(several=True)
+def fail(argv: list[str] | None = None) -> None:
+    device = distributed.join(torch.device("cpu"))
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)  # NCCL's waits for the others
+    if not distributed.rank():
+        raise UserError("the disk is full")
+    distributed.mean_of(1.0, device)
+
+
+if __name__ == "__main__":  # functions, as in every script: what they leave behind would hold the process group at exit
+    sys.exit(fail() if sys.argv[1] == "fails" else main())

@@ -33,8 +33,7 @@ def test_two_processes(tmp_path):
 
 def test_one_process_that_fails_ends_all():
     """At once, not after the day for which processes wait for one another."""
-    program = Path(__file__).with_name("failing_program.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", program]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", PROGRAM, "fails"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode and "error: the disk is full\n" in ended.stderr
 
