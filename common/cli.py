@@ -106,14 +106,13 @@ def script(
         except (MemoryError, RuntimeError) as error:
             if str(error).startswith("Symlink loop"):  # what Path.resolve says before Python 3.13
                 complain(f"error: {' '.join(str(error).splitlines())}")
-                return 2
-            if "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and of what
+            elif "gloo/transport" in str(error):  # the processes' connections; torchrun tells which one died, and why
                 complain("error: another process of this run has ended; run the same command to resume")
-                return 2
-            if not out_of_memory(error):
+            elif out_of_memory(error):
+                where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
+                complain(f"error: not enough memory{where}: try {memory}")
+            else:
                 raise
-            where = "" if isinstance(error, MemoryError) or "t allocate" in str(error) else " on the GPU"
-            complain(f"error: not enough memory{where}: try {memory}")
         except KeyboardInterrupt:
             if first_process():
                 complain("stopped")
@@ -221,16 +220,22 @@ def yes_no(text: str) -> bool:
 YES_NO = {"type": yes_no, "nargs": "?", "const": True, "metavar": "yes|no"}
 
 
-def whole(low: int, high: int = 2**53) -> Callable[[str], int]:
-    """Type of an option: whole numbers from `low` to `high`."""
+def whole(low: int, high: int = 2**53, step: int = 1) -> Callable[[str], int]:
+    """Type of an option: whole numbers from `low` to `high`, multiples of `step`."""
+    words = f"a multiple of {step}" if step > 1 else "a whole number"
 
     def convert(text: str) -> int:
-        if not (text.removeprefix("-").isdecimal() and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to {high}")
+        if not (text.removeprefix("-").isdecimal() and low <= int(text) <= high and int(text) % step == 0):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {words} from {low} to {high}")
         return int(text)
 
     convert.metavar = "N"
     return convert
+
+
+def multiple_of(step: int, high: int) -> Callable[[str], int]:
+    """Type of an option: multiples of `step`, from it to `high`."""
+    return whole(step, high, step)
 
 
 def number(low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False) -> Callable:
@@ -255,19 +260,6 @@ def number(low: float = -math.inf, high: float = math.inf, above: bool = False, 
 
 positive = number(0, above=True)
 share = number(0, 1, above=True, below=True)  # a rate or a part of a whole
-
-
-def multiple_of(step: int, high: int) -> Callable[[str], int]:
-    """Type of an option: multiples of `step`, from it to `high`."""
-
-    def convert(text: str) -> int:
-        value = whole(step, high)(text)
-        if value % step:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of {step}")
-        return value
-
-    convert.metavar = "N"
-    return convert
 
 
 def folder_name(text: str) -> str:
@@ -302,7 +294,7 @@ def add_scoring_options(parser: ArgumentParser, default: str) -> None:
     add("--images", type=Path, required=True, nargs="+", help="images, or folders of images")
     add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
     add("--maps", choices=("network", "full"), default="network", help="resolution of maps/: the network's, or images'")
-    add = parser.add_argument_group("thresholds of your own").add_argument
+    add = parser.add_argument_group("thresholds in place of those from good images").add_argument
     of_image = "an image is defective whose score is above this; unset: from good images"
     add("--threshold", type=number(), default=None, help=of_image)
     of_pixel = "a pixel is defective whose value in the map is above this; unset: from good images"

@@ -240,13 +240,6 @@ def say_promise(threshold: Mapping[str, Any]) -> None:
         )
 
 
-def met_in_words(met: Mapping[str, Any]) -> str:
-    """What `rates` found on the test images, as the end of a sentence; nothing where there are none."""
-    good, bad = met["fpr_on_test_good"], met["detection_rate"]
-    found = "" if math.isnan(good) else f"; on the test images, {good:.3f} of the good are called defective"
-    return found + ("" if math.isnan(bad) else f", {bad:.3f} of the defective are")
-
-
 def verdict_of(score: float | None, threshold: Mapping[str, Any] | None) -> str:
     """ "good", "defective", or nothing without a score or a threshold."""
     if score is None or threshold is None or threshold["image"] is None:
@@ -324,10 +317,13 @@ def say_results(results: Mapping[str, Any], score: str = "") -> None:
         pair = f"pixel AUROC {results['pixel_auroc']:.4f}, AUPRO {results['aupro']:.4f}"
         say(f"{pair}, best F1 {results['pixel_best_f1']:.4f} {chosen}")
     if threshold := results["threshold"]:
-        say(
-            f"threshold {threshold['image']:.4g} for a false-positive rate of {threshold['promised_fpr']:.2g}, from "
-            f"{threshold['images']} held-out good images{met_in_words(threshold)}"
+        held = number_of(threshold["images"], "held-out good image")
+        words = (
+            f"threshold {threshold['image']:.4g} for a false-positive rate of {threshold['promised_fpr']:.2g}, {held}"
         )
+        for name, value in (("good", threshold["fpr_on_test_good"]), ("defective", threshold["detection_rate"])):
+            words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test images are above it"
+        say(words)
 
 
 def write_scores(
