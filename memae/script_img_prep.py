@@ -5,7 +5,7 @@
 
 Each of --Train and --Test is a folder of videos or one video. A video is a folder of frames or, where PyAV is
 installed, a video file. Labels of the test videos come from masks (UCSD's <video>_gt folders) or from --Labels: a file
-of frame intervals, or arrays of 0 and 1. A run that was interrupted goes on where it stopped.
+of frame intervals, or arrays of 0 and 1. The same command resumes an interrupted run.
 """
 
 import re
@@ -13,7 +13,7 @@ import shutil
 import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -46,7 +46,6 @@ DATES = (
     r"(?<!\d)(?P<d>0[1-9]|[12]\d|3[01])\D(?P<m>0[1-9]|1[0-2])\D(?P<Y>(?:19|20)\d\d)",
 )
 CLOCK = r"\D{0,3}(?P<H>[01]\d|2[0-3])\D?(?P<M>[0-5]\d)\D?(?P<S>[0-6]\d)(?:\D?(?P<f>\d+))?"
-RECORD = "prepared.json"
 # Of the JPEG files. At 75, MATLAB's default, the noise of compression is as large as what moves between two frames: on
 # Ped2, the AUC of the frame-difference baseline falls from 0.88 to 0.77.
 QUALITY = 100
@@ -82,10 +81,8 @@ def find_videos(place: Path) -> dict[str, Path]:
             raise UserError(f"{place} is no video file ({', '.join(sorted(VIDEO_FILES))})")
         return {plain(place.stem): place}
     files = images.files_below(place)
-    pictures, clips = (
-        [path for path in files if path.suffix.lower() in kinds] for kinds in (images.EXTENSIONS, VIDEO_FILES)
-    )
-    frames = {path.parent: path for path in reversed(pictures)}  # the first one of each folder
+    frames = {path.parent: path for path in reversed(files) if path.suffix.lower() in images.EXTENSIONS}  # the first
+    clips = [path for path in files if path.suffix.lower() in VIDEO_FILES]
     sources = {path: path.relative_to(place).parts for path in [*frames, *clips]}
     masks = [path for path, parts in sources.items() if any(part.endswith("_gt") for part in parts)]
     videos: dict[str, Path] = {}
@@ -103,16 +100,14 @@ def find_videos(place: Path) -> dict[str, Path]:
         videos[name] = path
     if not videos:
         raise UserError(f"there are no videos in {place}: expected folders of frames, or video files")
-    known = {_masks_of(path) for path in videos.values()}
-    tops = {parts[:1] for parts in sources.values()}
+    known, tops = {_masks_of(path) for path in videos.values()}, {parts[:1] for parts in sources.values()}
+    kinds = images.EXTENSIONS | VIDEO_FILES
+    others = [path for path in files if path.suffix.lower() not in kinds and path.name != images.MARK]
+    empty = [path for path in images.visible(place) if path.is_dir() and (path.name,) not in tops]
     for words, left in {
-        "files that are neither images nor videos in a supported format": sorted(
-            path for path in {*files} - {*pictures, *clips} if path.name != images.MARK
-        ),
+        "files that are neither images nor videos in a supported format": sorted(others),
         "folders of masks (their names end in _gt) of no video": [path for path in masks if path not in known],
-        "folders without videos": [
-            path for path in images.visible(place) if path.is_dir() and (path.name,) not in tops
-        ],
+        "folders without videos": empty,
     }.items():
         if left:
             note(f"left out in {place}: {words} ({len(left)}), such as {left[0].relative_to(place)}")
@@ -137,9 +132,9 @@ def source_frames(video: Path) -> dict[int, Path] | None:
         note(f"the frames in {video} are ordered by date and time, from {files[0].name} to {files[-1].name}")
         return dict(enumerate(files, start=1))
     found = [[int(number) for number in re.findall(r"[0-9]+", path.stem)] for path in files]
+    if not any(found):
+        return dict(enumerate(files, start=1))
     if without := [path for path, numbers in zip(files, found) if not numbers]:
-        if len(without) == len(files):
-            return dict(enumerate(files, start=1))
         raise UserError(
             f"{len(without)} of the {len(files)} frames in {video} have no number, such as {without[0].name}: number "
             "them, or put them elsewhere"
@@ -150,15 +145,15 @@ def source_frames(video: Path) -> dict[int, Path] | None:
     if len({*counted}) == 1 < len(files) == len({path.stem for path in files}):
         return dict(enumerate(files, start=1))
     steps = np.diff(counted)
-    if len(steps) and not steps.all():
-        i = int(np.flatnonzero(steps == 0)[0])
-        raise UserError(f"{files[i].name} and {files[i + 1].name} have the same number in {video}: keep one")
-    if len(steps) and (jumps := (steps != steps.min()) | (steps < 0)).any():
-        i = int(np.flatnonzero(jumps)[0])
-        raise UserError(
-            f"the numbers jump from {files[i].name} to {files[i + 1].name} in {video}: add the missing frames, or make "
-            "two videos of it"
-        )
+    step = max(steps.min(initial=2**62), 0)
+    for one, other, difference in zip(files, files[1:], steps):
+        if difference == 0:
+            raise UserError(f"{one.name} and {other.name} have the same number in {video}: keep one")
+        if difference != step and steps.all():
+            raise UserError(
+                f"the numbers jump from {one.name} to {other.name} in {video}: add the missing frames, or make two "
+                "videos of it"
+            )
     return dict(zip(counted if counted[-1] < 2**53 else range(1, len(files) + 1), files))
 
 
@@ -228,8 +223,9 @@ def read_frames(video: Path, title: str, max_value: int = 65535) -> Iterator[tup
         note(f"{video} announces {announced} frames, only {count - len(lost)} can be read: it seems to be cut off")
 
 
-def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int) -> list[int]:
-    """Write the frames of `video` to the new folder `output` as 001.jpg and so on; return their numbers in the source.
+def prepare_video(video: Path, output: Path, size: int, channels: int, max_value: int) -> list[int]:
+    """Write the frames of `video` to the new folder `output` as 001.jpg and so on, of size x size pixels and 1 or 3
+    channels; return their numbers in the source.
 
     max_value: see `read_image`. Resizing is bicubic with antialiasing. UserError for frames that cannot be read or have
     unlike sizes.
@@ -246,9 +242,8 @@ def prepare_video(video: Path, output: Path, opt: Namespace, max_value: int) -> 
                 "make a video of the frames of each size"
             )
         numbers.append(number)
-        image = image.convert("L") if opt.ImgChnNum == 1 else image
-        image = image.resize((opt.Size, opt.Size), Image.Resampling.BICUBIC)
-        image.save(output / f"{len(numbers):03d}.jpg", quality=QUALITY)
+        image = image.convert("L") if channels == 1 else image
+        image.resize((size, size), Image.Resampling.BICUBIC).save(output / f"{len(numbers):03d}.jpg", quality=QUALITY)
     if not numbers:
         raise UserError(f"{video} holds no frames")
     return numbers
@@ -336,144 +331,28 @@ def read_label_arrays(path: Path, frames: dict[str, int]) -> dict[str, np.ndarra
     return {name: require_labels(values, path) for name, values in arrays.items()}
 
 
-def prepare(opt: Namespace) -> Path:
-    """Everything this script does; returns <DataRoot>/<Dataset>. opt: of `PreparationOptions`."""
-    train, test = opt.Train, opt.Test
-    root = opt.DataRoot / opt.Dataset
-    train_videos = find_videos(train) if train else {}
-    test_videos = find_videos(test) if test else {}
-    # What can be refused is refused before anything is written.
-    _note_unlike_shapes({video: frame_shape(video) for video in (*train_videos.values(), *test_videos.values())})
-    labels = _labels(opt.Labels, test_videos)
-
-    parts = {"Train": train_videos, "Test": test_videos}
-    train_files, test_files = (
-        [path for video in videos.values() for path in _files(video)] for videos in parts.values()
-    )
-    max_value = images.resolve_max_value(train_files or test_files, opt.max_value, train_files and test_files)
-    settings = {name: str(getattr(opt, name)) for name in ("Size", "ImgChnNum")}
-    places = {"Train": train, "Test": test, "Labels": opt.Labels}
-    settings |= {name: str(place and place.resolve()) for name, place in places.items()}
-    settings["max_value"] = max_value
-    settings["same_videos"] = settings["Train"] == settings["Test"]
-    settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
-    settings["sources"] = {
-        f"{part}/{name}": images.fingerprint(_files(video), video.parent)
-        for part, videos in parts.items()
-        for name, video in videos.items()
-    }
-    if settings["same_videos"]:
-        note("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
-    folders = [folder for place in (train, test) if place for folder in (place.resolve(), *place.resolve().parents)]
-    generated = any((folder / images.MARK).is_file() for folder in folders)
-    command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
-    with locked(root):
-        record = _begin(root, plain(settings))
-
-        def save() -> None:
-            record["notes"] = [*dict.fromkeys([*map(str, record["notes"]), *notes()])]
-            write_json(root / RECORD, record)
-
-        def make(part: str, name: str, video: Path) -> int:
-            """Prepare a video, unless that is done, and count its frames."""
-            key, output, making = f"{part}/{name}", root / part / name, root / part / f".making-{name}"
-            numbers = None
-            if not output.is_dir():
-                numbers = prepare_video(video, making, opt, max_value)
-            elif key not in record["videos"]:  # made by an older version
-                numbers = [number for number, whole in _readable(video).items() if whole]
-            if numbers:
-                # Record and mark come with the first video: a preparation that made none is in nobody's way.
-                if generated and not record["videos"]:
-                    images.mark_synthetic(root, command)
-                record["videos"][key] = recorded(numbers)
-                save()
-            if making.is_dir():
-                making.rename(output)
-            return len(file_numbers(output, len(_frames_in(output))))
-
-        for name, video in train_videos.items():
-            make("Train", name, video)
-        for name, video in test_videos.items():
-            count = make("Test", name, video)
-            if name in labels:
-                if len(labels[name]) != count:
-                    raise UserError(f"{name} has {count} frames but labels for {len(labels[name])}")
-                with atomic_write(root / "Test_gt" / f"{name}.mat") as file:
-                    savemat(file, {"l": labels[name][None].astype(np.float64)})
-        save()
-        if generated:
-            images.mark_synthetic(root, command)
-    return root
-
-
-def _files(video: Path) -> list[Path]:
-    return [*(source_frames(video) or {0: video}).values()]
-
-
-def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of what `root` holds: `settings`, and "videos" and "notes" of the runs before this one.
-
-    Removes what a killed run was making. UserError where `root` holds something else.
-    """
-    path = root / RECORD
-    begun = [folder for part in ("Train", "Test") if (root / part).is_dir() for folder in images.visible(root / part)]
-    others = [entry for entry in images.visible(root) if entry.name not in ("Train", "Test", images.MARK)]
-    if (begun or others) and not path.exists():
-        raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
-    before = read_json(path) if begun else settings
-    # Older versions did not have these, nor fingerprints of whole contents.
-    before = {"max_value": 65535, "videos": {}, "notes": [], **(before if isinstance(before, dict) else {})}
-    stored, sources = before.get("sources"), settings["sources"]
-    stored = stored if isinstance(stored, dict) else {}
-    if stored.keys() == sources.keys() and all(
-        images.same_images(str(stored[name]), now) for name, now in sources.items()
-    ):
-        before["sources"] = sources
-    if other := next((name for name in settings if before.get(name) != settings[name]), None):
-        raise UserError(
-            f"{root} was prepared from other videos or settings ({path}: {other} differs): use another --Dataset, or "
-            f"remove {root} to prepare it anew"
-        )
-    if not isinstance(before["videos"], dict) or not isinstance(before["notes"], list):
-        raise UserError(f"{path} is damaged: remove {root} to prepare it anew")
-    for part in ("Train", "Test"):
-        for folder in (root / part).glob(".making-*"):
-            shutil.rmtree(folder)
-    return before
-
-
-def _note_unlike_shapes(shapes: dict[Path, tuple[int, int]]) -> None:
-    first, (height, width) = next(iter(shapes.items()))
-    for video, (h, w) in shapes.items():
-        if abs(h * width / (w * height) - 1) > 0.02:
-            sizes = f"{video} is {w} x {h} pixels, {first} {width} x {height}"
-            note(f"{sizes}: both become squares, so that things do not look alike in them")
-            return
-
-
-def _labels(path: Path | None, videos: dict[str, Path]) -> dict[str, np.ndarray]:
-    """Labels, bool, of those frames of the test videos that can be read, as far as there are any."""
+def read_labels(path: Path | None, videos: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Labels, bool, of those frames of the test videos that can be read, as far as there are any; path: --Labels."""
     masks = {name: folder for name, video in videos.items() if (folder := _masks_of(video)).is_dir()}
     frames = {name: _readable(video) for name, video in videos.items() if path or name in masks}
     if path is None:
-        found = {name: labels_from_masks(folder) for name, folder in masks.items()}
+        labels = {name: labels_from_masks(folder) for name, folder in masks.items()}
     elif path.is_dir() or path.suffix.lower() in (".npy", ".mat"):
-        found = read_label_arrays(path, {name: len(numbers) for name, numbers in frames.items()})
+        labels = read_label_arrays(path, {name: len(numbers) for name, numbers in frames.items()})
     else:
         intervals = read_intervals(path, [*videos])
-        found = {name: labels_from_intervals(intervals.get(name, []), [*frames[name]], name) for name in videos}
-    for name, labels in found.items():
-        if len(labels) != (count := len(frames[name])):
-            what = f"{path} has {len(labels)} labels" if path else f"{masks[name]} has {len(labels)} masks"
+        labels = {name: labels_from_intervals(intervals.get(name, []), [*frames[name]], name) for name in videos}
+    for name, values in labels.items():
+        if len(values) != (count := len(frames[name])):
+            what = f"{path} has {len(values)} labels" if path else f"{masks[name]} has {len(values)} masks"
             raise UserError(f"{what} for the {count} frames of {name}")
-    if found and (without := [name for name in videos if name not in found]):
+    if labels and (without := [name for name in videos if name not in labels]):
         note(f"{len(without)} of {len(videos)} test videos have no labels, such as {without[0]}")
-    if first := next((name for name, labels in found.items() if labels.any()), None):
-        number = [*frames[first]][int(found[first].argmax())]
+    if first := next((name for name, values in labels.items() if values.any()), None):
+        number = [*frames[first]][int(labels[first].argmax())]
         file = (source_frames(videos[first]) or {}).get(number)
         say(f"labels: the first abnormal frame of {first} is number {number}" + (f", {file.name}" if file else ""))
-    return {name: labels[[*frames[name].values()]] for name, labels in found.items()}
+    return {name: values[[*frames[name].values()]] for name, values in labels.items()}
 
 
 def _readable(video: Path) -> dict[int, bool]:
@@ -483,6 +362,93 @@ def _readable(video: Path) -> dict[int, bool]:
     return {number: image is not None for number, image in read_frames(video, f"counting {video.name}")}
 
 
+def _files(video: Path) -> list[Path]:
+    return [*(source_frames(video) or {0: video}).values()]
+
+
+def prepare(opt: Namespace) -> Path:
+    """Everything this script does; returns <DataRoot>/<Dataset>. opt: of `PreparationOptions`."""
+    root, places = opt.DataRoot / opt.Dataset, {"Train": opt.Train, "Test": opt.Test}
+    parts = {part: find_videos(place) if place else {} for part, place in places.items()}
+    sources = {f"{part}/{name}": video for part, videos in parts.items() for name, video in videos.items()}
+    # What can be refused is refused before anything is written.
+    _note_unlike_shapes({video: frame_shape(video) for video in sources.values()})
+    labels = read_labels(opt.Labels, parts["Test"])
+    train, test = ([path for video in videos.values() for path in _files(video)] for videos in parts.values())
+    max_value = images.resolve_max_value(train or test, opt.max_value, train and test)
+    resolved = {name: place and place.resolve() for name, place in {**places, "Labels": opt.Labels}.items()}
+    settings = {"Size": str(opt.Size), "ImgChnNum": str(opt.ImgChnNum), **{k: str(v) for k, v in resolved.items()}}
+    settings |= {"max_value": max_value, "same_videos": resolved["Train"] == resolved["Test"]}
+    settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
+    settings["sources"] = {key: images.fingerprint(_files(video), video.parent) for key, video in sources.items()}
+    if settings["same_videos"]:
+        note("--Train and --Test are the same videos: what is scored has been trained on, the scores mean little")
+    folders = [folder for place in places.values() if place for folder in (place.resolve(), *place.resolve().parents)]
+    generated = any((folder / images.MARK).is_file() for folder in folders)
+    command = f"python memae/script_img_prep.py --Dataset {opt.Dataset}, from generated videos"
+    with locked(root):
+        record = _begin(root, plain(settings))
+        for key, video in sources.items():
+            output, name = root / key, key.partition("/")[2]
+            making = output.with_name(f".making-{name}")
+            if not output.is_dir():
+                numbers = prepare_video(video, making, opt.Size, opt.ImgChnNum, max_value)
+                # Record and mark come with the first video: a preparation that made none is in nobody's way.
+                if generated and not record["videos"]:
+                    images.mark_synthetic(root, command)
+                record["videos"][key] = recorded(numbers)
+                _save(root, record)
+                making.rename(output)
+            count = len(file_numbers(output, len(_frames_in(output))))
+            if key.startswith("Test/") and name in labels:
+                if len(labels[name]) != count:
+                    raise UserError(f"{name} has {count} frames but labels for {len(labels[name])}")
+                with atomic_write(root / "Test_gt" / f"{name}.mat") as file:
+                    savemat(file, {"l": labels[name][None].astype(np.float64)})
+        _save(root, record)
+        if generated:
+            images.mark_synthetic(root, command)
+    return root
+
+
+def _save(root: Path, record: dict[str, Any]) -> None:
+    record["notes"] = [*dict.fromkeys([*map(str, record["notes"]), *notes()])]
+    write_json(root / "prepared.json", record)
+
+
+def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of what `root` holds: `settings`, and "videos" and "notes" of the runs before this one.
+
+    Removes what a killed run was making. UserError where `root` holds something else.
+    """
+    path, parts = root / "prepared.json", [root / part for part in ("Train", "Test") if (root / part).is_dir()]
+    begun = [folder for part in parts for folder in images.visible(part)]
+    others = [entry for entry in images.visible(root) if entry.name not in ("Train", "Test", images.MARK)]
+    if (begun or others) and not path.exists():
+        raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
+    record = read_json(path) if begun else {**settings, "videos": {}, "notes": []}
+    record = record if isinstance(record, dict) else {}
+    if other := next((name for name in settings if record.get(name) != settings[name]), None):
+        raise UserError(
+            f"{root} was prepared from other videos or settings ({path}: {other} differs): use another --Dataset, or "
+            f"remove {root} to prepare it again"
+        )
+    if not isinstance(record.get("videos"), dict) or not isinstance(record.get("notes"), list):
+        raise UserError(f"{path} is damaged: remove {root} to prepare it again")
+    for folder in [folder for part in parts for folder in part.glob(".making-*")]:
+        shutil.rmtree(folder)
+    return record
+
+
+def _note_unlike_shapes(shapes: Mapping[Path, tuple[int, int]]) -> None:
+    first, (height, width) = next(iter(shapes.items()))
+    for video, (h, w) in shapes.items():
+        if abs(h * width / (w * height) - 1) > 0.02:
+            sizes = f"{video} is {w} x {h} pixels, {first} {width} x {height}"
+            note(f"{sizes}: both become squares, so that things do not look alike in them")
+            return
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     """Prepare the videos."""
@@ -490,10 +456,10 @@ def main(argv: list[str] | None = None) -> None:
     images.set_max_pixels(opt.max_pixels)
     with resumable(opt.DataRoot / opt.Dataset):
         root = prepare(opt)
-    counts = {
-        part: len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
-    }
-    say(f"{root}: {counts['Train']} training videos, {counts['Test']} test videos, {counts['Test_gt']} with labels")
+    counts = [
+        len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
+    ]
+    say(f"{root}: {counts[0]} training videos, {counts[1]} test videos, {counts[2]} with labels")
 
 
 if __name__ == "__main__":

@@ -85,38 +85,35 @@ def draw_video(frames: int, event: str | None, random: np.random.Generator) -> l
     walkers = []
     for y, direction in LANES:
         for slot in range(4):
-            walkers.append(
-                {
-                    "x": slot * WIDTH / 4 + random.uniform(-8, 8),
-                    "y": y + random.uniform(-5, 5),
-                    "speed": direction * random.uniform(0.6, 1.0),  # px per frame
-                    "height": random.uniform(14, 18),
-                    "grey": random.uniform(30, 80),
-                    "phase": random.uniform(0, 2 * np.pi),
-                }
-            )
+            x, feet = slot * WIDTH / 4 + random.uniform(-8, 8), y + random.uniform(-5, 5)
+            speed = direction * random.uniform(0.6, 1.0)  # px per frame
+            height, grey, phase = random.uniform(14, 18), random.uniform(30, 80), random.uniform(0, 2 * np.pi)
+            walkers.append((feet, x, speed, height, grey, phase))
     first, last = round(0.4 * frames), round(0.8 * frames)  # of the event
     lane = int(random.integers(2))
     video = []
     for t in range(frames):
         image, mask = ground.copy(), np.zeros((HEIGHT, WIDTH), bool)
-        for walker in sorted(walkers, key=lambda w: w["y"]):
-            x = (walker["x"] + walker["speed"] * t + 10) % (WIDTH + 20) - 10
-            _person(image, x, walker["y"], walker["height"], walker["grey"], walker["phase"] + 0.45 * t)
+        for feet, x, speed, height, grey, phase in sorted(walkers):  # the nearest last
+            _person(image, (x + speed * t + 10) % (WIDTH + 20) - 10, feet, height, grey, phase + 0.45 * t)
         if event and first <= t < last:
             done = (t - first) / (last - first)  # 0..1
             y, direction = LANES[lane]
             if event == "vehicle":
-                x = (-24 + done * (WIDTH + 48)) if direction > 0 else (WIDTH + 24 - done * (WIDTH + 48))
-                _vehicle(image, x, y + 4, mask)
+                _vehicle(image, _along(done, direction, 24), y + 4, mask)
             elif event == "runner":
-                x = (-8 + done * (WIDTH + 16)) if direction < 0 else (WIDTH + 8 - done * (WIDTH + 16))
-                _person(image, x, y, 18, 20, 1.3 * t, mask, stride=2.0)
+                _person(image, _along(done, -direction, 8), y, 18, 20, 1.3 * t, mask, stride=2.0)
             else:
                 _disc(image, 8 + done * (WIDTH - 16), 70 - 220 * done * (1 - done), 4, 245, mask)
         noisy = image + random.normal(0, 2, image.shape)
         video.append((np.clip(np.rint(noisy), 0, 255).astype(np.uint8), mask))
     return video
+
+
+def _along(done: float, direction: int, outside: float) -> float:
+    """x after a share `done` of the way, from and to so many pixels outside of the picture."""
+    x = -outside + done * (WIDTH + 2 * outside)
+    return x if direction > 0 else WIDTH - x
 
 
 def _paint(image: np.ndarray, covered: np.ndarray, grey: float, mask: np.ndarray | None) -> None:

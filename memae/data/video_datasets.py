@@ -45,20 +45,17 @@ def require_prepared(folder: Path) -> None:
     try:
         record = read_json(path) if path.is_file() else {}
         sources, made = (list(record.get(key, ())) for key in ("sources", "videos"))
-        names = [
-            name.partition("/")[2] for name in sources if name.startswith(f"{folder.name}/") and "videos" in record
-        ]
+        keys = [key for key in sources if key.startswith(f"{folder.name}/") and "videos" in record]
     except (AttributeError, TypeError):
         raise UserError(f"{path} is damaged: it does not tell the videos of {folder}") from None
-    gone = [name for name in names if not (folder / name).is_dir()]
-    for name in gone:
-        if f"{folder.name}/{name}" not in made or (folder / f".making-{name}").is_dir():
-            raise UserError(
-                f"{folder / name} is missing: its preparation was interrupted: run script_img_prep.py again"
-            )
+    gone = [key for key in keys if not (folder.parent / key).is_dir()]
+    for key in gone:
+        if key not in made or (folder / f".making-{key.partition('/')[2]}").is_dir():
+            missing = folder.parent / key
+            raise UserError(f"{missing} is missing: its preparation was interrupted: run script_img_prep.py again")
     if gone:
-        found = number_of(len(gone), "prepared video is", "prepared videos are")
-        note(f"{found} not in {folder} any more and left out, such as {gone[0]}")
+        number = number_of(len(gone), "prepared video is", "prepared videos are")
+        note(f"{number} not in {folder} any more and left out, such as {gone[0].partition('/')[2]}")
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -66,32 +63,22 @@ def frame_files(folder: Path) -> list[Path]:
 
     UserError where there is none, a number is missing or there twice, or a name is not a number.
     """
-    numbered: dict[int, Path] = {}
     entries = visible(folder)
     if others := [path for path in entries if path.suffix.lower() not in EXTENSIONS]:
         number = number_of(len(others), "file")
         note(f"{number} in {folder} left out, such as {others[0].name}: not in a supported image format")
-    for path in entries:
-        if path in others:
-            continue
-        if not (path.stem.isascii() and path.stem.isdigit()):
-            raise UserError(f"{path} is not named by its number, as 001.jpg is: script_img_prep.py numbers frames")
-        number = int(path.stem)
-        if number in numbered:
+    numbered: dict[int, Path] = {}
+    for path in (path for path in entries if path not in others):
+        if not (path.stem.isascii() and path.stem.isdigit()) or int(path.stem) == 0:
+            raise UserError(f"{path} is not named by its number, from 001.jpg on: script_img_prep.py numbers frames")
+        if (number := int(path.stem)) in numbered:
             raise UserError(f"{numbered[number]} and {path} have the same number")
         numbered[number] = path
     if not numbered:
         raise UserError(f"there are no frames in {folder}")
-    if 0 in numbered:
-        raise UserError(f"{numbered[0]}: frames are numbered from 001")
-    numbers = sorted(numbered)
-    for expected, number in enumerate(numbers, start=1):
-        if number != expected:
-            raise UserError(
-                f"frame {expected:03d} is missing in {folder}: frames are numbered from 001 without gaps "
-                f"(up to {numbers[-1]:03d} here)"
-            )
-    return [numbered[number] for number in numbers]
+    if missing := next((number for number in range(1, len(numbered) + 1) if number not in numbered), None):
+        raise UserError(f"frame {missing:03d} is missing in {folder}: frames are numbered from 001 without gaps")
+    return [numbered[number] for number in range(1, len(numbered) + 1)]
 
 
 def file_numbers(folder: Path, frames: int) -> np.ndarray:
@@ -110,7 +97,7 @@ def file_numbers(folder: Path, frames: int) -> np.ndarray:
             return np.concatenate([np.array(run, np.int64) for run in runs])
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(f"{record} is damaged: it does not tell the frames of {folder}") from None
-    raise UserError(f"{folder} has {frames} frames, script_img_prep.py has made {made}: remove it, prepare it anew")
+    raise UserError(f"{folder} has {frames} frames, script_img_prep.py has made {made}: remove it and prepare it again")
 
 
 def recorded(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -159,8 +146,7 @@ def read_index(path: Path, video: str, frames: int, frame_num: int) -> list[int]
 
 def index_root(root: Path, part: str) -> Path | None:
     """The folder of index files of `part` (Train or Test) of a data set, None where there is none."""
-    folder = root / f"{part}_idx"
-    return folder if folder.is_dir() else None
+    return folder if (folder := root / f"{part}_idx").is_dir() else None
 
 
 def windows(frames: int, frame_num: int, stride: int = 1) -> list[list[int]]:
