@@ -7,12 +7,9 @@ A clip's score is its mean reconstruction error, `memae.utils.clip_errors`. scri
 The same command resumes an interrupted run, also in the midst of a video.
 """
 
-import os
 import shutil
 import sys
-import zlib
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +26,14 @@ import torch
 from common import checkpoint, distributed
 from common.files import (
     UserError,
+    append_text,
     atomic_write,
     digest,
     first_process,
     locked,
-    naming,
+    marked_line,
     plain,
-    read_json,
-    using,
+    read_marked_lines,
     write_json,
 )
 from common.images import synthetic
@@ -44,7 +41,7 @@ from common.report import map_sheet
 from common.runtime import autocast, pick_device, reuse_memory
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import with_data
-from memae.data.video_datasets import index_root, load_batches, read_npy, subfolders
+from memae.data.video_datasets import index_root, load_batches, subfolders
 from memae.utils import Scorer, load_scorer, model_path, plain_settings, require_fitting, setting_name
 
 # What scores depend on beside weights, frames and device: with other values of these, all is scored again.
@@ -53,10 +50,11 @@ BINDING = (
     "precision",
 )  # fmt: skip
 PART = 128  # clips, about, that are decoded at once and after which their scores are written
+DONE = "all is scored"  # progress.jsonl's last line
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
 RESULTS = (
-    "*.npy", "*.scoring", "progress.json", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv",
-    "*_score.mat", "*_label.mat", "plots/*.png", "report.html",
+    "*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat", "*_label.mat",
+    "plots/*.png", "report.html",
 )  # fmt: skip
 
 
@@ -79,50 +77,6 @@ def score_clips(scorer: Scorer, dataset: VideoDatasetOneDir, clips: range) -> np
     loaded = load_batches(dataset, [batch.tolist() for batch in batches], scorer.threads, pin)
     scores = [scorer.maps(frames).flatten(1).mean(dim=1).cpu() for frames in loaded]
     return distributed.gathered(torch.cat(scores)[: len(share)].double().numpy())
-
-
-def score_video(scorer: Scorer, dataset: VideoDatasetOneDir, begun: Path) -> np.ndarray:
-    """Error of each clip of a video, (N,) float64, in the order of its clips.
-
-    begun: file that gets the scores as they come; it may have those of the first clips already. Clips are decoded part
-    by part, so that memory does not grow with the video. UserError where scores are not finite.
-    """
-    (video,) = dataset.videos
-    step = max(PART // scorer.batch_size, 1) * scorer.batch_size * distributed.size()
-    scores = _scores_before(begun)
-    scores = scores[: len(scores) // step * step]
-    if len(scores):
-        say(f"resuming {video} after {len(scores)} of {len(dataset)} clips")
-    distributed.anywhere(False, scorer.device)  # every process has looked before the first one writes
-    if first_process():
-        with naming(begun, "what is scored is kept"):
-            begun.touch()
-            os.truncate(begun, 16 * len(scores))
-    for start in progress(range(len(scores), len(dataset), step), video):
-        clips = range(start, min(start + step, len(dataset)))
-        new = score_clips(scorer, dataset, clips)
-        if not np.isfinite(new).all():
-            raise UserError(f"the scores of {video} are not finite: use another model, or --precision fp32")
-        if first_process():
-            with naming(begun, "what is scored is kept"), begun.open("ab") as file:
-                file.write(np.stack([new, _checks(new)], axis=1).tobytes())
-        scores = np.append(scores, new)
-    return scores
-
-
-def _checks(scores: np.ndarray) -> np.ndarray:
-    """A checksum of each score."""
-    return np.array([zlib.crc32(score.tobytes()) for score in scores], np.float64)
-
-
-def _scores_before(begun: Path) -> np.ndarray:
-    """The scores in a file of pairs of score and checksum, up to the first one that is damaged."""
-    values = np.fromfile(begun) if begun.is_file() else np.empty(0)
-    scores, checks = values[: len(values) // 2 * 2].reshape(-1, 2).T
-    if (damaged := checks != _checks(scores)).any():
-        say(f"{begun} is damaged: what comes after {damaged.argmax()} clips is scored again")
-        return scores[: damaged.argmax()]
-    return scores
 
 
 def worst_clips(scores: np.ndarray, count: int, apart: int) -> list[int]:
@@ -157,106 +111,72 @@ def draw_worst(
     map_sheet(path, columns, f"{title}: worst frames of {video}", vmin=0)
 
 
-def files_of(folder: Path, video: str) -> tuple[Path, Path, Path]:
-    """Where the scores of a video lie, its picture, and, until all are there, its first scores."""
-    return folder / f"{video}.npy", folder / f"maps/{video}.jpg", folder / f"{video}.scoring"
-
-
-def begin(
-    work: Path, metadata: Mapping[str, Any], datasets: Mapping[str, VideoDatasetOneDir]
-) -> dict[str, dict[str, Any]]:
-    """Make `work` ready for scores made as `metadata` says; returns what is stored about each video, with "sha256"
-    where a run before this one, interrupted or finished, has scored it.
-
-    What does not belong to these scores is removed. UserError where the folder cannot be written.
-    """
-    videos: dict[str, dict[str, Any]] | None = None
-    for stored in (work / "progress.json", work.parent / "testing.json"):
-        if videos is not None or not stored.is_file():
-            continue
-        try:
-            with using(stored, "memae"):
-                content = read_json(stored)
-                if _binding(content.get("about", content)) == _binding(metadata):  # "about": of older versions
-                    videos = {key: dict(entry) for key, entry in content["videos"].items()}
-        except UserError as error:
-            say(f"{error}: all is scored again")
-            continue
-        if videos is not None and stored.name == "testing.json":
-            for path in [*work.parent.glob("*.npy"), *work.parent.glob("maps/*.jpg")]:
-                (work / path.relative_to(work.parent)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, work / path.relative_to(work.parent))
-    if videos is None:
-        remove_results(work)
-    before, videos = videos or {}, {}
-    for key, dataset in datasets.items():
-        middles = [numbers[len(numbers) // 2] for _, numbers in dataset.clips]
-        frames = dataset.frame_counts[dataset.videos[0]]
-        entry = {"frames": frames, "scored_frames": middles, "fingerprint": dataset.fingerprint()}
-        if entry.items() <= before.get(key, {}).items():
-            videos[key] = before[key]
-        else:
-            videos[key] = entry
-            for path in files_of(work, dataset.videos[0]):
-                path.unlink(missing_ok=True)
-    write_json(work / "progress.json", {**metadata, "videos": videos})
-    return videos
-
-
-def remove_results(folder: Path) -> None:
-    """Remove all RESULTS of a folder."""
-    for path in [path for pattern in RESULTS for path in folder.glob(pattern)]:
-        path.unlink()
-
-
-def _binding(metadata: Mapping[str, Any]) -> list[Any]:
-    """What scores depend on."""
-    return [metadata["model_sha256"], metadata["device"], *map(metadata["settings"].get, BINDING)]
-
-
-def _whole(file: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a video's scores are complete and undamaged."""
-    whole = "sha256" in entry and file.is_file() and digest(file) == entry["sha256"]
-    if "sha256" in entry and not whole:
-        say(f"{file} is damaged or gone: scored again")
-    return whole
+def read_progress(path: Path, key: Any, fingerprints: dict[str, str]) -> list[Any]:
+    """Rows of scores, (video, fingerprint, first clip, scores), that earlier runs with the same key made of the same
+    frames, without gaps, and DONE where these runs came to their end."""
+    first, *lines = read_marked_lines(path) or [None]
+    counts, rows = dict.fromkeys(fingerprints, 0), []
+    for row in lines if first == key else ():
+        if row is None:
+            say(f"{path} has a damaged line: its clips are scored again")
+        elif row == DONE or (fingerprints.get(row[0]) == row[1] and row[2] == counts[row[0]]):
+            rows.append(row)
+            counts[row[0]] = counts.get(row[0], 0) + len(row[-1])
+    return rows
 
 
 def score(
-    output: Path, datasets: Mapping[str, VideoDatasetOneDir], scorer: Scorer, metadata: dict[str, Any], opt: Namespace
-) -> None:
-    """Score the videos, by their names as JSON has them, one by one; each one's file is written when it is done."""
-    work = output / "unfinished"  # until all is scored, complete results of an earlier run stay
-    with distributed.first_alone():
-        videos = begin(work, metadata, datasets)
-    finished = {key for key, one in datasets.items() if _whole(files_of(work, one.videos[0])[0], videos[key])}
-    if finished:
-        say(f"{len(finished)} of {len(datasets)} videos are scored already")
-    for key, dataset in datasets.items():
-        file, picture, begun = files_of(work, dataset.videos[0])
-        if key in finished:
-            scores = read_npy(file)
-        else:
-            scores = score_video(scorer, dataset, begun)
-        if first_process():
-            if key not in finished:
-                with atomic_write(file) as target:
-                    np.save(target, scores, allow_pickle=False)
-                videos[key] |= {"sha256": digest(file)}
-                write_json(work / "progress.json", {**metadata, "videos": videos})
-                begun.unlink()
-            if opt.WorstFrames and not picture.is_file():
-                draw_worst(picture, scorer, dataset, scores, opt.WorstFrames, f"{opt.ModelName} on {opt.Dataset}")
+    output: Path, datasets: dict[str, VideoDatasetOneDir], scorer: Scorer, metadata: dict[str, Any]
+) -> dict[str, list[float]]:
+    """The scores of all clips of each video. They are kept part by part in progress.jsonl, with which an interrupted
+    run resumes; once all are there, those of an earlier run, and what was made of them, are removed.
+
+    Clips are decoded part by part, so that memory does not grow with the videos. UserError where scores are not finite.
+    """
+    path, settings = output / "progress.jsonl", metadata["settings"]
+    key = plain([metadata["model_sha256"], metadata["device"], *map(settings.get, BINDING)])
+    prints = {video: dataset.fingerprint() for video, dataset in datasets.items()}
+    rows = read_progress(path, key, prints)
+    distributed.anywhere(False, scorer.device)  # every process has read it before the first one writes
+    scores: dict[str, list[float]] = {video: [] for video in datasets}
+    for video, _, _, values in (row for row in rows if row != DONE):
+        scores[video] += values
+    done = DONE in rows and all(len(scores[video]) == len(dataset) for video, dataset in datasets.items())
+    if rows:
+        say(f"resuming: {sum(map(len, scores.values()))} of {sum(map(len, datasets.values()))} clips are scored already")
+    with atomic_write(path, "w") as file:
+        file.writelines(map(marked_line, [key, *(row for row in rows if done or row != DONE)]))
+    step = max(PART // scorer.batch_size, 1) * scorer.batch_size * distributed.size()
+    for video, dataset in datasets.items():
+        for start in progress(range(len(scores[video]), len(dataset), step), video):
+            new = score_clips(scorer, dataset, range(start, min(start + step, len(dataset)))).tolist()
+            if not np.isfinite(new).all():
+                raise UserError(f"the scores of {video} are not finite: use another model, or --precision fp32")
+            append_text(path, marked_line([video, prints[video], start, new]))
+            scores[video] += new
         dataset.forget()
-    if first_process():
-        if len(finished) < len(datasets):
-            remove_results(output)
-        for file in [path for pattern in RESULTS for path in work.glob(pattern) if path.name != "progress.json"]:
-            (output / file.relative_to(work)).parent.mkdir(exist_ok=True)
-            file.replace(output / file.relative_to(work))
-        summary = {"method": opt.ModelName, **metadata, "versions": checkpoint.versions()}
-        write_json(output / "testing.json", {**summary, "videos": videos, "notes": notes()})
-        shutil.rmtree(work)
+    if first_process() and not done:
+        shutil.rmtree(output / "unfinished", ignore_errors=True)  # of older versions
+        for file in [file for pattern in RESULTS for file in output.glob(pattern)]:
+            file.unlink()
+        append_text(path, marked_line(DONE))
+    return scores
+
+
+def write_scores(
+    output: Path, datasets: dict[str, VideoDatasetOneDir], scores: dict[str, list[float]], metadata: dict[str, Any]
+) -> None:
+    """Each video's scores, <video>.npy, and testing.json."""
+    videos = {}
+    for video, dataset in datasets.items():
+        file = output / f"{dataset.videos[0]}.npy"
+        with atomic_write(file) as target:
+            np.save(target, np.array(scores[video]), allow_pickle=False)
+        middles = [numbers[len(numbers) // 2] for _, numbers in dataset.clips]
+        videos[video] = {"frames": dataset.frame_counts[dataset.videos[0]], "scored_frames": middles}
+        videos[video] |= {"fingerprint": dataset.fingerprint(), "sha256": digest(file)}
+    result = {**metadata, "versions": checkpoint.versions(), "videos": videos, "notes": notes()}
+    write_json(output / "testing.json", result)
 
 
 @script(memory="a smaller --BatchSize, or --precision bf16", several=True)
@@ -284,9 +204,16 @@ def main(argv: list[str] | None = None) -> None:
         require_fitting(dataset.size, opt)
     metadata = {"data": "synthetic" if generated else str(root), "model": str(path.absolute())}
     metadata |= {"model_sha256": digest(path), "device": device.type, "settings": plain_settings(opt)}
-    with locked(output), resumable(output):
+    with locked(output), resumable(output / "progress.jsonl"):
         say(f"scoring {root / 'Test'} with {path} ({device}, {opt.precision})")
-        score(output, datasets, scorer, metadata, opt)
+        scores = score(output, datasets, scorer, metadata)
+        if first_process():
+            write_scores(output, datasets, scores, {"method": opt.ModelName, **metadata})
+            for video, dataset in datasets.items() if opt.WorstFrames else ():
+                picture = output / f"maps/{dataset.videos[0]}.jpg"
+                if not picture.is_file():
+                    values, title = np.array(scores[video]), f"{opt.ModelName} on {opt.Dataset}"
+                    draw_worst(picture, scorer, dataset, values, opt.WorstFrames, title)
     say(f"scores of {sum(map(len, datasets.values()))} clips: {output}")
 
 

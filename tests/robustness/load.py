@@ -38,7 +38,8 @@ def _rows(place: Path) -> int:
 def _clips(place: Path) -> int:
     for path in place.glob("out/*/long.npy"):
         return len(np.load(path, allow_pickle=False))
-    return sum(path.stat().st_size // 16 for path in place.glob("out/*/unfinished/long.scoring"))
+    rows = [row for path in place.glob("out/*/progress.jsonl") for row in read_marked_lines(path)[1:]]
+    return sum(len(row[3]) for row in rows if row)
 
 
 class Case(NamedTuple):

@@ -105,7 +105,7 @@ METHODS = [
         MEMAE + "--BatchSize 2 --SnapInterval 2 --SaveCheckInterval 99 --EpochNum {epochs}",
         f"models/model_{MODEL}/{MODEL}_resume.pt", "--BatchSize", _videos,
         "memae.script_testing", MEMAE + "--OutRoot {place}/out --BatchSize 8",
-        lambda place: write_video(place / "data/stripes/Test/long", 400), "*/unfinished/long.scoring",
+        lambda place: write_video(place / "data/stripes/Test/long", 400), "*/progress.jsonl",
     ),
     Method(
         "riad", "riad.run",
