@@ -119,9 +119,11 @@ def read_progress(path: Path, key: Any, fingerprints: dict[str, str]) -> list[An
     for row in lines if first == key else ():
         if row is None:
             say(f"{path} has a damaged line: its clips are scored again")
-        elif row == DONE or (fingerprints.get(row[0]) == row[1] and row[2] == counts[row[0]]):
+        elif row == DONE:
             rows.append(row)
-            counts[row[0]] = counts.get(row[0], 0) + len(row[-1])
+        elif fingerprints.get(row[0]) == row[1] and row[2] == counts[row[0]]:
+            rows.append(row)
+            counts[row[0]] += len(row[3])
     return rows
 
 
@@ -143,7 +145,9 @@ def score(
         scores[video] += values
     done = DONE in rows and all(len(scores[video]) == len(dataset) for video, dataset in datasets.items())
     if rows:
-        say(f"resuming: {sum(map(len, scores.values()))} of {sum(map(len, datasets.values()))} clips are scored already")
+        say(
+            f"resuming: {sum(map(len, scores.values()))} of {sum(map(len, datasets.values()))} clips are scored already"
+        )
     with atomic_write(path, "w") as file:
         file.writelines(map(marked_line, [key, *(row for row in rows if done or row != DONE)]))
     step = max(PART // scorer.batch_size, 1) * scorer.batch_size * distributed.size()

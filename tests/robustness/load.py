@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from common.cli import ArgumentParser, number, say, script
-from common.files import UserError, require_writable, write_json
+from common.files import UserError, read_marked_lines, require_writable, write_json
 from tests.robustness.methods import CYCLE, METHODS, Method
 
 
