@@ -120,28 +120,22 @@ SCRIPTS = {
     "main": (
         "Train CS-Flow on the good images of a class and evaluate it on the test images.",
         "--dataset_path my_data --class_name bottle --modelname bottle",
-        DEFAULTS.keys() - {"checkpoint"},
-        "output_path",
+        DEFAULTS.keys() - {"checkpoint"}, "output_path",
     ),
     "extract_features": (
         "Extract and store the features of all images of a class.",
-        "--dataset_path my_data --class_name bottle",
-        FEATURES,
-        "feature_path",
+        "--dataset_path my_data --class_name bottle", FEATURES, "feature_path",
     ),
     "evaluate": (
-        "Evaluate a saved model on the test images of its class.",
-        "--modelname bottle --report",
-        {*FEATURES, *TRAINED, "pre_extracted", "map_every", "map_columns", "report"},
-        "output_path",
+        "Evaluate a saved model on the test images of its class.", "--modelname bottle --report",
+        {*FEATURES, *TRAINED, "pre_extracted", "map_every", "map_columns", "report"}, "output_path",
     ),
     "score": (
-        "Score a folder of images without labels with a saved model.",
-        "--modelname bottle --images my_new_images",
+        "Score a folder of images without labels with a saved model.", "--modelname bottle --images my_new_images",
         {*TRAINED, "max_pixels", *MACHINE},
     ),
     "export": ("Write a saved model, with its extractor, as an ONNX file.", "--modelname bottle", TRAINED),
-}
+}  # fmt: skip
 
 
 class Config(Namespace):

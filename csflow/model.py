@@ -68,29 +68,22 @@ def from_efficientnet_pytorch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The head, which features do not need, is left out.
     """
-    names = {"_conv_stem.": "features.0.0.", "_bn0.": "features.0.1."}
-    block = 0
+    parts = (
+        "_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2",
+    )  # fmt: skip
+    names, block = {"_conv_stem": "features.0.0", "_bn0": "features.0.1"}, 0
     for stage, repeats in enumerate((3, 5, 5, 7, 7, 9, 3), start=1):
         for position in range(repeats):
-            theirs, ours = f"_blocks.{block}.", f"features.{stage}.{position}.block."
-            first = 0 if stage == 1 else 1  # the blocks of the first stage have no expansion
-            if first:
-                names |= {f"{theirs}_expand_conv.": f"{ours}0.0.", f"{theirs}_bn0.": f"{ours}0.1."}
+            ours = ["0.0", "0.1", "1.0", "1.1", "2.fc1", "2.fc2", "3.0", "3.1"]
+            if stage == 1:  # its blocks have no expansion
+                ours = ["0.0", "0.1", "1.fc1", "1.fc2", "2.0", "2.1"]
             names |= {
-                f"{theirs}_depthwise_conv.": f"{ours}{first}.0.",
-                f"{theirs}_bn1.": f"{ours}{first}.1.",
-                f"{theirs}_se_reduce.": f"{ours}{first + 1}.fc1.",
-                f"{theirs}_se_expand.": f"{ours}{first + 1}.fc2.",
-                f"{theirs}_project_conv.": f"{ours}{first + 2}.0.",
-                f"{theirs}_bn2.": f"{ours}{first + 2}.1.",
+                f"_blocks.{block}.{part}": f"features.{stage}.{position}.block.{name}"
+                for part, name in zip(parts[-len(ours) :], ours)
             }
             block += 1
-    renamed = {}
-    for key, value in state.items():
-        module, parameter = key.rsplit(".", 1)
-        if f"{module}." in names:
-            renamed[names[f"{module}."] + parameter] = value
-    return renamed
+    split = {key: key.rpartition(".") for key in state}
+    return {f"{names[module]}.{end}": state[key] for key, (module, _, end) in split.items() if module in names}
 
 
 class EfficientNetLite0(nn.Module):
