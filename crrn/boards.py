@@ -39,9 +39,9 @@ def data_folder(name: str | None) -> Path:
     if name is None:
         return own
     bare = len(path.parts) == 1 and path.name not in ("", "..")
+    if path.is_dir() and bare and own.is_dir() and not own.samefile(path):
+        note(f"--data {name} is {path.resolve()}, not {own}")
     if path.is_dir():
-        if bare and own.is_dir() and not own.samefile(path):
-            note(f"--data {name} is {path.resolve()}, not {own}")
         return path
     if bare and not path.exists() and (path.name in CYCLES or own.is_dir()):
         return own
@@ -88,16 +88,6 @@ class Boards:
 
     def __len__(self) -> int:
         return len(self.volume)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Row of each pad's pixel, (N, P) int64."""
-        return self.y.astype(np.int64)
-
-    @property
-    def columns(self) -> np.ndarray:
-        """Column of each pad's pixel, (N, P) int64."""
-        return self.x.astype(np.int64)
 
 
 def is_synthetic(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from common.files import UserError
 MODES = ("ConvLSTM", "ConvConjLSTM", "ConvSTLSTM")
 MODELS = ["".join(parts) for parts in product(MODES, ("", "_a"), ("", "_textbook"))]  # as compare.py calls them
 HELD_OUT = 0.3
+FIRST = "the first one is used"
 SEED = {"type": whole(0, 2**32 - 1), "default": 0}
 # What must agree for a training to be resumed; the first ones also for its result to be used.
 MODEL = ("mode", "is_attn", "n_layers", "gates", "protocol")
@@ -24,10 +25,11 @@ def _add_data(parser: ArgumentParser) -> None:
     add("--cycle", type=whole(2), help="boards between two stencil cleanings; unset: 10 for jabil, else 20")
 
 
-def _add_machine(parser: ArgumentParser, result: str, gpu_ids: list[int], several: str) -> None:
-    """result: the default of --result; several: what is done with more than one GPU."""
+def _add_machine(parser: ArgumentParser, gpu_ids: list[int], several: str, result: str, *names: str) -> None:
+    """several: what is done with more than one GPU; result: the default of --result; names: its other names."""
     group = parser.add_argument_group("machine and files")
-    group.add_argument("--result", type=Path, help=f"folder for models and results; unset: {result} in the data folder")
+    folder = f"folder for models and results; unset: {result} in the data folder"
+    group.add_argument("--result", *names, type=Path, help=folder)
     add = group.add_mutually_exclusive_group().add_argument
     add("--gpu_ids", type=whole(0), nargs="+", default=gpu_ids, help=f"GPUs; {several}")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
@@ -35,9 +37,9 @@ def _add_machine(parser: ArgumentParser, result: str, gpu_ids: list[int], severa
 
 
 def _add_model(
-    parser: ArgumentParser, gpu_ids: list[int], several: str = "the first one is used", held_out: float | None = None
+    parser: ArgumentParser, gpu_ids: list[int], *names: str, several: str = FIRST, held_out: float | None = None
 ) -> None:
-    """The options that say which model of which data is meant, and where it runs."""
+    """The options that say which model of which data is meant, and where it runs; names: other ones of --result."""
     _add_data(parser)
     add = parser.add_argument_group("network").add_argument
     cell = "recurrent cell (the authors' ConvGridLSTM was never published)"
@@ -53,7 +55,7 @@ def _add_model(
     unset = "" if held_out else f"; unset: the trained model's, or {HELD_OUT}"
     share = f"share of the measured cycles not trained on{unset}"
     add("--held_out", type=number(0.01, 0.99), default=held_out, help=share)
-    _add_machine(parser, "result/", gpu_ids, several)
+    _add_machine(parser, gpu_ids, several, "result/", *names)
 
 
 def parse_preprocessing(argv: list[str] | None = None) -> Namespace:
@@ -73,7 +75,7 @@ def parse_train(argv: list[str] | None = None) -> Namespace:
         description="Train CRRN on the boards of a data set.",
         example="python crrn/1_train.py --data my_boards --cycle 20 --protocol measured --num_epochs 3 --lr 1e-3",
     )
-    _add_model(parser, [0, 1, 2, 3], "a process on each", HELD_OUT)
+    _add_model(parser, [0, 1, 2, 3], "--output", several="a process on each", held_out=HELD_OUT)
     add = parser.add_argument_group("training").add_argument
     add("--batch_size", type=whole(1), default=5, help="sequences per step")
     add("--num_instance", type=whole(1), default=500, help="sequences per epoch")
@@ -98,7 +100,7 @@ def parse_test(argv: list[str] | None = None) -> Namespace:
         description="Count which injected anomalies a trained CRRN finds.",
         example="python crrn/2_test_model.py --data my_boards --cycle 20 --protocol measured --report",
     )
-    _add_model(parser, [1, 2, 3])
+    _add_model(parser, [1, 2, 3], "--output")
     add = parser.add_argument_group("testing").add_argument
     add("--batch_size", type=whole(1), default=20, help="sequences at once")
     sets = "sequences to inject anomalies into: drawn ones or measured cycles held out; unset: as --protocol"
@@ -140,7 +142,7 @@ def parse_compare(argv: list[str] | None = None) -> tuple[Namespace, list[str], 
     add = parser.add_argument_group("training and testing").add_argument
     for name in ("--n_layers", "--held_out", "--precision"):
         add(name, help="as in 1_train.py; unset: as there")
-    _add_machine(parser, "compare/", [0], "the first one is used")
+    _add_machine(parser, [0], FIRST, "compare/", "--output")
     options, training = parser.parse_known_args(argv)
     for option in [word.split("=")[0] for word in training]:
         if option in ("--mode", "--is_attn", "--gates", "--protocol", "--seed", "--test_set"):

@@ -141,25 +141,21 @@ def preprocess(folder: Path, cycle: int, seed: int = 0, output: Path | None = No
         raise UserError(f"{there}, fewer than one cycle of {cycle} (--cycle)")
     boards = replace(boards, **{name: getattr(boards, name)[:whole] for name in ("x", "y", "volume", "files")})
     volume, pad_ids = torch.from_numpy(boards.volume), boards.pad_ids.tolist()  # (N, P)
-    _note_left_out(files, cycle, pad_ids, list(zip(boards.rows[0].tolist(), boards.columns[0].tolist())), volume)
+    rows, columns = (torch.from_numpy(mm).long() for mm in (boards.y, boards.x))  # of the pads' pixels, (N, P)
+    _note_left_out(files, cycle, pad_ids, list(zip(rows[0].tolist(), columns[0].tolist())), volume)
     normalised, mean, std = normalise(volume, volume, pad_ids, folder, "from board to board")
     by_age = normalised.unflatten(0, (-1, cycle)).transpose(0, 1).contiguous()  # (cycle, n, P)
     if by_age[0].numel() < 2:
         raise UserError(f"{folder}: one pad on one cycle of boards has no spread at an age; at least two are needed")
     means, stds = [v.mean().item() for v in by_age], [v.std().item() for v in by_age]
 
-    rows = (
-        (t, pad - 1, x, y, vol, group, norm, t % cycle)
-        for t in range(whole)
-        for pad, x, y, vol, group, norm in zip(
-            pad_ids, boards.x[t].tolist(), boards.y[t].tolist(), volume[t].tolist(), boards.groups,
-            normalised[t].tolist(),
-        )
-    )  # fmt: skip
-    write_csv(output / "df_info.csv", list(COLUMNS), rows)
+    times, ids = np.arange(whole).repeat(len(pad_ids)), np.tile(boards.pad_ids - 1, whole)
+    values = [array.ravel().tolist() for array in (times, ids, boards.x, boards.y, volume)]
+    cells = [*values, boards.groups * whole, normalised.ravel().tolist(), (times % cycle).tolist()]
+    write_csv(output / "df_info.csv", list(COLUMNS), zip(*cells))
     generator = torch.Generator().manual_seed(seed)
     drawn = draw_sequences(whole // cycle, len(pad_ids), means, stds, generator)  # (n, cycle, P)
-    at = (torch.from_numpy(pixel).unflatten(0, (-1, cycle)) for pixel in (boards.rows, boards.columns))
+    at = [pixel.unflatten(0, (-1, cycle)) for pixel in (rows, columns)]
     checkpoint.write(output / "test_pcbs.pt", place(drawn, *at, layout.height, layout.width))
     info = {"mean": means, "std": stds, "height": layout.height, "width": layout.width}
     checkpoint.write(output / "pcb_info.pt", {**info, "pcb_mean": mean, "pcb_std": std, "inputs": inputs})

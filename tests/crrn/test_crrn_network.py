@@ -178,7 +178,6 @@ from torch import nn
 from model.core_module.ConvConjLSTM import ConvConjLSTM as ConvLSTM
 from model.SpatialAttention import SpatialAttention
 
-
 class StackedConvLSTM(nn.Module):
     def __init__(self, mode, channel, kernel, n_layers, is_attn=False):
         super().__init__()
@@ -186,25 +185,20 @@ class StackedConvLSTM(nn.Module):
         self.kernel = kernel
         self.n_layers = n_layers
         self.is_attn = is_attn
-
         conv_lstm = [ConvLSTM(channel, kernel, 2)]
         for _ in range(1, n_layers):
             conv_lstm.append(ConvLSTM(channel, kernel))
         self.conv_lstm = nn.Sequential(*conv_lstm)
         if is_attn:
             self.s_attn = nn.ModuleList(SpatialAttention(channel, kernel) for _ in range(n_layers))
-
     def forward(self, inputs, hiddens=None):
         steps = inputs.size(1)
         if hiddens is None:
             hiddens = [None for i in range(self.n_layers)]
-
         xm = [[inputs[:, j], None] for j in range(steps)]
-
         attns = None
         if self.is_attn:
             attns = []
-
         for i in range(self.n_layers):
             ym = []
             if self.is_attn:
@@ -212,54 +206,40 @@ class StackedConvLSTM(nn.Module):
             h_mask = None
             for j in range(steps):
                 h, c = self.conv_lstm[i](xm[j], hiddens[i])
-
                 if type(h) is tuple:
                     h_up, h = h
                 else:
                     h_up = h
-
                 if type(c) is tuple:
                     c, m = c
                 else:
                     m = c
-
                 if self.is_attn:
                     h, a = self.s_attn[i](h)
                     attn.append(a)
-
                 if self.training:
                     if h_mask is None:
                         h_mask = h.new(*h.size()).bernoulli_(0.8).div(0.8)
                         h = h * h_mask
-
                 ym.append([h_up, m])
                 hiddens[i] = [h, c]
-
             if self.is_attn:
                 attns.append(attn)
-
             xm = ym
-
         return hiddens, attns
-
 
 class wrapper_class(nn.Module):
     def __init__(self, mode, channels, kernels, n_layers, is_attn):
         super(wrapper_class, self).__init__()
-
         self.channels = channels
         self.kernels = kernels
         self.conv_lstm = StackedConvLSTM(mode, channels[-1], kernels[-1], n_layers, is_attn)
-
     def forward(self, inputs):
         hidden, attns = self.conv_lstm(inputs)
-
         return hidden, attns
-
 
 if __name__ == "__main__":
     from model.ConvRRN import StackedConvLSTM as Ours
-
     for attention in (False, True):
         torch.manual_seed(0)
         wrapper = wrapper_class("ConvConjLSTM", [1, 6, 6], [5, 5], 2, attention)
