@@ -5,19 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import (
-    MAX_PIXELS,
-    MAX_VALUE,
-    PRECISIONS,
-    REPORT_HELP,
-    YES_NO,
-    ArgumentParser,
-    add_scoring_options,
-    number,
-    positive,
-    share,
-    whole,
-)
+from common import cli
+from common.cli import ArgumentParser, number, positive, share, whole
 from common.files import UserError, require_like, using
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +47,7 @@ def _add_machine_options(parser: ArgumentParser) -> None:
     add("--gpu", help="GPU to use; torchrun: one for each process, such as 2,3; unset: 0")
     add("--ngpu", type=whole(0, 1024), default=1, help="0: the CPU; above 1: accepted, unused (torchrun takes several)")
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    add("--max_pixels", **MAX_PIXELS)
+    add("--max_pixels", **cli.MAX_PIXELS)
     add("--batch_score", type=whole(1, 65536), help=_both("batch_score", "images scored at once"))
 
 
@@ -78,7 +67,7 @@ def build_parser() -> ArgumentParser:
     add("--train_images", type=whole(0), default=0, help=first.format("normal images to train"))
     add("--eval_images", type=whole(0), default=0, help=first.format("of the labelled validation images"))
     add("--validation_share", type=share, default=0.2, help="of the good images, where labels choose no epoch")
-    add("--max_value", **MAX_VALUE)
+    add("--max_value", **cli.MAX_VALUE)
     add("--img_size", type=whole(1, 4096), help="side in pixels; unset: mnist 28 (paper: 32), mvtec 256")
 
     add = parser.add_argument_group("masks").add_argument
@@ -100,12 +89,12 @@ def build_parser() -> ArgumentParser:
     add("--weight_decay", type=number(0), help=_both("weight_decay", "weight decay"))
     add("--batch", type=whole(1, 65536), help=_both("batch", "images per batch"))
     add("--epochs", type=whole(1), default=300, help="passes over the training images")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the network's passes")
+    add("--precision", choices=cli.PRECISIONS, default="fp32", help="of the network's passes")
     add("--deterministic", action="store_true", help="on a GPU: the same numbers every time, more slowly")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="of weights, batches, masks and the validation share")
     add("--save_every", type=number(0), default=60.0, help="seconds between saves for resuming")
-    add("--resume", **YES_NO, default=True, help="resume an interrupted training; no: start again in its place")
+    add("--resume", **cli.YES_NO, default=True, help="resume an interrupted training; no: start again in its place")
 
     add = parser.add_argument_group("scores and verdicts").add_argument
     add("--smooth", type=whole(1), help=_both("smooth", "side of the mean filter over anomaly maps, pixels, odd"))
@@ -114,7 +103,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=HERE, help="folder for Checkpoint, results_tr, results_te and result.json")
     add("--figures_every", type=whole(0), default=1, help="epochs between pictures; 0: none")
-    add("--report", action="store_true", help=REPORT_HELP)
+    add("--report", action="store_true", help=cli.REPORT_HELP)
     _add_machine_options(parser)
     return parser
 
@@ -174,7 +163,7 @@ def require_cells(size: tuple[int, int], k: int, n: int) -> None:
 def from_stored(stored: Mapping[str, Any], path: Path) -> Namespace:
     """Settings with which the network in the checkpoint `path` scores; UserError where they make no sense."""
     with using(path, "riad"):
-        if stored["algorithm"] not in DEFAULTS or stored["precision"] not in PRECISIONS or not stored["list_k"]:
+        if stored["algorithm"] not in DEFAULTS or stored["precision"] not in cli.PRECISIONS or not stored["list_k"]:
             raise ValueError(f"algorithm {stored['algorithm']!r}, {stored['precision']!r}, list_k {stored['list_k']}")
         usual = vars(parse(["--algorithm", stored["algorithm"]]))
         used = {name: stored[name] for name in SCORING}
@@ -194,10 +183,10 @@ def parse_score(argv: list[str] | None = None) -> Namespace:
         example="python riad/score.py --images my_new_images "
         "--checkpoint bottle/Checkpoint/model_2_best_val_loss.pth --output scores",
     )
-    add_scoring_options(parser, "scores/<folder's name> beside the checkpoint's")
+    cli.add_scoring_options(parser, "scores/<folder's name> beside the checkpoint's")
     add = parser.add_argument_group("network, verdicts and precision").add_argument
     add("--checkpoint", type=Path, help="trained network; unset: the one that validation chose, in riad/Checkpoint")
     add("--fpr", type=share, help="share of good images that the threshold may call defective; unset: as in training")
-    add("--precision", choices=PRECISIONS, help="of the network's passes; unset: as in training, and as the threshold")
+    add("--precision", choices=cli.PRECISIONS, help="of the network's passes; unset: as in training")
     _add_machine_options(parser)
     return parser.parse_args(argv)

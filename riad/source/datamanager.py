@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 import zlib
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from common.cli import progress, say
-from common.files import UserError, reason
+from common.files import UserError, reason, temporary_folder
 from common.images import Sample, fingerprint, mvtec_dataset, note_squeezed, read_image
 from riad.options import HERE
 
@@ -133,10 +132,9 @@ def _download(root: Path) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds; without it, a silent server would hold us forever
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".downloading-", dir=root) as temporary:
+        with temporary_folder(root) as temporary:
             MNIST(temporary, download=True)
-            Path(temporary, "MNIST").rename(root / "MNIST")
+            (temporary / "MNIST").rename(root / "MNIST")
     except (OSError, HTTPException, RuntimeError) as error:
         words = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())  # torchvision's lines
         raise UserError(

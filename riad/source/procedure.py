@@ -67,7 +67,8 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
                 optimizer.param_groups[0]["lr"] = learning_rate(settings.mode_lr, settings.lr, trained)
                 (x, share), (masks, _) = distributed.weighted_share(x), distributed.weighted_share(masks)
                 with autocast(device, settings.precision):
-                    outputs = agent.inpaint(x, masks)  # forward, f(mask x)  (B, n, C, H, W)
+                    outputs = agent.inpaint(x, masks)  # f(mask x)  (B, n, C, H, W)
+                # repo: of each output; paper: of the sum over masks of (1 - mask) f(mask x), section 3.1
                 l2, msgms, ssim = (share * value for value in agent.losses(x, outputs, masks))
                 loss = weight_l2 * l2 + weight_msgms * msgms + weight_ssim * ssim  # section 3.3
                 training.record(len(rows), loss=loss, l2=l2, ssim=ssim, msgms=msgms)
@@ -85,12 +86,11 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
 
 def state_to_resume(settings: Namespace, data: DataSet, steps_per_batch: int) -> dict[str, Any] | None:
     """What the training of this output was saved with, None where it starts; UserError where it cannot go on."""
-    folder = settings.output / PATH_CKPT
-    path = folder / STATE
+    path = settings.output / PATH_CKPT / STATE
     if not settings.resume:
         return None
     if not path.exists():
-        if any(folder.glob("*.pth")) or (settings.output / "result.json").exists():
+        if any(path.parent.glob("*.pth")) or (settings.output / "result.json").exists():
             otherwise = "give another --output, or --resume no to replace them"
             raise UserError(f"{settings.output} holds results that cannot be resumed: {otherwise}")
         return None

@@ -20,12 +20,11 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
     def column(i: int) -> Column:
         """Test image i as the network sees it."""
         images = part.images[[i]]
-        anomaly_map = agent.score(images)[1][0].cpu().numpy()
+        seen = picture(images[0]), agent.score(images)[1][0].cpu().numpy()
         if part.samples is None:
-            return picture(images[0]), anomaly_map, f"{data.class_names[part.classes[i]]} ({part.names[i]})", None
+            return *seen, f"{data.class_names[part.classes[i]]} ({part.names[i]})", None
         mask, size = part.samples[i].mask, image_size(part.samples[i].path)
-        name = part.names[i].removeprefix("test/")
-        return picture(images[0]), anomaly_map, name, read_mask(mask, size) if mask else None
+        return *seen, part.names[i].removeprefix("test/"), read_mask(mask, size) if mask else None
 
     images, model = result["images"], result["models"][result["name_best"]]
     good = int((part.labels == 0).sum())

@@ -1,6 +1,5 @@
 """RIAD's scripts on bad input."""
 
-import gzip
 import math
 import shutil
 
@@ -74,17 +73,11 @@ def numbers(array, kind=8):
 
 
 IDX = {
-    "one dimension": numbers(np.zeros(20, np.uint8)), "200 dimensions": spoil.holding(b"\0\0\x08\xc8" + bytes(900)),
-    "no image": numbers(np.zeros((0, 28, 28), np.uint8)), "floats": numbers(np.zeros((20, 28, 28), ">f4"), 13),
-    "an unknown kind": numbers(np.zeros((20, 28, 28), np.uint8), 7),
-    "an image less": numbers(np.zeros((19, 28, 28), np.uint8)),
+    "200 dimensions": spoil.holding(b"\0\0\x08\xc8" + bytes(900)), "one dimension": numbers(np.zeros(20, np.uint8)),
+    "floats": numbers(np.zeros((20, 28, 28), ">f4"), 13), "an image less": numbers(np.zeros((19, 28, 28), np.uint8)),
     "more than there is": spoil.holding(b"\0\0\x08\x03" + b"\xff\xff\xff\xff" * 3 + bytes(100)),
-    "compressed": spoil.changed(gzip.compress),
 }  # fmt: skip
-DIGITS = {
-    "digit 10": numbers(np.full(20, 10, np.uint8)), "a label less": numbers(np.zeros(19, np.uint8)),
-    "two dimensions": numbers(np.zeros((20, 2), np.uint8)), "signed": numbers(np.full(20, -1, np.int8), 9),
-}  # fmt: skip
+DIGITS = {"digit 10": numbers(np.full(20, 10, np.uint8)), "two dimensions": numbers(np.zeros((20, 2), np.uint8))}
 NETWORK = {  # of score.py's and export.py's --checkpoint
     **spoil.ANY, **some(spoil.CHECKPOINT, "malicious pickle", "malicious pickle in torch's archive", "program"),
     **some(spoil.OURS, "newer format", "no kind"),
@@ -95,15 +88,12 @@ NETWORK = {  # of score.py's and export.py's --checkpoint
 CASES = [
     *options(
         "run",
-        ("--mode_optim lion", "lion"), ("--disjoint_n 50", "49 cells"),
-        ("--list_k 4 29", "1 cells of 29"), ("--img_size 15", "--img_size 15"), "--ksize 4", "--smooth 21",
-        ("--nn 1000 --algorithm paper", "--nn"), (f"--smooth 20 {PAPER}", "--smooth 20"),
-        (f"--img_size 40 {PAPER}", "multiple of 16"), (f"--img_size 16 {PAPER}", "32 to"),
-        (f"--eval_images 9 {PAPER}", "repo"), "--gpu x", "--device tpu", "--filters 1 2",
-        "--lr nan", "--weights 0 0 0",
-        "--select_norm 10", ("--select_norm 7", "--select_norm 7"), "--learning_rate 1",
-        ("--validation_share 0.3", "--eval_images"), ("--eval_images 1", "--eval_images 1"),
-        ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"),
+        ("--mode_optim lion", "lion"), ("--disjoint_n 50", "49 cells"), ("--list_k 4 29", "1 cells of 29"), "--ksize 4",
+        ("--nn 1000 --algorithm paper", "--nn"), (f"--smooth 20 {PAPER}", "--smooth 20"), "--smooth 21", "--lr nan",
+        (f"--img_size 40 {PAPER}", "multiple of 16"), (f"--img_size 16 {PAPER}", "32 to"), "--img_size 15", "--gpu x",
+        (f"--eval_images 9 {PAPER}", "repo"), "--filters 1 2", "--weights 0 0 0", "--learning_rate 1",
+        ("--device tpu", "tpu"), ("--select_norm 10", "10"), ("--select_norm 7", "7"), ("--eval_images 1", "1"),
+        ("--validation_share 0.3", "--eval_images"), ("--precision fp16", "fp16"), ("--sync_bn", "--sync_bn"),
         ("--data_path here --dataset digits", "--data_path"), ("--max_value 4095", "mvtec"),
         ("--lr 1e-3", "lr 0.0005, not 0.001"), ("--select_norm 2", "select_norm 1, not 2"),
         ("--output {place}/data/brick/SYNTHETIC", "SYNTHETIC"), (f"--output {LONG}", "too long"),
@@ -167,12 +157,7 @@ CASES = [
         "a tensor for settings": entry("settings", torch.zeros(2)), "images of a terapixel": setting(img_size=10**6),
     }),
     *files("score", BEST, {"a terabyte of weights": setting(filters=[65536] * 4)}, "does not fit the model"),
-    *options(
-        "export",
-        "--fpr 0", ("--checkpoint {place}/none.pth", "none.pth"), ("--checkpoint {place}/out", "folder"),
-        ("--checkpoint {place}/" + IMAGE, "000.png"), (f"--checkpoint {LONG}", "too long"),
-        ("--chekpoint x", "--checkpoint"), "--precision bf16",
-    ),
+    *options("export", "--fpr 0", ("--checkpoint {place}/none.pth", "none.pth"), "--precision bf16"),
     *exports("export", BEST),
     *files("export", BEST, {
         **NETWORK, **some(spoil.parameters("model"), "NaN among parameters", "a parameter is missing"),
