@@ -31,6 +31,7 @@ def test_two_processes(tmp_path):
         assert "--sync_bn" in result["refusal"]
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_all():
     """At once, not after the day for which processes wait for one another."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", PROGRAM, "fails"]

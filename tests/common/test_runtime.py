@@ -1,6 +1,7 @@
 """What users meet at run time: one line instead of a traceback, exit statuses, devices, progress, a clean stop."""
 
 import argparse
+import ctypes
 import os
 import random
 import signal
@@ -26,7 +27,7 @@ from common.cli import (
     yes_no,
 )
 from common.files import UserError
-from common.runtime import autocast, channels_last, pick_device, seed_all
+from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,8 +70,8 @@ def warnings_as_before(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
 
-def raising(error: BaseException | None):
-    @script(several=True)
+def raising(error: BaseException | None, **options):
+    @script(several=True, **options)
     def main(argv=None):
         if error is not None:
             raise error
@@ -104,22 +105,15 @@ def test_exit_status_and_one_line(capsys, error, status, message):
     assert capsys.readouterr() == ("", message)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_memory_that_is_short_on_a_gpu_names_the_scripts_options(capsys):
+    for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
-    ],
-)
-def test_memory_that_is_short_on_a_gpu_names_the_scripts_options(capsys, error):
-    @script(memory="a smaller --batch_size")
-    def main(argv=None):
-        raise error
-
-    assert main([]) == 2
-    assert capsys.readouterr().err == "error: not enough memory on the GPU: try a smaller --batch_size\n"
+    ):
+        assert raising(error, memory="a smaller --batch_size")([]) == 2
+        assert capsys.readouterr().err == "error: not enough memory on the GPU: try a smaller --batch_size\n"
 
 
 def test_names_that_are_no_text_can_be_printed():
@@ -176,12 +170,6 @@ def test_ctrl_c_during_slow_imports_leaves_no_traceback():
         [sys.executable, "-c", "import common; raise KeyboardInterrupt"], cwd=ROOT, capture_output=True, timeout=60
     )
     assert done.returncode == -signal.SIGINT and done.stderr == b"stopped\n"
-
-
-def test_script_passes_arguments_and_status_and_keeps_the_programs_own_errors():
-    assert script(lambda argv: len(argv))(["a", "b", "c"]) == 3
-    with pytest.raises(ZeroDivisionError):
-        raising(ZeroDivisionError())([])
 
 
 def test_a_process_ends_without_traceback_when_its_reader_has_gone():
@@ -309,6 +297,7 @@ def test_tf32_is_asked_for(capsys):
     assert capsys.readouterr().out == "--precision tf32 is of NVIDIA GPUs: on cpu it means fp32\n"
 
 
+@pytest.mark.slow  # imports for seconds
 def test_deterministic_algorithms_are_asked_for(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     for asked in (True, False):
@@ -317,24 +306,17 @@ def test_deterministic_algorithms_are_asked_for(monkeypatch):
     assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
 
 
-def test_layouts():
+def test_layouts_and_seeds():
     """On Apple's MPS, channels last have been wrong."""
     assert channels_last(torch.device("cuda:1")) == channels_last(torch.device("cpu")) == torch.channels_last
     assert channels_last(torch.device("cpu"), 5) == torch.channels_last_3d
     assert channels_last(torch.device("mps")) == channels_last(torch.device("mps:0"), 5) == torch.contiguous_format
 
+    def draws(seed):
+        seed_all(seed)
+        return random.random(), *np.random.random(3), *torch.rand(3).tolist()
 
-def test_seed_all_repeats_every_generator():
-    def draws():
-        return random.random(), np.random.random(3).tolist(), torch.rand(3).tolist()
-
-    seed_all(3)
-    first = draws()
-    seed_all(4)
-    assert all(one != two for one, two in zip(draws(), first))
-    seed_all(3)
-    assert draws() == first
-    seed_all(2**32 + 1)  # more than NumPy takes
+    assert draws(3) == draws(3) and not {*draws(3)} & {*draws(2**32 + 1)}  # more than NumPy takes
 
 
 @pytest.fixture
@@ -474,3 +456,37 @@ def test_types_of_options():
 def test_counts_and_their_words():
     found = [number_of(count, "pad") for count in (0, 1)] + [number_of(n, "file is", "files are") for n in (1, 2)]
     assert found == ["0 pads", "1 pad", "1 file is", "2 files are"]
+
+
+CODE = """
+import resource, sys
+import numpy as np
+from common.runtime import reuse_memory
+if sys.argv[1] == "keep" and not reuse_memory():
+    sys.exit(3)
+def touch():
+    return np.ones(16_000_000, np.float32).sum()  # 64 MB
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode):
+    run = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, timeout=60)
+    if run.returncode == 3:
+        pytest.skip("the C library has no mallopt")
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+@pytest.mark.slow
+def test_kept_memory_is_used_again():
+    assert faults("keep") < 100
+
+
+def test_without_glibc_it_says_no(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert reuse_memory() is False

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def run(
     def read_one(name):
         text = paths[name].read_text()
         if text == "broken":
-            raise UserError("broken")
+            raise UserError(f"{name} is\nbroken" if "\x1b" in name else "broken")
         return np.full((4, 6, 3), int(text), np.uint8)
 
     def compute(images):
@@ -210,28 +211,31 @@ def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):
     (place / "images/part/2.png").write_text("2")
     run(place)
 
-    def stopped(*_):
-        raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "_save_pictures", stopped)
+        interrupt_drawing(patch, 1)
         assert run(place, pixel_threshold=2.5) == (130, []) and not any(path.exists() for path in kept)
     assert run(place, pixel_threshold=2.5) == (0, []) and run(place, pixel_threshold=2.5) == (0, [])
 
 
-def test_full_maps_come_from_the_networks(place, monkeypatch):
-    run(place)
+def interrupt_drawing(monkeypatch, at):
+    """Ctrl-C while the at-th pictures from now on are saved; a function tells how often some were."""
     save, count = scoring._save_pictures, 0
 
     def interrupted(*arguments):
         nonlocal count
         count += 1
-        if count == 3:
+        if count == at:
             raise KeyboardInterrupt
         save(*arguments)
 
     monkeypatch.setattr(scoring, "_save_pictures", interrupted)
-    assert run(place, maps="full") == (130, []) and run(place, maps="full") == (1, []) and count == 3 + 4
+    return lambda: count
+
+
+def test_full_maps_come_from_the_networks(place, monkeypatch):
+    run(place)
+    count = interrupt_drawing(monkeypatch, 3)
+    assert run(place, maps="full") == (130, []) and run(place, maps="full") == (1, []) and count() == 3 + 4
     stored = [np.asarray(Image.open(place / f"out/maps/part/{k}.png.tiff")) for k in (0, 6)]
     assert all(np.array_equal(a, upsample(np.array([[0, k]], np.float32), (4, 6))) for a, k in zip(stored, (0, 6)))
     assert run(place, maps="full", pixel_threshold=2.5) == (1, [])
@@ -264,18 +268,9 @@ def test_another_threshold_judges_without_computing(place):
 
 def test_interrupted_judging_goes_on(place, monkeypatch):
     run(place)
-    save, count = scoring._save_pictures, 0
-
-    def interrupted(*arguments):
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        save(*arguments)
-
-    monkeypatch.setattr(scoring, "_save_pictures", interrupted)
+    count = interrupt_drawing(monkeypatch, 3)
     assert run(place, pixel_threshold=2.5)[0] == 130
-    assert run(place, pixel_threshold=2.5) == (1, []) and count == 3 + 4  # not the two that were drawn
+    assert run(place, pixel_threshold=2.5) == (1, []) and count() == 3 + 4  # not the two that were drawn
     assert ((mask(place, "6.png") > 0) == (upsample(np.array([[0, 6]], np.float32), (4, 6)) > 2.5)).all()
 
 
@@ -308,21 +303,16 @@ def test_one_image_does_not_end_the_others(place):
         run(place, score=faulty)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names there have no control characters")
-def test_errors_show_names_without_what_a_terminal_obeys(place):
-    odd = "part/9\x1b[2J.png"
-    (place / "images" / odd).write_text("1")
-
-    def read(name):
-        raise UserError(f"{name} is\nno image")
-
-    assert run(place, read=read)[0] == 1
-    (row,) = (row for row in rows(place) if row["path"] == odd)
-    assert row["error"] == r"part/9\x1b[2J.png is\nno image"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="names there are text")
 def test_names_that_are_no_text(place):
+    control = place / "images/part/9\x1b[2J.png"  # what a terminal obeys
+    control.write_text("broken")
+    run(place)
+    assert [row["error"] for row in rows(place) if row["path"].startswith("part/9")] == [
+        r"part/9\x1b[2J.png is\nbroken"
+    ]
+    control.unlink()
+    shutil.rmtree(place / "out")
     odd = place / "images" / os.fsdecode(b"part/b\xff.png")
     odd.write_text("1")
     assert run(place) == (1, [0, 1, 3, 4, 5, 6, 1])
