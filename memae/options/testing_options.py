@@ -1,5 +1,6 @@
 """Options of script_testing.py, script_eval_video.py and script_export.py."""
 
+from argparse import SUPPRESS
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class TestOptions(BaseOptions):
     ):
         super().__init__(description, example, only, silent)
         add = self.group("testing")
-        add("--Mode", choices=("eval",), default="eval", help="accepted, unused")
+        add("--Mode", choices=("eval",), default="eval", help=SUPPRESS)  # the original's, unused
         add("--BatchSize", type=whole(1), default=1, help="clips per pass")
         add("--ModelRoot", type=Path, default=HERE / "models", help="folder of the trained models")
         add("--ModelFilePath", "--checkpoint", type=Path, help="trained model; unset: <ModelRoot>/<setting>.pt")
@@ -37,7 +38,8 @@ class TestOptions(BaseOptions):
         add("--OutRoot", "--output", type=Path, default=HERE / "results", help="folder of the results")
         worst = "frames per video to draw with their error maps; 0: none"
         add("--WorstFrames", type=whole(0, 1000), default=6, help=worst)
-        add("--report", **YES_NO, default=False, help=f"script_eval_video.py: {REPORT_HELP}")
+        # script_testing.py takes it, too, so that both can be started with the same options.
+        add("--report", **YES_NO, default=False, help=REPORT_HELP if only else SUPPRESS)
 
 
 def evaluation_options() -> TestOptions:

@@ -1,6 +1,6 @@
 """Options of script_training.py."""
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 
 from common.cli import YES_NO, number, positive, whole
@@ -17,7 +17,7 @@ class TrainOptions(BaseOptions):
             "python memae/script_training.py --Dataset mine --BatchSize 6 --EpochNum 40",
         )
         add = self.group("training")
-        add("--Mode", choices=("train",), default="train", help="accepted, unused")
+        add("--Mode", choices=("train",), default="train", help=SUPPRESS)  # the original's, unused
         add("--BatchSize", type=whole(1), default=14, help="clips per step")
         add("--LR", type=positive, default=1e-4, help="Adam's learning rate")
         add("--EpochNum", type=whole(1), default=100, help="passes over the clips")
