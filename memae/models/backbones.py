@@ -16,8 +16,9 @@ from memae.models.convolutions import convolve, longer_than
 from memae.options.base_options import DEPTHS
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per stage
-STEM_CHANNELS = 64
+STEM_CHANNELS, EXPANSION = 64, 4  # EXPANSION: of a bottleneck's channels in its output
 Triple = tuple[int, int, int]
+ONE, SPACE, SPACE_TIME = (1, 1, 1), (1, 3, 3), (3, 3, 3)
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,9 @@ class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, and ReLU unless relu is False."""
 
     def __init__(
-        self,
-        channels_in: int,
-        channels: int,
-        kernel: Triple,
-        stride: Triple = (1, 1, 1),
-        groups: int = 1,
-        eps: float = 1e-5,
-        relu: bool = True,
-    ):
+        self, channels_in: int, channels: int, kernel: Triple, stride: Triple = ONE, *,
+        groups: int = 1, eps: float = 1e-5, relu: bool = True,
+    ):  # fmt: skip
         super().__init__()
         padding = [(k - 1) // 2 for k in kernel]
         self.conv = nn.Conv3d(channels_in, channels, kernel, stride, padding, groups=groups, bias=False)
@@ -76,39 +71,27 @@ class Block(nn.Module):
         self, channels_in: int, width: int, stride: Triple, inflate: bool, bottleneck: bool, plan: Plan, csn_mode: str
     ):
         super().__init__()
-        eps = plan.bn_eps
-        space, space_time = (1, 3, 3), (3, 3, 3)
-        channels = width * expansion(bottleneck)
+        eps, channels = plan.bn_eps, width * (EXPANSION if bottleneck else 1)
         if not bottleneck:
-            kernel = space_time if inflate else space
+            kernel = SPACE_TIME if inflate else SPACE
             self.conv1 = ConvNorm(channels_in, width, kernel, stride, eps=eps)
             self.conv2 = ConvNorm(width, width, kernel, eps=eps, relu=False)
         elif plan.channel_separated:
-            self.conv1 = ConvNorm(channels_in, width, (1, 1, 1), eps=eps)
-            depthwise = ConvNorm(width, width, space_time, stride, groups=width, eps=eps)
-            mixing = [ConvNorm(width, width, (1, 1, 1), eps=eps, relu=False)] if csn_mode == "ip" else []
+            self.conv1 = ConvNorm(channels_in, width, ONE, eps=eps)
+            depthwise = ConvNorm(width, width, SPACE_TIME, stride, groups=width, eps=eps)
+            mixing = [ConvNorm(width, width, ONE, eps=eps, relu=False)] if csn_mode == "ip" else []
             self.conv2 = nn.Sequential(*mixing, depthwise)
-            self.conv3 = ConvNorm(width, channels, (1, 1, 1), eps=eps, relu=False)
         else:
-            self.conv1 = ConvNorm(channels_in, width, (3, 1, 1) if inflate else (1, 1, 1), eps=eps)
-            self.conv2 = ConvNorm(width, width, space, stride, eps=eps)
-            self.conv3 = ConvNorm(width, channels, (1, 1, 1), eps=eps, relu=False)
-        self.downsample = None
-        if stride != (1, 1, 1) or channels_in != channels:
-            self.downsample = ConvNorm(channels_in, channels, (1, 1, 1), stride, eps=eps, relu=False)
-        self.bottleneck = bottleneck
+            self.conv1 = ConvNorm(channels_in, width, (3, 1, 1) if inflate else ONE, eps=eps)
+            self.conv2 = ConvNorm(width, width, SPACE, stride, eps=eps)
+        self.conv3 = ConvNorm(width, channels, ONE, eps=eps, relu=False) if bottleneck else nn.Identity()
+        self.downsample = nn.Identity()
+        if stride != ONE or channels_in != channels:
+            self.downsample = ConvNorm(channels_in, channels, ONE, stride, eps=eps, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C', T', H', W'), not below 0."""
-        out = self.conv2(self.conv1(x))
-        if self.bottleneck:
-            out = self.conv3(out)
-        return F.relu_(out + (x if self.downsample is None else self.downsample(x)))
-
-
-def expansion(bottleneck: bool) -> int:
-    """How many times a block's output has the channels of its inner convolutions."""
-    return 4 if bottleneck else 1
+        return F.relu_(self.conv3(self.conv2(self.conv1(x))) + self.downsample(x))
 
 
 class ResNet3d(nn.Module):
@@ -128,7 +111,7 @@ class ResNet3d(nn.Module):
             for number in range(blocks):
                 stride = (plan.temporal_strides[stage], step, step) if number == 0 else (1, 1, 1)
                 layers.append(Block(channels, width, stride, plan.inflate[stage], bottleneck, plan, csn_mode))
-                channels = width * expansion(bottleneck)
+                channels = width * (EXPANSION if bottleneck else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.channels = channels
 
