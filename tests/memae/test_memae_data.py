@@ -457,9 +457,10 @@ def test_rotation_in_a_videos_header_is_applied(tmp_path, monkeypatch):
     assert turned.getpixel((12, 3)) == (255, 255, 255) and turned.getpixel((3, 3)) == (0, 0, 0)
 
 
-def test_rotation_and_damage_of_a_real_file(tmp_path, capsys):
+def encoded(path):
+    """A video file of 20 frames of 64 x 48, which get lighter, each with a white corner at the upper left."""
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for k in range(20):
@@ -467,8 +468,12 @@ def test_rotation_and_damage_of_a_real_file(tmp_path, capsys):
             pixels[:10, :10] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0)]
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0)]
+
+
+def test_rotation_and_damage_of_a_real_file(tmp_path, capsys):
+    places = encoded(tmp_path / "a.mp4")
     content = bytearray((tmp_path / "a.mp4").read_bytes())
     for start, size in places[5:7]:
         content[start : start + size] = bytes(size)
@@ -478,7 +483,7 @@ def test_rotation_and_damage_of_a_real_file(tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(content)
     found = list(script_img_prep.read_frames(tmp_path / "a.mp4", ""))
     assert [number for number, image in found if image is None] == [6, 7] and len(found) == 20
-    assert "2 frames of" in (said := capsys.readouterr().out) and "the first of them frame 6" in said
+    assert "2 damaged frames of" in (said := capsys.readouterr().out) and "the first of them frame 6" in said
     image = found[0][1]
     assert image.size == (48, 64) and image.getpixel((45, 2))[0] > 200 > 60 > image.getpixel((2, 2))[0]
 
@@ -491,30 +496,17 @@ def test_video_files_need_pyav(tmp_path, capsys, monkeypatch):
 
 
 def test_video_files(tmp_path, capsys):
-    av = pytest.importorskip("av")
-    for name in ("clip.mp4", "whole.avi"):
-        with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream("mpeg4", rate=25)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for k in range(20):
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * k, np.uint8), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-    argv = ["--Test", tmp_path / "clip.mp4", "--DataRoot", tmp_path, "--Dataset", "d", "--Size", 32]
-    assert prep(*argv) == 0
+    encoded(tmp_path / "clip.mp4")
+    encoded(tmp_path / "whole.avi")
+    argv = ["--DataRoot", tmp_path, "--Size", 32, "--Test"]
+    assert prep(*argv, tmp_path / "clip.mp4", "--Dataset", "d") == 0
     frames = sorted((tmp_path / "d/Test/clip").iterdir())
-    assert len(frames) == 20
-    assert abs(int(np.asarray(Image.open(frames[10]))[5, 5]) - 100) < 12
+    assert len(frames) == 20 and abs(int(np.asarray(Image.open(frames[10]))[15, 15]) - 100) < 12
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
-    refused(
-        capsys, script_img_prep.main,
-        ["--Test", tmp_path / "broken.mp4", "--DataRoot", tmp_path, "--Dataset", "e"], "broken.mp4: invalid data",
-    )  # fmt: skip
+    refused(capsys, script_img_prep.main, [*argv, tmp_path / "broken.mp4"], "broken.mp4: invalid data")
     content = (tmp_path / "whole.avi").read_bytes()
-    frames = content.index(b"movi"), content.index(b"idx1")
-    (tmp_path / "cut.avi").write_bytes(content[: sum(frames) // 2])
-    capsys.readouterr()
-    assert prep("--Test", tmp_path / "cut.avi", "--DataRoot", tmp_path, "--Dataset", "cut", "--Size", 32) == 0
+    (tmp_path / "cut.avi").write_bytes(content[: (content.index(b"movi") + content.index(b"idx1")) // 2])
+    assert prep(*argv, tmp_path / "cut.avi", "--Dataset", "cut") == 0
     count = len(list((tmp_path / "cut/Test/cut").iterdir()))
     assert count < 20 and f"cut.avi announces 20 frames, only {count} can be read" in capsys.readouterr().out
 
