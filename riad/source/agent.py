@@ -89,7 +89,7 @@ class Agent:
 
     def inpaint(self, x: Tensor, masks: Tensor) -> Tensor:
         """The network's outputs for `x` (B, C, H, W) under each of its masks (B, n, 1, H, W): (B, n, C, H, W)."""
-        return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (len(x), -1))
+        return self.forward((x[:, None] * masks).flatten(0, 1)).unflatten(0, (x.shape[0], -1))  # not len(x), as below
 
     def losses(self, x: Tensor, outputs: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L2, MSGMS and SSIM loss of the outputs (B, n, C, H, W): repo: of each; paper: of the assembled image."""
@@ -136,7 +136,8 @@ class Agent:
         if self.paper:
             x, y = grey(x), grey(y)
         g = [g_s.repeat_interleave(outputs.shape[1], dim=0) for g_s in magnitudes(x, self.scales)]
-        return msgms_map(g, magnitudes(y, self.scales)).unflatten(0, (len(x), -1)).mean(dim=1)
+        # Not len(x), which would fix the number of images in an ONNX file.
+        return msgms_map(g, magnitudes(y, self.scales)).unflatten(0, (x.shape[0], -1)).mean(dim=1)
 
 
 def assemble(outputs: Tensor, masks: Tensor) -> Tensor:
