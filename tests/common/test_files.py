@@ -40,27 +40,17 @@ def test_atomic_write_makes_folders_and_replaces(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), UserError("no")])
-def test_an_error_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
+def test_an_error_keeps_the_old_file_and_leaves_nothing(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), atomic_write(path, "w") as file:
-        file.write("new")
-        file.flush()
-        assert path.read_text() == "old"
-        raise error
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_error_of_the_system_is_one_line(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(UserError) as caught, atomic_write(path, "w"):
-        raise OSError(28, "No space left on device")
+    for error in (ValueError("no"), KeyboardInterrupt(), UserError("no"), OSError(28, "No space left on device")):
+        with pytest.raises((type(error), UserError)) as caught, atomic_write(path, "w") as file:
+            file.write("new")
+            file.flush()
+            assert path.read_text() == "old"
+            raise error
+        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     assert str(caught.value) == f"cannot write {path}: no space left on device; what was there before is untouched"
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_impossible_places(tmp_path):
@@ -156,29 +146,18 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     assert read_json(path) == json.loads(text)
 
 
-def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, [1])
-    with pytest.raises(TypeError):
-        write_json(path, [2, object()])
-    assert read_json(path) == [1]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"{'a': 1}", b"notes", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("data", [b"", b"{", b"{'a': 1}", b"notes", b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_no_json_is_named(tmp_path, data):
     path = tmp_path / "broken.json"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"broken\.json is not a (JSON file: |text file in UTF-8)") as caught:
+    with pytest.raises(
+        UserError, match=r"broken\.json (is not a (JSON file: |text file in UTF-8)|.*nested too deeply)"
+    ) as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
-
-
-def test_missing_json_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"^cannot read .*nowhere\.json: no such file or directory$"):
-        read_json(tmp_path / "nowhere.json")
-    with pytest.raises(UserError, match="is a directory"):
-        read_json(tmp_path)
+    for place, words in ((tmp_path / "nowhere.json", "no such file or directory"), (tmp_path, "is a directory")):
+        with pytest.raises(UserError, match=f"^cannot read .*{words}$"):
+            read_json(place)
 
 
 def test_csv(tmp_path):
@@ -195,13 +174,6 @@ def test_csv(tmp_path):
         write_csv(path, ["image", "score"], rows())
     assert path.read_bytes().decode() == expected
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_deeply_nested_json_is_refused(tmp_path):
-    path = tmp_path / "deep.json"
-    path.write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"deep\.json .*nested too deeply"):
-        read_json(path)
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
