@@ -177,7 +177,7 @@ def write_scores(
         with atomic_write(file) as target:
             np.save(target, np.array(scores[video]), allow_pickle=False)
         middles = [numbers[len(numbers) // 2] for _, numbers in dataset.clips]
-        videos[video] = {"frames": dataset.frame_counts[dataset.videos[0]], "scored_frames": middles}
+        videos[video] = {"frames": len(dataset.numbers[dataset.videos[0]]), "scored_frames": middles}
         videos[video] |= {"fingerprint": dataset.fingerprint(), "sha256": digest(file)}
     result = {**metadata, "versions": checkpoint.versions(), "videos": videos, "notes": notes()}
     write_json(output / "testing.json", result)

@@ -123,22 +123,16 @@ def _paint(image: np.ndarray, covered: np.ndarray, grey: float, mask: np.ndarray
 
 
 def _disc(
-    image: np.ndarray, x: float, y: float, radius: float, grey: float, mask: np.ndarray | None = None, tall: float = 1.0
+    image: np.ndarray, x: float, y: float, radius: float, grey: float, mask: np.ndarray | None, tall: float = 1.0
 ) -> None:
     rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
     _paint(image, (columns - x) ** 2 + ((rows - y) / tall) ** 2 <= radius**2, grey, mask)
 
 
 def _person(
-    image: np.ndarray,
-    x: float,
-    feet: float,
-    height: float,
-    grey: float,
-    phase: float,
-    mask: np.ndarray | None = None,
-    stride: float = 1.0,
-) -> None:
+    image: np.ndarray, x: float, feet: float, height: float, grey: float, phase: float,
+    mask: np.ndarray | None = None, stride: float = 1.0,
+) -> None:  # fmt: skip
     """Head, body and two legs that swing with `phase`."""
     _disc(image, x, feet - 0.88 * height, 0.12 * height, grey + 25, mask)
     _disc(image, x, feet - 0.57 * height, 0.14 * height, grey, mask, tall=1.6)

@@ -177,41 +177,38 @@ def clips_of(idx_root: Path | None, video: str, frames: int, frame_num: int) -> 
     return [read_index(path, video, frames, frame_num) for path in sorted(files, key=number)]
 
 
-class FrameStore:
-    """Decoded frames, (N, H, W, C) uint8: in memory up to a limit, else in a temporary file that ends with the run."""
+def decode_frames(paths: Sequence[Path], channels: int, limit_gib: float, spill: Path) -> np.ndarray:
+    """Frames of one size, (N, H, W, C) uint8: in memory up to `limit_gib`, else in a temporary file in the folder
+    `spill` that ends with the run.
 
-    def __init__(self, paths: Sequence[Path], channels: int, limit_gib: float = 4.0, spill: Path | None = None):
-        """Decode `paths`, frames of one size. Beyond `limit_gib`, the temporary file lies in the folder `spill`.
+    UserError names frames that cannot be read, have another size, or colour where channels is 1.
+    """
+    size = image_size(paths[0])
+    shape = (len(paths), *size, channels)
+    total = int(np.prod(shape))
+    if total <= limit_gib * 2**30:
+        frames = np.empty(shape, np.uint8)
+    else:
+        # Without a name from the start: it vanishes with the process, however that ends.
+        with tempfile.TemporaryFile(dir=spill) as file:
+            try:
+                # Where the system can (Linux), the room is taken at once: a full disk shows here, not as a crash.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, total)
+                else:
+                    file.truncate(total)
+            except OSError as error:
+                gib = total / 2**30
+                raise UserError(f"no room for {gib:.1f} GiB of frames in {spill}: {reason(error)}") from error
+            frames = np.memmap(file, np.uint8, "r+", shape=shape)
 
-        UserError names frames that cannot be read, have another size, or colour where channels is 1.
-        """
-        self.size = image_size(paths[0])
-        shape = (len(paths), *self.size, channels)
-        total = int(np.prod(shape))
-        if total <= limit_gib * 2**30:
-            self.frames = np.empty(shape, np.uint8)
-        else:
-            # Without a name from the start: it vanishes with the process, however that ends.
-            with tempfile.TemporaryFile(dir=spill) as file:
-                try:
-                    # Where the system can (Linux), the room is taken at once: a full disk shows here, not as a crash.
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(file.fileno(), 0, total)
-                    else:
-                        file.truncate(total)
-                except OSError as error:
-                    raise UserError(
-                        f"no room for {total / 2**30:.1f} GiB of frames in {spill}: {reason(error)}"
-                    ) from error
-                self.frames = np.memmap(file, np.uint8, "r+", shape=shape)
-        first = paths[0]
+    def decode(number: int) -> None:
+        frames[number] = read_frame(paths[number], channels, size, paths[0])
 
-        def decode(number: int) -> None:
-            self.frames[number] = read_frame(paths[number], channels, self.size, first)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in progress(pool.map(decode, range(len(paths))), "decoding frames", total=len(paths)):
-                pass
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in progress(pool.map(decode, range(len(paths))), "decoding frames", total=len(paths)):
+            pass
+    return frames
 
 
 def frame_size(paths: Sequence[Path]) -> tuple[int, int]:
@@ -251,7 +248,7 @@ class VideoDataset(Dataset):
         frame_root: str | Path,
         frame_num: int = 16,
         channels: int = 1,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[[Tensor], Tensor] = lambda clip: clip.float().div(255).sub(0.5).div(0.5),
         limit_gib: float = 4.0,
         videos: Sequence[str] | None = None,
         decode: bool = True,
@@ -262,32 +259,26 @@ class VideoDataset(Dataset):
 
         Raises UserError for missing or unsound frames and index files. Videos shorter than a clip are named, skipped.
         """
-        frame_root = Path(frame_root)
-        self.transform = transform or (lambda clip: clip.float().div(255).sub(0.5).div(0.5))
-        self.videos = list(videos) if videos is not None else subfolders(frame_root)
-        self.frame_counts: dict[str, int] = {}
+        self.root, self.channels, self.transform, self.limit_gib = Path(frame_root), channels, transform, limit_gib
+        self.videos = list(videos) if videos is not None else subfolders(self.root)
         self.numbers: dict[str, np.ndarray] = {}  # of each video's frames in their source, see `file_numbers`
         self.clips: list[tuple[str, list[int]]] = []  # video and frame numbers of each
-        self.first: dict[str, int] = {}  # row of each video's frame 1
-        paths: list[Path] = []
+        self.first: dict[str, int] = {}  # row of each video's frame 1 among all frames
+        self.paths: list[Path] = []
         for video in self.videos:
-            files = frame_files(frame_root / video)
-            self.numbers[video] = file_numbers(frame_root / video, len(files))
-            numbers = clips_of(Path(idx_root) if idx_root else None, video, len(files), frame_num)
-            self.frame_counts[video] = len(files)
-            self.first[video] = len(paths)
-            self.clips += [(video, clip) for clip in numbers]
-            if numbers:
-                paths += files
-        self.root, self.paths = frame_root, paths
-        self.channels, self.limit_gib = channels, limit_gib
+            files = frame_files(self.root / video)
+            self.numbers[video] = file_numbers(self.root / video, len(files))
+            clips = clips_of(Path(idx_root) if idx_root else None, video, len(files), frame_num)
+            self.first[video] = len(self.paths)
+            self.clips += [(video, clip) for clip in clips]
+            self.paths += files if clips else []
         if self.clips and decode:
             self.decode()
         elif self.clips:
-            require_readable(paths)
-            self.size = frame_size(paths)
+            require_readable(self.paths)
+            self.size = frame_size(self.paths)  # height and width
             for video in {video for video, _ in self.clips}:  # one in colour is so from its first frame on
-                read_frame(paths[self.first[video]], channels)
+                read_frame(self.paths[self.first[video]], channels)
 
     def _rows_of(self, clip: int) -> np.ndarray:
         """Rows of a clip's frames among all frames."""
@@ -296,13 +287,12 @@ class VideoDataset(Dataset):
 
     def decode(self, clips: Sequence[int] | None = None) -> None:
         """Read all frames, or those of these clips alone; UserError where one is unsound."""
-        if clips is None:
-            self.decoded = np.arange(len(self.paths))
-        else:
+        self.decoded = np.arange(len(self.paths))
+        if clips is not None:
             self.decoded = np.unique(np.concatenate([self._rows_of(clip) for clip in clips]))
         paths = [self.paths[row] for row in self.decoded]
-        self.store = FrameStore(paths, self.channels, self.limit_gib, spill=self.root.parent)
-        self.size = self.store.size  # height and width
+        self.store = decode_frames(paths, self.channels, self.limit_gib, spill=self.root.parent)
+        self.size = self.store.shape[1:3]
 
     def forget(self) -> None:
         """Give the memory of the decoded frames back."""
@@ -319,7 +309,7 @@ class VideoDataset(Dataset):
     def frames(self, index: int) -> Tensor:
         """The frames of one clip, (C, T, H, W) uint8."""
         rows = np.searchsorted(self.decoded, self._rows_of(index))
-        return torch.from_numpy(self.store.frames[rows]).permute(3, 0, 1, 2)
+        return torch.from_numpy(self.store[rows]).permute(3, 0, 1, 2)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """The frames of several clips, (B, C, T, H, W) uint8."""

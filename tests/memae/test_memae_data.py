@@ -580,7 +580,7 @@ def test_frames_beyond_the_limit_lie_in_a_file(root, monkeypatch, reserved):
     if not reserved:
         monkeypatch.delattr("os.posix_fallocate")  # macOS and Windows
     inside, outside = VideoDataset(None, root / "Train"), VideoDataset(None, root / "Train", limit_gib=1e-6)
-    assert isinstance(outside.store.frames, np.memmap) and not isinstance(inside.store.frames, np.memmap)
+    assert isinstance(outside.store, np.memmap) and not isinstance(inside.store, np.memmap)
     assert all(torch.equal(inside[i][1], outside[i][1]) for i in range(len(inside)))
     assert {path.name for path in root.iterdir()} == {"Train"}  # without a name
 
@@ -592,7 +592,7 @@ def test_frames_can_be_decoded_later(root):
     dataset.decode()
     assert torch.equal(dataset[0][1], whole[0][1])
     dataset.decode(range(2, 4))
-    assert len(dataset.store.frames) == 17 and all(torch.equal(dataset[i][1], whole[i][1]) for i in (2, 3))
+    assert len(dataset.store) == 17 and all(torch.equal(dataset[i][1], whole[i][1]) for i in (2, 3))
 
 
 def test_order_is_by_number(tmp_path):
