@@ -102,7 +102,7 @@ METHODS = [
     ),
     Method(
         "memae", "memae.script_training",
-        MEMAE + "--BatchSize 2 --SnapInterval 2 --SaveCheckInterval 99 --EpochNum {epochs}",
+        MEMAE + "--BatchSize 2 --save_every 0 --SaveCheckInterval 99 --EpochNum {epochs}",
         f"models/model_{MODEL}/{MODEL}_resume.pt", "--BatchSize", _videos,
         "memae.script_testing", MEMAE + "--OutRoot {place}/out --BatchSize 8",
         lambda place: write_video(place / "data/stripes/Test/long", 400), "*/progress.jsonl",
