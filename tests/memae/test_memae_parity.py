@@ -142,7 +142,7 @@ def test_an_mmaction_checkpoint_loads(tmp_path):
         ("csn", None, (1, 2048, 2, 8, 8)),
         ("resnet3d", None, (1, 512, 2, 8, 8)),
         ("slowonly", 50, (1, 2048, 2, 8, 8)),
-        ("resnet3d", 101, (1, 2048, 2, 8, 8)),
+        pytest.param("resnet3d", 101, (1, 2048, 2, 8, 8), marks=pytest.mark.slow),
         ("conv3d", None, (1, 256, 2, 16, 16)),
     ],
 )
@@ -192,7 +192,9 @@ def test_unknown_backbones_and_depths():
         make_backbone("slowonly", 19)
 
 
-@pytest.mark.parametrize("backbone", ["slowonly", "resnet3d", pytest.param("csn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backbone", ["slowonly", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet3d", "csn"))]
+)
 def test_a_step_reaches_every_parameter(backbone):
     torch.manual_seed(0)
     depth = 50 if backbone == "csn" else None

@@ -20,7 +20,6 @@ from scipy.io import loadmat, savemat
 from common.files import UserError, digest, locked
 from memae import script_eval_video, script_testing, script_training
 from memae.data import demo_videos
-from memae.models import AutoEncoderCov3D
 from memae.options import PreparationOptions, TestOptions, TrainOptions, evaluation_options
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
@@ -73,7 +72,7 @@ def rows_of(path):
 @pytest.fixture(scope="module")
 def trained(videos, tmp_path_factory):
     place = tmp_path_factory.mktemp("trained")
-    assert script_training.main(training(videos, place, "--EpochNum", "3")) == 0
+    assert script_training.main(training(videos, place, "--EpochNum", "2")) == 0
     return place
 
 
@@ -155,26 +154,26 @@ def test_setting_names():
 def test_training_writes_everything(trained, videos):
     folder, logs = trained / f"models/model_{NAME}", trained / f"models/log_{NAME}"
     names = {path.name for path in folder.iterdir() if path.name[0] != "."}
-    assert names == {f"{NAME}_epoch_{k:04d}.pt" for k in range(3)} | {
-        f"{NAME}_epoch_0002_final.pt", f"{NAME}_snap.pt", f"{NAME}_resume.pt", "training.json",
+    assert names == {f"{NAME}_epoch_{k:04d}.pt" for k in range(2)} | {
+        f"{NAME}_epoch_0001_final.pt", f"{NAME}_snap.pt", f"{NAME}_resume.pt", "training.json",
     }  # fmt: skip
-    files = trained / f"models/{NAME}.pt", folder / f"{NAME}_epoch_0002_final.pt", folder / f"{NAME}_epoch_0000.pt"
+    files = trained / f"models/{NAME}.pt", folder / f"{NAME}_epoch_0001_final.pt", folder / f"{NAME}_epoch_0000.pt"
     final, last, first = (torch.load(file, weights_only=True) for file in files)
     assert all(torch.equal(final[key], last[key]) for key in final)
     assert not torch.equal(final["mem_rep.memory.weight"], first["mem_rep.memory.weight"])
     rows = rows_of(logs / "log.csv")
-    assert [(row["epoch"], row["iteration"]) for row in rows] == [(str(k // 2), str(k)) for k in range(6)]
+    assert [(row["epoch"], row["iteration"]) for row in rows] == [(str(k // 2), str(k)) for k in range(4)]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     for row in rows:
         total = float(row["recon_loss"]) + 0.0002 * float(row["entropy_loss"])
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
-    mean = (3 * float(rows[4]["loss"]) + 2 * float(rows[5]["loss"])) / 5
-    assert float(rows_of(logs / "history.csv")[2]["loss"]) == pytest.approx(mean)
+    mean = (3 * float(rows[2]["loss"]) + 2 * float(rows[3]["loss"])) / 5
+    assert float(rows_of(logs / "history.csv")[1]["loss"]) == pytest.approx(mean)
     assert Image.open(logs / "x_x_rec_0000000.jpg").size == (6 * 16, 32)
     assert Image.open(logs / "loss.png").width > 500
     stored = json.loads((folder / "training.json").read_text())
     assert stored["data"] == str(videos / "stripes") and stored["device"] == "cpu" and stored["clips"] == 5
-    assert [entry["epoch"] for entry in stored["history"]] == [0, 1, 2] and stored["saved"] == "last epoch"
+    assert [entry["epoch"] for entry in stored["history"]] == [0, 1] and stored["saved"] == "last epoch"
 
 
 def test_a_finished_training_is_not_repeated_and_can_go_on(videos, trained, tmp_path, capsys):
@@ -186,12 +185,12 @@ def test_a_finished_training_is_not_repeated_and_can_go_on(videos, trained, tmp_
     assert "is trained for 1 epochs already" in capsys.readouterr().out and file.read_bytes() == before
     with log.open("a") as lines:
         lines.write("0,9,of steps that were not saved\n")
-    assert script_training.main([*argv, "--EpochNum", "3"]) == 0
+    assert script_training.main([*argv, "--EpochNum", "2"]) == 0
     assert file.read_bytes() == (trained / f"models/{NAME}.pt").read_bytes()
     assert log.read_text() == (trained / f"models/log_{NAME}/log.csv").read_text()
-    refused(capsys, script_training.main, [*argv, "--EpochNum", "2"], "trained for 3 epochs", "--resume no")
+    refused(capsys, script_training.main, [*argv, "--EpochNum", "1"], "trained for 2 epochs", "--resume no")
     for more in (["--LR", "1e-3"], ["--precision", "bf16"]):
-        refused(capsys, script_training.main, [*argv, "--EpochNum", "3", *more], f"{more[0][2:]} ", "--Suffix")
+        refused(capsys, script_training.main, [*argv, "--EpochNum", "2", *more], f"{more[0][2:]} ", "--Suffix")
     assert script_training.main([*argv, "--EpochNum", "1", "--precision", "bf16", "--resume", "no"]) == 0
     assert len(log.read_text().splitlines()) == 3
 
@@ -213,19 +212,19 @@ def test_what_is_not_finite_is_not_saved(videos, trained, tmp_path, capsys):
     content["model"]["decoder.9.bias"].fill_(3e38)  # its square is infinite
     torch.save(content, state)
     before = state.read_bytes()
-    refused(capsys, script_training.main, training(videos, tmp_path, "--EpochNum", "4"), "epoch 4, step 1", state)
+    refused(capsys, script_training.main, training(videos, tmp_path, "--EpochNum", "3"), "epoch 3, step 1", state)
     assert state.read_bytes() == before
 
 
 def test_the_backbones_weights_belong_to_the_training(copied, tmp_path, capsys, monkeypatch):
-    """With a small network in the backbone's place."""
+    """With a small network in place of all."""
     shutil.rmtree(copied / "stripes/Train/b")
     for k in range(1, 19):
         path = copied / f"stripes/Train/a/{k:03d}.jpg"
         Image.open(path).resize((32, 32)).save(path)
         path.unlink() if k > 16 else None
     loaded = []
-    monkeypatch.setattr(script_training, "make_model", lambda opt: AutoEncoderCov3D(1))
+    monkeypatch.setattr(script_training, "make_model", lambda opt: torch.nn.Conv3d(1, 1, 3, padding=1))
     monkeypatch.setattr(script_training, "load_backbone", lambda model, path, channels: loaded.append(path))
     file, other = tmp_path / "pretrained.pth", tmp_path / "other.pth"
     file.write_text("weights")
@@ -408,8 +407,7 @@ def test_evaluation_without_labels_and_without_abnormal_frames(copied, trained, 
     (copied / "stripes/Test_gt").mkdir()
     savemat(copied / "stripes/Test_gt/c.mat", {"l": np.zeros((1, 24))})
     (tmp_path / f"res_{NAME}/testing.json").unlink()  # the original's results have none
-    with pytest.warns(UserWarning, match="none of 9 images is defective"):
-        assert script_eval_video.main(argv) == 0
+    assert script_eval_video.main(argv) == 0
     assert "no AUC: all 9 labelled frames are normal" in capsys.readouterr().out
     assert results(tmp_path)["chosen_on"] == "unknown" and results(tmp_path)["auc"] is None
 
