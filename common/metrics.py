@@ -318,9 +318,7 @@ def say_results(results: Mapping[str, Any], score: str = "") -> None:
         say(f"{pair}, best F1 {results['pixel_best_f1']:.4f} {chosen}")
     if threshold := results["threshold"]:
         held = number_of(threshold["images"], "held-out good image")
-        words = (
-            f"threshold {threshold['image']:.4g} for a false-positive rate of {threshold['promised_fpr']:.2g}, {held}"
-        )
+        words = f"threshold {threshold['image']:.4g} from {held}: false-positive rate {threshold['promised_fpr']:.2g}"
         for name, value in (("good", threshold["fpr_on_test_good"]), ("defective", threshold["detection_rate"])):
             words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test images are above it"
         say(words)
