@@ -8,8 +8,7 @@ is not done again, whatever has changed in the code since; an interrupted run re
 READMEs': most want a GPU.
 """
 
-import csv
-import io
+import glob
 import itertools
 import statistics
 import sys
@@ -27,8 +26,8 @@ from common.files import (
     UserError,
     atomic_write,
     locked,
+    read_csv,
     read_json,
-    read_text,
     reason,
     require_writable,
     write_json,
@@ -389,10 +388,7 @@ def visa(folder: Path, output: Path) -> dict[str, Path]:
     table = folder / "split_csv/1cls.csv"
     if not table.exists():
         raise UserError(f"there is no {table}, VisA's published split")
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
-    except csv.Error as error:
-        raise UserError(f"{table} is not VisA's split: {error}") from error
+    rows = read_csv(table)
     if not rows or not {"object", "split", "label", "image", "mask"} <= rows[0].keys():
         raise UserError(f"{table} is not VisA's split: its columns are object, split, label, image and mask")
     for row in rows:
@@ -473,10 +469,11 @@ class Given(NamedTuple):
     fingerprints: Mapping[str, str]
 
 
-def run_once(
-    experiment: Experiment, name: str, folder: Path | None, seed: int, given: Given
-) -> dict[str, float | None]:
-    """The numbers of one run on the category `name` in `folder`, from its record where it is done already."""
+Numbers = dict[str, float | None]
+
+
+def run_once(experiment: Experiment, name: str, folder: Path | None, seed: int, given: Given) -> Numbers:
+    """Run the experiment on the category `name` in `folder`, and record its numbers, unless that is done already."""
     shared = given.output / "shared" / experiment.data
     values = {
         "data": folder, "parent": folder and folder.parent, "name": folder and folder.name, "seed": seed,
@@ -485,8 +482,7 @@ def run_once(
     method = experiment.name.split(",")[0].split(" ")[0]
     key = key_of(commands((*experiment.prepare, *experiment.commands), place="place", **values))
     place = given.output / "runs" / f"{method}_{experiment.data}_{name}_seed{seed}_{key}"
-    record = place / "run.json"
-    if not record.exists():
+    if not (place / "run.json").exists():
         require_writable(place)
         started = time.monotonic()
         for words in commands(experiment.prepare, **values):
@@ -497,26 +493,24 @@ def run_once(
         todo = commands(experiment.commands, place=place, **values)
         for words in todo:
             run(*words)
-        pattern = Path(experiment.file.format(place=place, **values))
-        files = sorted(pattern.parent.parent.glob(f"{pattern.parent.name}/{pattern.name}"))
+        pattern = experiment.file.format(place=glob.escape(str(place)), shared=glob.escape(str(shared)))
+        files = glob.glob(pattern)  # noqa: PTH207
         if len(files) != 1:
             raise UserError(f"{len(files)} files are like {pattern}: expected one")
         results = read_json(files[0])
-        write_json(
-            record,
-            {
-                "experiment": experiment.name, "category": name, "seed": seed, "settings": settings_of(experiment),
-                "numbers": {label: number_at(results, *key) for label, key in experiment.numbers.items()},
-                "data": given.folders.get(experiment.data), "data_fingerprint": given.fingerprints.get(experiment.data),
-                "seconds": time.monotonic() - started, "versions": versions(), "commands": todo,
-            },
-        )  # fmt: skip
-    return numbers_of(read_record(record, numbers=dict), experiment, record)
+        content = {
+            "experiment": experiment.name, "category": name, "seed": seed, "settings": settings_of(experiment),
+            "numbers": {label: number_at(results, *key) for label, key in experiment.numbers.items()},
+            "data": given.folders.get(experiment.data), "data_fingerprint": given.fingerprints.get(experiment.data),
+            "seconds": time.monotonic() - started, "versions": versions(), "commands": todo,
+        }  # fmt: skip
+        write_json(place / "run.json", content)
+    return numbers_of(experiment, place / "run.json")
 
 
-def numbers_of(run: Mapping[str, Any], experiment: Experiment, record: Path) -> dict[str, float | None]:
+def numbers_of(experiment: Experiment, record: Path) -> Numbers:
     """The experiment's numbers in the record of a run. UserError where they are none."""
-    numbers = {label: run["numbers"].get(label) for label in experiment.numbers}
+    numbers = {label: read_record(record, numbers=dict)["numbers"].get(label) for label in experiment.numbers}
     if not all(value is None or isinstance(value, (int, float)) for value in numbers.values()):
         raise UserError(f"{record} is damaged: remove {record.parent} to run it again")
     return numbers
@@ -524,26 +518,26 @@ def numbers_of(run: Mapping[str, Any], experiment: Experiment, record: Path) -> 
 
 def settings_of(experiment: Experiment) -> str:
     """What tells whether an earlier run of this name was the same experiment."""
-    return key_of([[line.split() for line in experiment[i]] for i in (6, 2)] + [experiment.numbers])
+    lines = [[line.split() for line in part] for part in (experiment.prepare, experiment.commands)]
+    return key_of([*lines, experiment.numbers])
 
 
-def earlier(given: Given) -> dict[str, dict[tuple[str, int], dict[str, float | None]]]:
+def earlier(given: Given) -> dict[str, dict[tuple[str, int], Numbers]]:
     """The numbers of all runs in the output, by experiment, then by (category, seed). UserError where they are of
     another folder than is given now, or of what it held before: one table tells of one."""
     runs: dict[str, dict] = {one.name: {} for one in EXPERIMENTS}
     by_name = {one.name: one for one in EXPERIMENTS}
     for path in sorted((given.output / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime):
         run = read_record(path, experiment=str, category=str, seed=int, numbers=dict)
-        experiment = by_name.get(run["experiment"])
-        if experiment and (folder := given.folders.get(experiment.data)):
+        if not (experiment := by_name.get(run["experiment"])):
+            continue
+        if folder := given.folders.get(experiment.data):
             mark, same = given.fingerprints[experiment.data], run.get("data") == str(folder)
             if not same or run.get("data_fingerprint", mark) != mark:
-                changed = ", which has changed since" if same else ""
-                raise UserError(
-                    f"{path} has results of {run.get('data')}{changed}: choose another --output for {folder}"
-                )
-        if experiment and run.get("settings") == settings_of(experiment):  # else of another version of this program
-            runs[experiment.name][run["category"], run["seed"]] = numbers_of(run, experiment, path)
+                words = f"has results of {run.get('data')}{', which has changed since' if same else ''}"
+                raise UserError(f"{path} {words}: choose another --output for {folder}")
+        if run.get("settings") == settings_of(experiment):  # else of another version of this program
+            runs[experiment.name][run["category"], run["seed"]] = numbers_of(experiment, path)
     return runs
 
 
@@ -581,11 +575,11 @@ def write(output: Path, lines: list[dict]) -> list[str]:
         data = line["data"] if line["category"] == line["data"] else f"{line['data']}: {line['category']}"
         ours, seeds = mean_and_spread(line["values"]), ", ".join(map(str, line["seeds"]))
         published = "" if line["published"] is None else line["published"]
-        cells = [line["experiment"], data, line["number"], ours, seeds, published, line["source"]]
+        cells = line["experiment"], data, line["number"], ours, seeds, published, line["source"]
         text.append(f"| {' | '.join(map(str, cells))} |")
     write_json(output / "accuracy.json", {"versions": versions(), "results": lines})
     with atomic_write(output / "accuracy.md", "w") as file:
-        file.writelines(f"{line}\n" for line in text)
+        file.write("\n".join([*text, ""]))
     return text
 
 
