@@ -27,7 +27,9 @@ def measured(method, task):
     return speed.measure((method, task, "fp32", "channels_last", "cpu", TINY[method], 1, 0))
 
 
-@pytest.mark.parametrize("method", speed.METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow if m in ("crn", "riad") else ()) for m in speed.METHODS]
+)
 def test_every_method_can_be_measured(method):
     step, scoring = (measured(method, task) for task in speed.TASKS)
     for result in (step, scoring):
