@@ -159,8 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     stored = settings | {"height": prepared.height, "width": prepared.width}
     with locked(path.parent), resumable(path, argv, options.resume):
         losses = summarise(train(options, stored, prepared, path, device))
-        about = {"method": "CRRN", "data": prepared.source, **losses, "device": str(device), "settings": settings}
-        write_json(path.with_name("training.json"), {**about, "notes": notes(), "versions": checkpoint.versions()})
+        summary = {"method": "CRRN", "data": prepared.source, **losses, "device": str(device), "settings": settings}
+        summary |= {"notes": notes(), "versions": checkpoint.versions()}
+        write_json(path.with_name("training.json"), summary)
 
 
 if __name__ == "__main__":

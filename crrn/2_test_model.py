@@ -59,15 +59,15 @@ def test(
             images = sequences + place(added, rows, columns, prepared.height, prepared.width)
             values = at_pads(images, rows, columns)
             tested.append((added, values, values - at_pads(rebuild(images), rows, columns)))
-        found = Tested(*map(torch.stack, zip(*tested)))  # (shifts, N, T, P) each
-        if not found.error.isfinite().all():
+        stacked = Tested(*map(torch.stack, zip(*tested)))  # (shifts, N, T, P) each
+        if not stacked.error.isfinite().all():
             raise UserError("the reconstruction is not finite in this --precision: try fp32")
         for kind, sign in KINDS.items():
-            curves[kind][f"{rate:.1f}"], network = measure(found.error, found.added, sign)
+            curves[kind][f"{rate:.1f}"], network = measure(stacked.error, stacked.added, sign)
             # as if all volumes should be normal
-            z_curves[kind][f"{rate:.1f}"], z_score = measure(found.values, found.added, sign)
+            z_curves[kind][f"{rate:.1f}"], z_score = measure(stacked.values, stacked.added, sign)
             results[kind][f"{rate:.1f}"] = {**network, "z_score": z_score}
-        kept = [*kept[:1], found]
+        kept = [*kept[:1], stacked]
     return results, curves, z_curves, kept
 
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     rebuild = partial(reconstruct, model, batch_size=options.batch_size, device=device, precision=options.precision)
     with locked(folder):
-        found, curves, z_curves, (lowest, highest) = test(rebuild, sequences, prepared, generator)
+        counted, curves, z_curves, (lowest, highest) = test(rebuild, sequences, prepared, generator)
         pixels = prepared.mask.nonzero(as_tuple=True)
         clean = at_pads(sequences[:1], *pixels)
         added = sum(inject(clean, 0.05, shift, generator) for shift in (-4, 4))
@@ -135,12 +135,12 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: getattr(options, name) for name in (*MODEL, "seed", "precision")} | {"held_out": share}
         results = {
             "method": "CRRN", "data": prepared.source, "boards_fingerprint": prepared.fingerprint, **trained,
-            "test_set": test_set, **found, "best_f1_chosen_on": "test set", "device": str(device),
+            "test_set": test_set, **counted, "best_f1_chosen_on": "test set", "device": str(device),
             "settings": settings, "notes": notes(), "versions": checkpoint.versions(),
         }  # fmt: skip
         write_json(folder / "results.json", results)
         for kind in KINDS:
-            pairs = [f"{rate}: {x['best_f1']:.3f} ({x['z_score']['best_f1']:.3f})" for rate, x in found[kind].items()]
+            pairs = [f"{rate}: {x['best_f1']:.3f} ({x['z_score']['best_f1']:.3f})" for rate, x in counted[kind].items()]
             say(f"best F1 (threshold chosen on the test set; in brackets: z-score alone), {kind}: {', '.join(pairs)}")
         say(f"results, curves and pictures: {folder}")
         if options.report:

@@ -35,17 +35,17 @@ FIELDS = ("PosX", "PosY", "Volume", "PadID")
 def data_folder(name: str | None) -> Path:
     """The folder that --data names: the path, relative to where the user stands, or where there is none, crrn/<name>
     for a bare name; None: crrn/ekra, which need not be there."""
-    path, own = Path(name or ""), HERE / (name or DEFAULT)
+    path, inside = Path(name or ""), HERE / (name or DEFAULT)
     if name is None:
-        return own
+        return inside
     bare = len(path.parts) == 1 and path.name not in ("", "..")
-    if path.is_dir() and bare and own.is_dir() and not own.samefile(path):
-        note(f"--data {name} is {path.resolve()}, not {own}")
+    if path.is_dir() and bare and inside.is_dir() and not inside.samefile(path):
+        note(f"--data {name} is {path.resolve()}, not {inside}")
     if path.is_dir():
         return path
-    if bare and not path.exists() and (path.name in CYCLES or own.is_dir()):
-        return own
-    places = f"neither {path.absolute()} nor {own} is a folder" if bare else f"{name} is no folder"
+    if bare and not path.exists() and (path.name in CYCLES or inside.is_dir()):
+        return inside
+    places = f"neither {path.absolute()} nor {inside} is a folder" if bare else f"{name} is no folder"
     raise UserError(f"--data {name}: {places}; it has to hold job.json and spi_measurement/spi_000.json ...")
 
 

@@ -62,9 +62,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             history = [{"epoch": number, "loss": loss, "test_loss": tested} for number, (loss, tested) in pairs]
             content = {**content, "history": history, "sums": {}}
             if ours:
-                names = {name: content[name] for name in ("height", "width")} | {"num_epochs": 0}
-                planned = {"num_epochs": content["num_epochs"]} if content.get("num_epochs") else {}
-                content["settings"] = {**names, **content["settings"], **planned}
+                settings = {**content["settings"], "num_epochs": content.get("num_epochs") or 0}
+                content["settings"] = {**settings, "height": content["height"], "width": content["width"]}
                 content["sums"] = {"loss": content["loss_sum"], "weight": float(step)} if step else {}
         require_like(content, {"history": HISTORY, "sums": {}, **(OURS if ours else {})})
         history = content["history"]

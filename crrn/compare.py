@@ -65,10 +65,10 @@ def _is_tested(folder: Path, boards: str, settings: Mapping[str, Any]) -> bool:
     results = read_json(path)
     try:
         summarise([results])
-        found = results["model_sha256"], results["boards_fingerprint"], {n: results["settings"][n] for n in settings}
+        tested = results["model_sha256"], results["boards_fingerprint"], {n: results["settings"][n] for n in settings}
     except (KeyError, TypeError, AttributeError):  # damaged, or of an older version
-        found = None
-    if found == (digest(folder / "model_dictionary.pt"), boards, settings):
+        tested = None
+    if tested == (digest(folder / "model_dictionary.pt"), boards, settings):
         return True
     say(f"{path} is of another model, other boards or another test, or damaged: testing again")
     return False

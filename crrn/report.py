@@ -75,9 +75,9 @@ def in_words(results: dict[str, Any]) -> list[str]:
 def _cases(folder: Path, prepared: Prepared, tested: Tested, high: float, low: float) -> list[tuple[Path, str]]:
     """The boards on which most and fewest of the anomalies are found, at the thresholds of the best F1."""
     added, values, error = (one.flatten(0, 2) for one in tested)  # (boards, P) each
-    found = torch.where(added > 0, error > high, error < -low) & (added != 0)
+    called = torch.where(added > 0, error > high, error < -low) & (added != 0)
     wrong = ((error > high) | (error < -low)) & (added == 0)
-    hits, anomalies = found.sum(1), (added != 0).sum(1)  # of each board
+    hits, anomalies = called.sum(1), (added != 0).sum(1)  # of each board
     f1 = 2 * hits / (hits + wrong.sum(1) + anomalies)
     order = sorted(torch.nonzero(anomalies)[:, 0].tolist(), key=f1.__getitem__)
     pictures = []

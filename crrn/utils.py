@@ -66,12 +66,12 @@ def reconstruct(
     """
     model.eval()
     outputs = []
-    own = distributed.share(sequences)
+    rank_items = distributed.share(sequences)
     # A process for which nothing is left takes the first one, to be left out: networks take no empty batch.
-    for batch in (own if len(own) else sequences[:1]).split(batch_size):
+    for batch in (rank_items if len(rank_items) else sequences[:1]).split(batch_size):
         with autocast(device, precision):
             outputs.append(model(batch.to(device)).to("cpu", batch.dtype))
-    return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(own)].numpy()))
+    return torch.from_numpy(distributed.gathered(torch.cat(outputs)[: len(rank_items)].numpy()))
 
 
 class Counts:
