@@ -1,7 +1,7 @@
 """Train CRRN to reconstruct clean sequences of boards from corrupted ones: python 1_train.py --mode ConvConjLSTM
 
-Writes <data>/result/<mode>/model_dictionary.pt after every epoch and each --save_every seconds within one, history.csv
-and training.json. The same command resumes an interrupted training and ends with the same numbers.
+Writes <data>/result/<mode>/model_dictionary.pt after every epoch, and every --save_every seconds within one, and then
+training.json with the losses. The same command resumes an interrupted training and ends with the same numbers.
 """
 
 import math
@@ -58,7 +58,7 @@ def train(
         path, "crrn", settings, prepared.fingerprint, model, [optimizer], device, seed=options.seed,
         precision=options.precision, save_every=options.save_every, binding=BOUND, otherwise="another --result folder",
         stored=stored_training(path, settings, prepared) if options.resume else None, layout=as_published,
-        history_file=path.with_name("history.csv"), data=prepared.source,
+        data=prepared.source,
     )  # fmt: skip
     for epoch in training.epochs(options.num_epochs, options.num_instance // options.batch_size):
         ratio = teacher_ratio(epoch, options.num_epochs, options.init_tr, options.final_tr)

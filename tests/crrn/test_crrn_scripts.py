@@ -368,7 +368,7 @@ def test_training_and_testing_write_everything(data, capsys, with_pictures):
     summary = read(folder / "training.json")
     assert summary["data"] == str(data) and summary["last_test_loss"] == content["test_loss"][-1]
     assert summary["best_test_loss"] == min(content["test_loss"])
-    assert [float(row["loss"]) for row in rows(folder / "history.csv")] == summary["train_loss"]
+    assert [entry["loss"] for entry in content["history"]] == summary["train_loss"]
 
     argv = cpu(data, "--batch_size", "5")
     assert testing.main(argv) == 0
