@@ -150,7 +150,7 @@ CASES = [
         "unknown precision": setting(precision="int8"), "half cells": setting(list_k=[4.5]),
         "no cells": setting(list_k=[]),
         "an option for a value": setting(img_size="--cpu"), "an option in a list": setting(list_k=[4, 7, "--help"]),
-        "a number of 400 digits": entry("calibration", [10**400]), "a long text": setting(weights="x" * 10**6),
+        "a number of 400 digits": entry("calibration", [10**400]), "a long text": setting(algorithm="x" * 10**6),
         "channels beyond the limit": setting(filters=[10**9] * 4), "a path for a value": setting(algorithm="../../etc"),
         "calibration is empty": entry("calibration", []), "calibration is text": entry("calibration", "high"),
         "parameters are empty": entry("model", {}), "settings is a list": entry("settings", []),
