@@ -23,20 +23,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.scripts import ROOT, commands, key_of, mean_and_spread, read_record, run, table
-from common.cli import (
-    MAX_PIXELS,
-    MAX_VALUE,
-    PRECISIONS,
-    ArgumentParser,
-    answer_early,
-    multiple_of,
-    notes,
-    resumable,
-    say,
-    script,
-    share,
-    whole,
-)
+from common import cli
+from common.cli import MAX_PIXELS, answer_early, notes, resumable, say, script
 from common.files import UserError, digest, locked, read_csv, read_json, require_writable, write_json
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
@@ -103,7 +91,7 @@ def method_options(text: str) -> list[str]:
 
 def parse(argv: list[str] | None = None) -> Namespace:
     """The options."""
-    parser = ArgumentParser(
+    parser = cli.ArgumentParser(
         description="Compare CS-Flow, CRN, RIAD and a nearest-neighbour search on your images.",
         example="python benchmarks/compare.py --data my_data --seeds 0 1 2",
     )
@@ -111,17 +99,17 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--data", type=Path, required=True, help="a category in MVTec AD's layout, or a folder of several")
     add("--only", "--methods", nargs="+", choices=TITLES, default=list(TITLES), help="methods")
     seeds = "of weights, batches and the images held out"
-    add("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0, 1, 2], help=seeds)
+    add("--seeds", type=cli.whole(0, 2**32 - 1), nargs="+", default=[0, 1, 2], help=seeds)
 
     add = parser.add_argument_group("alike for all").add_argument
     size = "side of the images for the networks, a multiple of 128"
-    add("--img_size", type=multiple_of(128, 2**16), default=256, help=size)
-    add("--max_value", **MAX_VALUE)
+    add("--img_size", type=cli.multiple_of(128, 2**16), default=256, help=size)
+    add("--max_value", **cli.MAX_VALUE)
     add("--max_pixels", **MAX_PIXELS)
-    add("--epochs", type=whole(1, 10**9), default=36, help="passes over the training images")
+    add("--epochs", type=cli.whole(1, 10**9), default=36, help="passes over the training images")
     add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
-    add("--held_out", type=share, default=0.1, help="share of the good images that is not trained on")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the training steps")
+    add("--held_out", type=cli.share, default=0.1, help="share of the good images that is not trained on")
+    add("--precision", choices=cli.PRECISIONS, default="fp32", help="of the training steps")
 
     add = parser.add_argument_group("of one method").add_argument
     of_both = "of the features of CS-Flow and the nearest neighbour; auto: effnetB5, else lite0"
@@ -134,7 +122,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("machine and files").add_argument
     add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     add("--output", type=Path, default=ROOT / "benchmarks/results/compare", help="folder for the results")
-    return parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
+    once = {name: list(dict.fromkeys(options[name])) for name in ("seeds", "only")}
+    paths = {name: options[name] and options[name].resolve() for name in ("data", "output", "extractor_weights")}
+    return Namespace(**{**options, **once, **paths})
 
 
 answer_early(__name__, parse)
@@ -167,7 +158,6 @@ class Category(NamedTuple):
 
 def categories_of(folder: Path, max_value: int | str = 65535) -> list[Category]:
     """`folder` itself or the categories in it; UserError, which says what is needed, where there is none."""
-    folder = folder.resolve()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     roots = [folder] if (folder / "train").is_dir() else [p for p in visible(folder) if (p / "train").is_dir()]
@@ -306,23 +296,17 @@ def shown_maps(
     images.mkdir(parents=True, exist_ok=True)
     for name, sample in zip(names, chosen):
         shutil.copyfile(sample.path, images / name)
-    file = Path(numbers["file"])
-    model = {
-        "csflow": ["--output_path", place, "--modelname", "compare"],
-        "crn": ["--model-input", file],
-        "riad": ["--checkpoint", file],
-    }
-    output = place / "shown/scored"
-    run(f"{method}/score.py", "--images", images, "--output", output, *model[method], *machine(options))
+    output, file = place / "shown/scored", numbers["file"]
+    run(f"{method}/score.py", "--images", images, "--output", output, "--checkpoint", file, *machine(options))
     return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]
 
 
-def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: Namespace) -> list[tuple[Path, str]]:
+def pictures(category: Category, runs: dict[str, tuple[dict, Path]], options: Namespace) -> list[tuple[Path, str]]:
     """ROC curves, distributions and maps of one seed's runs, drawn into the output's folder of the category."""
     folder, drawn = options.output / category.root.name, []
     scores = {
         TITLES[method] + name: (numbers["labels"], values)
-        for method, (numbers, _) in found.items()
+        for method, (numbers, _) in runs.items()
         for name, values in numbers["scores"].items()
     }
     roc_figure(folder / "roc.png", scores, f"{category.root.name}, seed {options.seeds[0]}")
@@ -336,7 +320,7 @@ def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: N
         columns.append(report.drawn(image))
         mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
         masks.append(report.drawn_mask(mask, columns[-1].shape[:2]))
-    for method, (numbers, place) in found.items():
+    for method, (numbers, place) in runs.items():
         for name, values in numbers["scores"].items():
             path = folder / f"{method}{name.replace(', ', '_').replace(' ', '_')}.png"
             score_histogram(path, numbers["labels"], values, TITLES[method] + name)
@@ -349,27 +333,27 @@ def pictures(category: Category, found: dict[str, tuple[dict, Path]], options: N
     return drawn
 
 
-def summary(found: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
+METRICS, GIVEN = ("image_auroc", "pixel_auroc", "aupro"), ("epochs", "batches", "seconds")
+
+
+def summary(runs: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each category and score, from runs by (category, method, seed), and, for several categories, one
     for their mean; metrics as lists, one value for each seed."""
-    categories, methods, seeds = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
-    entries = []
-    for category in categories:
-        for method in methods:
-            runs = [found[category, method, seed] for seed in seeds]
-            for name in runs[0]["image_auroc"]:
-                metrics = {"image_auroc": [one["image_auroc"][name] for one in runs]}
-                metrics |= {key: [one[key] for one in runs] for key in ("pixel_auroc", "aupro")}
-                means = {key: _mean([one[key] for one in runs]) for key in ("epochs", "batches", "seconds")}
-                entries.append({"category": category, "method": TITLES[method] + name, **metrics, **means})
-    if len(categories) > 1:
-        for name in dict.fromkeys(entry["method"] for entry in entries):
-            of_method = [entry for entry in entries if entry["method"] == name]
-            mean = {"category": f"mean of {len(categories)}", "method": name}
-            for key in ("image_auroc", "pixel_auroc", "aupro"):
-                mean[key] = [_mean(values) for values in zip(*(entry[key] for entry in of_method))]
-            mean |= {key: _mean([entry[key] for entry in of_method]) for key in ("epochs", "batches", "seconds")}
-            entries.append(mean)
+    seeds: dict[tuple[str, str], list[dict]] = {}
+    for (category, method, _), one in runs.items():
+        for name, auroc in one["image_auroc"].items():
+            seeds.setdefault((category, TITLES[method] + name), []).append({**one, "image_auroc": auroc})
+    entries = [
+        {"category": category, "method": method, **{key: [one[key] for one in of_seeds] for key in METRICS}}
+        | {key: _mean([one[key] for one in of_seeds]) for key in GIVEN}
+        for (category, method), of_seeds in seeds.items()
+    ]
+    if (count := len({category for category, _ in seeds})) > 1:
+        for name in dict.fromkeys(method for _, method in seeds):
+            same = [entry for entry in entries if entry["method"] == name]
+            metrics = {key: [_mean(values) for values in zip(*(entry[key] for entry in same))] for key in METRICS}
+            given = {key: _mean([entry[key] for entry in same]) for key in GIVEN}
+            entries.append({"category": f"mean of {count}", "method": name, **metrics, **given})
     return entries
 
 
@@ -382,7 +366,7 @@ HEADER = ["category", "method", "image AUROC", "pixel AUROC", "AUPRO", "epochs",
 
 def row(entry: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    metrics = [mean_and_spread(entry[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+    metrics = [mean_and_spread(entry[key]) for key in METRICS]
     given = ["" if entry[key] is None else f"{entry[key]:.0f}" for key in ("epochs", "batches")]
     return [entry["category"], entry["method"], *metrics, *given, f"{entry['seconds'] / 60:.1f}"]
 
@@ -397,7 +381,7 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
         for method in options.only
         if method in NETWORKS[options.networks]
     )
-    made = [category.root.name for category in categories if category.synthetic]
+    synthetic = [category.root.name for category in categories if category.synthetic]
     seeds = ", ".join(map(str, options.seeds))
     spread = f"Mean ± standard deviation over seeds {seeds}, of weights, batches and the images held out."
     lines = [
@@ -414,7 +398,7 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
         + (f"; pretrained features of CS-Flow and the nearest neighbour: {extractors}" if extractors else "")
         + ". These settings were not tuned for this data: a longer training or a larger network may change who wins.",
     ]
-    return [*lines, *([f"Generated stand-ins, not real data: {', '.join(made)}."] if made else [])]
+    return [*lines, *([f"Generated stand-ins, not real data: {', '.join(synthetic)}."] if synthetic else [])]
 
 
 @script
@@ -422,10 +406,6 @@ def main(argv: list[str] | None = None) -> None:
     """Train, test, compare; seed by seed."""
     options = parse(argv)
     set_max_pixels(options.max_pixels)
-    options.output, options.seeds = options.output.resolve(), list(dict.fromkeys(options.seeds))
-    options.only = list(dict.fromkeys(options.only))
-    if options.extractor_weights:
-        options.extractor_weights = options.extractor_weights.resolve()
     categories = categories_of(options.data, options.max_value)
     for category in categories:
         check(options, category)
@@ -435,28 +415,24 @@ def main(argv: list[str] | None = None) -> None:
 
 def compare(options: Namespace, categories: list[Category]) -> None:
     """Run what is not done yet, and write compare.json, the report and the table."""
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    places: dict[tuple[str, str, int], Path] = {}
+    runs: dict[tuple[str, str, int], tuple[dict[str, Any], Path]] = {}
     todo = [(s, c, m) for s in options.seeds for c in categories for m in options.only]
-    for number, (seed, category, method) in enumerate(todo, start=1):
-        say(f"--- {number} of {len(todo)}: {category.root.name}, {TITLES[method]}, seed {seed}")
-        key = category.root.name, method, seed
-        found[key], places[key] = run_once(method, category, options, seed)
-    entries = summary(found)
-    about = conditions(options, categories, list(found.values()))
-    write_json(
-        options.output / "compare.json",
-        {"conditions": about, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()},
-    )
-    sections = [Section("All in one table", about, HEADER, [row(entry) for entry in entries])]
+    for count, (seed, category, method) in enumerate(todo, start=1):
+        say(f"--- {count} of {len(todo)}: {category.root.name}, {TITLES[method]}, seed {seed}")
+        runs[category.root.name, method, seed] = run_once(method, category, options, seed)
+    numbers = {key: one for key, (one, _) in runs.items()}
+    entries, text = summary(numbers), conditions(options, categories, list(numbers.values()))
+    content = {"conditions": text, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()}
+    write_json(options.output / "compare.json", content)
+    rows = [row(entry) for entry in entries]
+    sections = [Section("All in one table", text, HEADER, rows)]
     for category in categories:
-        keys = {method: (category.root.name, method, options.seeds[0]) for method in options.only}
-        drawn = pictures(category, {method: (found[key], places[key]) for method, key in keys.items()}, options)
+        first = {method: runs[category.root.name, method, options.seeds[0]] for method in options.only}
         held = held_out(category, options.held_out)
-        text = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
-        sections.append(Section(category.root.name, [text], pictures=drawn))
-    write_report(options.output / "report.html", f"Methods compared on {options.data.resolve().name}", sections)
-    for line in table(HEADER, [row(entry) for entry in entries]):
+        told = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
+        sections.append(Section(category.root.name, [told], pictures=pictures(category, first, options)))
+    write_report(options.output / "report.html", f"Methods compared on {options.data.name}", sections)
+    for line in table(HEADER, rows):
         say(line)
     say(f"numbers: {options.output / 'compare.json'}")
 
