@@ -150,5 +150,5 @@ def continuing_command(output: str, argv: list[str]) -> list[str]:
     """The arguments of the command with which a stopped script, called with `argv`, tells to resume."""
     if "run the same command to resume" in output:
         return argv
-    (line,) = re.findall(r"(?:To continue|to resume): python (.*)", output)
+    (line,) = re.findall(r"to resume: python (.*)", output)
     return shlex.split(line)[1:]
