@@ -154,7 +154,7 @@ class Training:
         """Add a step's losses, scalars, to the epoch's means; returns their means over all processes. UserError where
         one is not finite: call it before the step, which would spoil the parameters."""
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()  # one transfer from the device
-        means = dict(zip(losses, [distributed.mean_of(value, self.device) for value in values]))
+        means = dict(zip(losses, distributed.means_of(values, self.device)))
         for name, value in means.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}")

@@ -108,13 +108,18 @@ def parallel(model: nn.Module, unused: bool = False, sync_bn: bool = False) -> n
     return DistributedDataParallel(model, find_unused_parameters=unused)
 
 
+def means_of(values: Sequence[float], device: torch.device) -> list[float]:
+    """The mean of each of several numbers over all processes, in one exchange."""
+    if size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    dist.all_reduce(tensor)
+    return [total / size() for total in tensor.tolist()]
+
+
 def mean_of(value: float, device: torch.device) -> float:
     """The mean of a number over all processes."""
-    if size() == 1:
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-    dist.all_reduce(tensor)
-    return tensor.item() / size()
+    return means_of([value], device)[0]
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
