@@ -44,20 +44,21 @@ def _clips(place: Path) -> int:
 
 class Case(NamedTuple):
     """Of a method: how many items are scored, what its training's and its scoring's options are followed by, the folder
-    of the items, and how many of them are scored so far in a place."""
+    of the items, how many of them are scored so far in a place, and how many more files it needs (a clip has 16)."""
 
     count: int
     training: str
     scoring: str = ""
     items: str = "images"
     scored: Callable[[Path], int] = _rows
+    more: int = 0
 
 
 CASES = {
     "csflow": Case(10_000, "--img_size 128 --n_scales 1 --fc_internal 1 --kernel_sizes 1"),
     "crn": Case(10_000, "--imsize 32 --max-network-depth 3 --ngf 1 --num-competitive-units 1"),
     "riad": Case(10_000, "--img_size 28 --filters 1 1 1 1", "--batch_score 32"),
-    "memae": Case(90_000, "--MemDim 1", "--MemDim 1 --BatchSize 16", "data/stripes/Test/long", _clips),
+    "memae": Case(90_000, "--MemDim 1", "--MemDim 1 --BatchSize 16", "data/stripes/Test/long", _clips, 15),
     "crrn": Case(1000, "--num_instance 1 --batch_size 1", scored=lambda place: CYCLE * _rows(place)),
 }
 
@@ -119,7 +120,7 @@ def measure(method: Method, case: Case, place: Path, count: int) -> dict[str, fl
     if start(place, method.module, [*method.argv(place, 1), *case.training.split()]).wait():
         raise UserError((place / "said").read_text(errors="replace").splitlines()[-1])
     method.make_items(place)
-    multiply(place / case.items, count)
+    multiply(place / case.items, count + case.more)
     kept = []
     for until, stop in ((0.1, signal.SIGINT), (0.2, signal.SIGKILL)):
         score(method, case, place, until * count, stop)
