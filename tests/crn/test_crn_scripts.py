@@ -335,10 +335,10 @@ def test_checkpoints_that_do_not_fit(place, after_training, capsys):
     ("optimizer", "more"),
     [
         ("adamw", "--lr-scheduler exponential --lr-factor 0.5"),
-        ("radam", "--precision bf16"),
+        pytest.param("radam", "--precision bf16", marks=pytest.mark.slow),
         ("nadam", "--use-dropout --imsize 64 --max-network-depth 6"),
         ("rmsprop", "--num-competitive-units 1"),  # which plays both roles
-        ("sgd", "--norm none"),
+        pytest.param("sgd", "--norm none", marks=pytest.mark.slow),
     ],
 )
 def test_optimizers_resume(place, optimizer, more, monkeypatch):
@@ -403,6 +403,7 @@ def test_parameters_that_a_step_spoils_are_not_saved(place, after_training, caps
     assert {path.name: path.read_bytes() for path in Path("ck").iterdir()} == before
 
 
+@pytest.mark.slow  # test_crn_parity.py has the names in the default run
 def test_older_names_without_norms(place):
     """A training without norms from when their places were kept goes on, and scores as before."""
     argv = training("RoadImages", "--norm", "none")
