@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from common import distributed
-from common.cli import progress, say, stop_on_request
+from common.cli import number_of, progress, say, stop_on_request
 from common.files import UserError, atomic_write, first_line, read_tensors, require_like, using, write_csv
 from common.images import same_images
 from common.runtime import seed_all
@@ -106,12 +106,13 @@ class Training:
         if self.step >= steps:
             raise UserError(f"{self.path} is damaged: its step is {self.step} of {steps}")
         if self.epoch * steps + self.step > total:
+            trained = number_of(self.epoch, "epoch") + f" and {number_of(self.step, 'step')}" * bool(self.step)
             raise UserError(
-                f"{self.path} is trained for {self.epoch} epochs, more than the {count} asked for: ask for as many, or "
-                "start again with --resume no"
+                f"{self.path} is trained for {trained}, more than the {count} asked for: ask for more, or start "
+                "again with --resume no"
             )
         if self.resumed and self.epoch * steps + self.step == total:
-            say(f"{self.path} is trained for {self.epoch} epochs already")
+            say(f"{self.path} is trained for {number_of(self.epoch, 'epoch')} already")
         elif self.resumed:
             say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
         self._count, self._steps, self._total = count, steps, total
@@ -127,6 +128,7 @@ class Training:
                     self.save()
                 if self.stopping:
                     raise KeyboardInterrupt
+        self._bar.close()  # else it would stay on the terminal, among what is printed from now on
 
     def steps(self) -> Iterator[int]:
         """The steps that are left of the epoch. All random numbers of a step follow from (seed, epoch, step), so that

@@ -248,7 +248,7 @@ def build_parser(
             group.add_argument("--data", type=Path, help="the class folder; unset: --dataset_path and --class_name")
         for name, setting in chosen.items():
             options = {key: value for key, value in setting.items() if key != "default"}
-            options["help"] += cli.default_text(setting["default"])
+            options["help"] += cli.default_text(setting["default"]).replace("%", "%%")
             group.add_argument(f"--{name}", *(["--output"] if name == output else []), **options)
     return parser
 

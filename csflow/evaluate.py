@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from common import checkpoint
-from common.cli import notes, progress, say, script
+from common.cli import notes, number_of, progress, say, script
 from common.files import first_process, locked, require_writable, using, write_json
 from common.images import same_images, set_max_pixels
 from common.metrics import MaskedPixels, image_auroc, say_results, thresholds, verdict_of, write_scores
@@ -94,7 +94,8 @@ def evaluate(
 
     epoch, step = metadata.get("epoch"), metadata.get("step")
     if epoch is not None and (step or epoch < options.meta_epochs * options.sub_epochs):
-        say(f"the model's training is not finished: {epoch} epochs" + (f" and {step} steps" if step else ""))
+        done = number_of(epoch, "epoch") + (f" and {number_of(step, 'step')}" if step else "")
+        say(f"the model's training is not finished: {done}")
     say_results(results, f"{options.score} score")
     if "best_auroc" in results:
         say(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from common import cli
+from csflow import config as csflow_config
+from riad import options as riad_options
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "common", "crn", "crrn", "csflow", "memae", "riad")
@@ -66,3 +68,10 @@ def test_help(helped, name):
     python, script, *argv = shlex.split(text.split("example: ")[1])
     assert (python, script) == ("python", name)
     parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+
+
+def test_folders_with_a_percent_sign_are_shown(monkeypatch):
+    monkeypatch.setattr(riad_options, "HERE", Path("/50%/riad"))
+    assert "/50%/riad/data" in riad_options.build_parser().format_help()
+    monkeypatch.setitem(csflow_config.ALL["dataset_path"], "default", Path("/50%/images"))
+    assert "/50%/images" in csflow_config.build_parser("", "", ["dataset_path"]).format_help()

@@ -138,6 +138,8 @@ def finish_epoch(
     history, criterion, folder = seeds_history(training.history), data.criterion, settings.output / "results_tr"
     entry = history[-1]
     epoch, last = entry["epoch"], entry["epoch"] == settings.epochs
+    if not checkpoint.finite(agent.network):  # which may still give finite scores
+        raise training.diverged("the parameters are not finite")
     for name in best_now(history, criterion) + [LAST_EPOCH] * (last or training.stopping):
         save_network(training.path.with_name(name), agent.network, epoch, about(training))
     write_csv(folder / "history.csv", list(entry), [[row[name] for name in entry] for row in history])

@@ -5,6 +5,7 @@ import signal
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from common.checkpoint import Training, load
 from common.files import UserError, read_csv
@@ -69,6 +70,21 @@ def test_what_does_not_belong_to_it_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             train(path, **changed)
     assert path.read_bytes() == before
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "n.pt", stop_at=STEPS + 2)
+    with pytest.raises(UserError, match="1 epoch and 2 steps, more than the 1 asked for"):
+        train(tmp_path / "n.pt", epochs=1)
+
+
+def test_the_bar_leaves_the_terminal_before_what_follows(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    model = nn.Linear(3, 1)
+    training = Training(None, "x", {}, "f", model, [torch.optim.Adam(model.parameters())], torch.device("cpu"), seed=0)
+    for _ in training.epochs(2, STEPS):
+        for _ in training.steps():
+            assert tqdm._instances
+        training.finish_epoch()
+    assert not tqdm._instances
 
 
 @pytest.mark.parametrize("spoil", ["loss", "parameters"])

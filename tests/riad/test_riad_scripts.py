@@ -375,6 +375,20 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     assert run.main([*argv, "--epochs", "2"]) == 0
 
 
+def test_networks_that_are_not_finite_but_score_are_not_saved(bricks, tmp_path, monkeypatch, capsys):
+    """The outputs are clamped: an infinite bias gives finite scores."""
+    passes = Agent.training_passes
+
+    def spoil(self, images, rows, epoch):
+        yield from passes(self, images, rows, epoch)
+        [*self.network.parameters()][-1].data[0] = float("inf")
+
+    monkeypatch.setattr(Agent, "training_passes", spoil)
+    argv = [*PAPER, "--data_path", bricks, "--batch", "16", "--output", tmp_path]
+    refused(capsys, run.main, argv, "parameters are not finite", "epoch 1, step")
+    assert not (tmp_path / f"Checkpoint/{CHOSEN}.pth").exists()
+
+
 def test_networks_that_diverge_are_not_saved(bricks, tmp_path, monkeypatch, capsys):
     """After a finite loss, the last step of an epoch may spoil the parameters."""
     passes = Agent.training_passes
