@@ -182,7 +182,7 @@ def test_a_finished_training_is_not_repeated_and_can_go_on(videos, trained, tmp_
     file, log = tmp_path / f"models/{NAME}.pt", tmp_path / f"models/log_{NAME}/log.csv"
     before = file.read_bytes()
     assert script_training.main([*argv, "--EpochNum", "1"]) == 0
-    assert "is trained for 1 epochs already" in capsys.readouterr().out and file.read_bytes() == before
+    assert "is trained for 1 epoch already" in capsys.readouterr().out and file.read_bytes() == before
     with log.open("a") as lines:
         lines.write("0,9,of steps that were not saved\n")
     assert script_training.main([*argv, "--EpochNum", "2"]) == 0
