@@ -76,6 +76,7 @@ class Training:
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
         self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
         self.place = "epoch 1, step 1"  # of the last step
+        self.remedy = "" if precision == "fp32" else ", or --precision fp32"
         self.resumed = stored is not None
         if stored is not None:
             self._resume(stored, binding, otherwise)
@@ -167,9 +168,7 @@ class Training:
     def diverged(self, what: str) -> UserError:
         """The error for a training whose loss, parameters or scores are not finite."""
         kept = f"; {self.path} keeps what was saved" if self.path and self.path.exists() else ""
-        return UserError(
-            f"{what} in {self.place}: training stops{kept}. Try a lower learning rate, or --precision fp32"
-        )
+        return UserError(f"{what} in {self.place}: training stops{kept}. Try a lower learning rate{self.remedy}")
 
     def finish_epoch(self, **values: Any) -> dict[str, Any]:
         """Enter the means of the losses since the last call, and `values`, into the history; returns the entry."""

@@ -243,7 +243,7 @@ def score_folder(
         journal.start(rows.values())
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
-            say(f"continuing after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
+            say(f"resuming after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
         _note_unfit([paths[0] for paths in files.values()], scorer.size, scorer.max_value)
         work = [(left[i : i + scorer.batch_size], scorer.score) for i in range(0, len(left), scorer.batch_size)]
         judged = [row for row in rows.values() if row.name in files and row.limit != limit]

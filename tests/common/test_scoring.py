@@ -183,7 +183,7 @@ def test_interrupted_scoring_goes_on(place, capsys):
         file.write('0123456789abcdef ["part/6.png", [')  # cut off
     # The one that could not be read is tried again.
     assert run(place) == (1, [4, 5, 6])
-    assert "continuing after 3 of 7 images" in capsys.readouterr().out
+    assert "resuming after 3 of 7 images" in capsys.readouterr().out
     assert [row["path"] for row in rows(place)] == NAMES and summary(place)["scored"] == 6
     whole = (place / "out/scores.csv").read_bytes()
     # What is finished is kept, but for images that have changed, are new, or have lost their maps.
