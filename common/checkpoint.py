@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from common import distributed
-from common.cli import number_of, progress, say, stop_on_request
+from common.cli import in_hours, number_of, progress, say, stop_on_request
 from common.files import UserError, atomic_write, first_line, read_tensors, require_like, using, write_csv
 from common.images import same_images
 from common.runtime import seed_all
@@ -39,7 +39,8 @@ class Training:
                 ...
             training.finish_epoch(test_loss=...)
 
-    epoch, step: the next one's, from 0; history: one entry for each finished epoch; extra: what else the paper stores;
+    epoch, step: the next one's, from 0; over: whether the steps that have just ended were the last ones; history: one
+    entry for each finished epoch; extra: what else the paper stores;
     scaler: of fp16's gradients, which else does nothing; stopping: whether the user wants to stop, once all processes
     know it. UserError where `stored` does not belong to this training.
     """
@@ -57,6 +58,8 @@ class Training:
         seed: int,
         precision: str = "fp32",
         save_every: float = 60.0,
+        minutes: float | None = None,
+        shorter: str = "",
         stored: Mapping[str, Any] | None = None,
         binding: Sequence[str] = (),
         otherwise: str = "give another output",
@@ -65,12 +68,15 @@ class Training:
         layout: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         **extra: Any,
     ):
-        """path: of the checkpoint, None: nothing is saved; stored: what `load` read of it, to resume; binding: settings
-        in which it must agree; otherwise: what to do where it does not; history_file: the history as a table; layout:
-        renames what is saved, where a paper's files promise other names, which `stored` then has no more."""
+        """path: of the checkpoint, None: nothing is saved; minutes: after so many, the training ends with the epoch it
+        is in; shorter: options of a short one, for who learns that it takes long; stored: what `load` read of the
+        checkpoint, to resume; binding: settings in which it must agree; otherwise: what to do where it does not;
+        history_file: the history as a table; layout: renames what is saved, where a paper's files promise other names,
+        which `stored` then has no more."""
         self.path, self.kind, self.settings, self.fingerprint = path, kind, settings, fingerprint
         self.model, self.optimizers, self.device, self.seed = model, optimizers, device, seed
         self.save_every, self.history_file, self.hide = save_every, history_file, hide
+        self.minutes, self.shorter = minutes or math.inf, shorter
         self.layout, self.extra = layout, extra
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
@@ -112,20 +118,22 @@ class Training:
                 f"{self.path} is trained for {trained}, more than the {count} asked for: ask for more, or start "
                 "again with --resume no"
             )
-        if self.resumed and self.epoch * steps + self.step == total:
+        if self.resumed and (self.epoch * steps + self.step == total or self._time_is_up()):
             say(f"{self.path} is trained for {number_of(self.epoch, 'epoch')} already")
         elif self.resumed:
             say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
         self._count, self._steps, self._total = count, steps, total
         self._bar = progress(range(self.epoch * steps + self.step, total), "training", hide=self.hide)
+        self._first, self._told = self.epoch * steps + self.step, self.minutes < math.inf
         self.started = self.saved = time.monotonic()
+        self.over = self._time_is_up()
         with stop_on_request() as self._stop:
-            while self.epoch * steps + self.step < total or self.step == steps:
+            while (self.epoch * steps + self.step < total and not self.over) or self.step == steps:
                 yield self.epoch
                 if self.step == steps:
                     self.epoch, self.step = self.epoch + 1, 0
                 self._ask_to_stop()
-                if self.stopping or self.epoch * steps + self.step == total or self._due():
+                if self.stopping or self.over or self._due():
                     self.save()
                 if self.stopping:
                     raise KeyboardInterrupt
@@ -141,11 +149,30 @@ class Training:
             self.place = f"epoch {self.epoch + 1}, step {step + 1}"
             yield step
             self.step = step + 1
+            self._say_duration()
             self._ask_to_stop()
             if self.step < last and (self.stopping or self._due()):
                 self.save()
                 if self.stopping:
                     raise KeyboardInterrupt
+
+        self.over = self.epoch * self._steps + self.step == self._total or distributed.anywhere(
+            self._time_is_up(), self.device
+        )
+
+    def _time_is_up(self) -> bool:
+        return self.seconds + time.monotonic() - self.started >= 60 * self.minutes
+
+    def _say_duration(self) -> None:
+        """Once, after ten steps or half a minute, how long all of them take, if that is more than five minutes."""
+        done, now = self.epoch * self._steps + self.step - self._first, time.monotonic()
+        if self._told or (done < 10 and now - self.started < 30):
+            return
+        self._told = True
+        seconds = (now - self.started) / done * (self._total - self._first)
+        if seconds > 300:
+            shorter = f"; for a first look: {self.shorter}" if self.shorter else ""
+            say(f"about {in_hours(seconds)} in all, without what follows each epoch{shorter}")
 
     def _ask_to_stop(self) -> None:
         self.stopping = self.stopping or distributed.anywhere(self._stop(), self.device)

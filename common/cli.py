@@ -288,12 +288,24 @@ MAX_PIXELS = {
 REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 
 
-def add_scoring_options(parser: ArgumentParser, default: str) -> None:
-    """The options that all three score.py have; default: of --output, in words."""
+MINUTES = {
+    "type": positive,
+    "default": None,
+    "help": "end with the epoch in which so many minutes are over; unset: never",
+}
+
+
+def add_scoring_options(parser: ArgumentParser, default: str | None) -> None:
+    """The options of all programs that score images; default: of --output, in words. None: --images may be left out,
+    and --output is the program's own."""
     add = parser.add_argument_group("what to score").add_argument
-    add("--images", type=Path, required=True, nargs="+", help="images, or folders of images")
-    add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
+    which = "images, or folders of images" + ("; unset: none are scored" if default is None else "")
+    add("--images", type=Path, required=default is not None, nargs="+", default=[], help=which)
+    if default is not None:
+        add("--output", type=Path, default=None, help=f"folder for the results; unset: {default}")
     add("--maps", choices=("network", "full"), default="network", help="resolution of maps/: the network's, or images'")
+    which = "images that get map, overlay and mask: all, those called defective, or none"
+    add("--pictures", choices=("all", "defective", "none"), default="all", help=which)
     add = parser.add_argument_group("thresholds in place of those from good images").add_argument
     of_image = "an image is defective whose score is above this; unset: from good images"
     add("--threshold", type=number(), default=None, help=of_image)
@@ -330,6 +342,14 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def in_hours(seconds: float) -> str:
+    """A duration in words: "40 s", "12 min", "2 h 10 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import pickle
 import pickletools
 import re
+import secrets
 import shutil
 import stat
 import struct
@@ -91,20 +92,18 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if path.exists():  # nor may a file take the place of /dev/null
             regular(path)
         # The name is short and does not grow out of path's, which may already be as long as the system allows.
-        descriptor, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
-        with os.fdopen(descriptor, mode, **text) as file:
+        temporary = path.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
+        with temporary.open(mode.replace("w", "x"), **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; results are to be as readable as any other file.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
         temporary = None
     except OSError as error:
         raise UserError(f"cannot write {given}: {reason(error)}; what was there before is untouched") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def require_writable(folder: str | Path) -> None:
@@ -161,12 +160,6 @@ def locked(folder: str | Path) -> Iterator[None]:
         with suppress(OSError):  # while it is held: who opened it meanwhile sees that it is gone
             Path(folder, LOCK).unlink()
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -219,16 +219,24 @@ def upsample(anomaly_map: np.ndarray | torch.Tensor, size: Sequence[int]) -> np.
     return F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
 
 
-def thresholds(scores: Sequence[float], highest: Sequence[float], fpr: float) -> dict[str, Any]:
+def thresholds(
+    scores: Sequence[float], highest: Sequence[float], fpr: float, medians: Sequence[float] = ()
+) -> dict[str, Any]:
     """Thresholds from good images: an image is defective if its score is above "image", a pixel if its map value is
     above "pixel", which at most a share `fpr` of good images exceed anywhere.
 
-    scores, highest: score and highest map value of each good image. "promised_fpr" is the rate that so many images can
-    vouch for; `rates` and `score_folder` say so where it is not the one asked for.
+    scores, highest, medians: score, highest and median map value of each good image. "promised_fpr" is the rate that so
+    many images can vouch for; `rates` and `score_folder` say so where it is not the one asked for. "usual" is the
+    median of the medians, at which the colours of overlays begin; None without any.
     """
     image, promised = threshold_for_fpr(scores, fpr)
     pixel, _ = threshold_for_fpr(highest, fpr)
-    return {"image": image, "pixel": pixel, "images": len(scores), "fpr": fpr, "promised_fpr": promised}
+    if not np.isfinite(medians).all():
+        raise ValueError("medians of good images' maps that are not finite")
+    usual = float(np.median(medians)) if len(medians) else None
+    return {
+        "image": image, "pixel": pixel, "usual": usual, "images": len(scores), "fpr": fpr, "promised_fpr": promised
+    }  # fmt: skip
 
 
 def say_promise(threshold: Mapping[str, Any]) -> None:
@@ -286,12 +294,15 @@ def evaluate(
     scores: np.ndarray,
     threshold: Mapping[str, Any] | None = None,
     pixels: MaskedPixels | None = None,
+    kinds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What results.json says of scored test images, under the same names in all methods.
 
-    labels: (N,), 0 is good; scores: (N,); threshold: as `thresholds` gives it; pixels: of all images. "images",
-    "image_auroc", "image_ap", "image_best_f1" and its threshold, with `pixels` those of `PixelMetrics.compute`, and
-    "threshold", as `rates` gives it, or None. The thresholds of the best F1 are chosen on the test set.
+    labels: (N,), 0 is good; scores: (N,); threshold: as `thresholds` gives it; pixels: of all images; kinds: of the
+    defects, the name of each image's class. "images", "image_auroc", "image_ap", "image_best_f1" and its threshold,
+    with `pixels` those of `PixelMetrics.compute`, "threshold", as `rates` gives it, or None, and "by_defect", for each
+    kind its images, their AUROC against all good images and the share of them above the threshold (nan without one).
+    The thresholds of the best F1 are chosen on the test set.
     """
     f1, f1_threshold = best_f1(labels, scores)
     return {
@@ -303,7 +314,23 @@ def evaluate(
         **(pixels.compute() if pixels else {}),
         "best_f1_chosen_on": "test set",
         "threshold": rates(threshold, labels, scores) if threshold else None,
+        "by_defect": _by_defect(labels, scores, threshold, np.asarray(kinds)) if len(kinds) else {},
     }
+
+
+def _by_defect(
+    labels: np.ndarray, scores: np.ndarray, threshold: Mapping[str, Any] | None, kinds: np.ndarray
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for kind in dict.fromkeys(kinds[labels > 0].tolist()):
+        good, defective = labels == 0, (labels > 0) & (kinds == kind)
+        above = scores[defective] > (threshold["image"] if threshold else math.nan)
+        found[kind] = {
+            "images": int(defective.sum()),
+            "image_auroc": image_auroc(labels[good | defective], scores[good | defective]),
+            "detection_rate": float(above.mean()) if threshold else math.nan,
+        }
+    return found
 
 
 def say_results(results: Mapping[str, Any], score: str = "") -> None:
@@ -322,17 +349,29 @@ def say_results(results: Mapping[str, Any], score: str = "") -> None:
         for name, value in (("good", threshold["fpr_on_test_good"]), ("defective", threshold["detection_rate"])):
             words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test images are above it"
         say(words)
+    for kind, one in results["by_defect"].items() if len(results["by_defect"]) > 1 else ():
+        share = "" if math.isnan(one["detection_rate"]) else f", {one['detection_rate']:.3f} of them found"
+        say(f"  {kind} ({number_of(one['images'], 'image')}): {in_words(one['image_auroc'])}{share}")
 
 
 def write_scores(
     path: Path,
-    images: Sequence[tuple[str, str, int]],
-    scores: Mapping[str, Sequence[float]],
-    verdicts: Sequence[str],
+    images: Sequence[tuple[str, str, int | str]],
+    scores: Mapping[str, Sequence[float | None]],
+    threshold: Mapping[str, Any] | None,
+    errors: Sequence[str] = (),
 ) -> None:
-    """scores.csv, a row for each test image; images: name, class and label of each; scores: by column."""
-    rows = [[*image, *values, verdict] for image, *values, verdict in zip(images, *scores.values(), verdicts)]
-    write_csv(path, ["path", "class", "label", *scores, "verdict"], rows)
+    """scores.csv, a row for each image: path, class, label, score, other scores, threshold, verdict, error.
+
+    images: path, class and label of each ("" where unknown); scores: by column, the first of them "score", which the
+    verdict is about; errors: why an image has none.
+    """
+    limit = threshold["image"] if threshold else None
+    rows = []
+    for image, error, *values in zip(images, errors or [""] * len(images), *scores.values(), strict=True):
+        verdict = verdict_of(values[0], threshold)
+        rows.append([*image, *values, limit if verdict else None, verdict, error])
+    write_csv(path, ["path", "class", "label", *scores, "threshold", "verdict", "error"], rows)
 
 
 def _array(values: ArrayLike, dtype: type) -> np.ndarray:

@@ -23,6 +23,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import roc_curve
 
 from common.cli import say
@@ -114,13 +115,15 @@ def map_sheet(
     masks: list[np.ndarray | None] | None = None,
     vmax: float | None = None,
     vmin: float | None = None,
+    limit: float | None = None,
 ) -> None:
-    """Draw images, their anomaly maps and both on top of each other, one column for each image.
+    """Draw images, their anomaly maps and both on top of each other, one column for each image, over a legend.
 
     columns: at least one of (image (H, W, 3) uint8, finite anomaly map (h, w) that covers the same view, caption), of
-    any sizes; masks: (h', w') true for defective pixels, or None, for each column: outlined on the image. All maps
-    share one colour scale, so that a good image looks cold: from `vmin` to `vmax`, else from the lowest to the highest
-    value of the sheet. Raises ValueError for maps that are not finite, UserError where the file cannot be written.
+    any sizes; masks: (h', w') true for defective pixels, or None, for each column: outlined on the image; limit: the
+    threshold of pixels: where the map is above it is outlined on the overlay. All maps share one colour scale, so that
+    a good image looks cold: from `vmin` to `vmax`, else from the lowest to the highest value of the sheet. Raises
+    ValueError for maps that are not finite, UserError where the file cannot be written.
     """
     ends = np.array([[np.min(anomaly_map), np.max(anomaly_map)] for _, anomaly_map, _ in columns])
     if not np.isfinite(ends).all():
@@ -132,15 +135,15 @@ def map_sheet(
     images = [drawn(image) for image, _, _ in columns]
     width = max(1.5, *(image.shape[1] / _DPI for image in images))
     height = max(1.3, *(image.shape[0] / _DPI for image in images))
-    gap, left, right, top, bottom = 0.08, 0.55, 1.25, 0.85, 0.1
+    gap, left, right, top, bottom = 0.08, 0.55, 1.25, 0.85, 0.4
     sheet = left + len(columns) * (width + gap) + right, top + 3 * (height + gap) + bottom
     figure = Figure(sheet, dpi=_DPI)
 
     def place(x: float, y: float, w: float, h: float) -> Axes:
         return figure.add_axes((x / sheet[0], y / sheet[1], w / sheet[0], h / sheet[1]))
 
-    outlined = masks is not None and any(mask is not None for mask in masks)
-    for row, name in enumerate(["image\n(outline: defect)" if outlined else "image", "anomaly map", "overlay"]):
+    marked = masks is not None and any(mask is not None for mask in masks)
+    for row, name in enumerate(["image", "anomaly map", "overlay"]):
         y = bottom + (2 - row) * (height + gap)
         figure.text(
             0.28 / sheet[0], (y + height / 2) / sheet[1], name, rotation=90, fontsize=9, ha="center", va="center"
@@ -150,17 +153,24 @@ def map_sheet(
             if row == 0:
                 axes.imshow(image)
                 axes.set_title(_two_lines(caption, int(width * 14)), fontsize=8, family="monospace", parse_math=False)
-                if outlined and masks[column] is not None:
+                if marked and masks[column] is not None:
                     _outline(axes, masks[column], image.shape[:2])
             elif row == 1:
                 axes.imshow(_resized(anomaly_map, image.shape[:2]), cmap=_HEAT, norm=scale)
             else:
-                axes.imshow(overlay(image, anomaly_map, scale.vmin, scale.vmax, alpha=0.7))
+                blended = overlay(image, anomaly_map, scale.vmin, scale.vmax, alpha=0.7)
+                if limit is not None:
+                    blended = outlined(blended, _resized(anomaly_map, image.shape[:2]) > limit)
+                axes.imshow(blended)
             axes.axis("off")
             axes.set_anchor("N")  # captions side by side at one height
     bar = place(sheet[0] - right + 0.1, bottom, 0.15, 2 * height + gap)
     figure.colorbar(ScalarMappable(scale, _HEAT), cax=bar).set_label("anomaly score")
     figure.suptitle(_two_lines(title, int(sheet[0] * 9)), y=1 - 0.1 / sheet[1], va="top", parse_math=False)
+    words = ["cyan outline: marked as defective by hand"] * marked
+    words += [] if limit is None else [f"white outline: above the pixel threshold {limit:.3g}"]
+    legend = _two_lines("; ".join(words), int(sheet[0] * 13))
+    figure.text(left / sheet[0], 0.2 / sheet[1], legend, fontsize=8, va="center")
     save_figure(figure, path)
 
 
@@ -182,14 +192,29 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float
     anomaly_map: (h, w) finite, resized to (H, W) bilinearly. The heat's opacity grows from 0 at `vmin` and below, where
     the image stays as it is, to `alpha` at `vmax` and above. Raises ValueError for vmin > vmax.
     """
-    anomaly_map, scale = _resized(anomaly_map, image.shape[:2]), Normalize(vmin, vmax, clip=True)
+    if vmin > vmax:
+        raise ValueError(f"vmin {vmin} is above vmax {vmax}")
+    anomaly_map = _resized(anomaly_map, image.shape[:2])
+    colours = np.float32(255) * _HEAT(np.arange(256))[:, :3].astype(np.float32)
     blended, step = np.empty_like(image), max(1, 2**18 // image.shape[1])
-    for top in range(0, len(image), step):  # in strips: in float64, a large image would take gigabytes
+    for top in range(0, len(image), step):  # in strips: at once, a large image would take gigabytes
         rows = slice(top, top + step)
-        heat = np.asarray(scale(anomaly_map[rows]))  # in 0..1
-        opacity = alpha * heat[..., None]
-        blended[rows] = np.rint(image[rows] * (1 - opacity) + 255 * _HEAT(heat)[..., :3] * opacity)
+        heat = ((anomaly_map[rows] - vmin) / ((vmax - vmin) or 1)).clip(0, 1)
+        opacity = np.float32(alpha) * heat[..., None]
+        index = np.minimum((256 * heat).astype(np.int16), 255)  # as matplotlib counts
+        blended[rows] = np.rint(image[rows] * (1 - opacity) + colours[index] * opacity)
     return blended
+
+
+def outlined(image: np.ndarray, region: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """`image` (H, W, 3) uint8 with an outline around each part of `region` (H, W), bool: `colour` beside black, so that
+    one of both is seen on any image."""
+    image, width = image.copy(), max(1, round(max(region.shape) / 250))
+    if region.any():
+        ring = ndimage.binary_dilation(region, iterations=width)
+        image[ndimage.binary_dilation(ring, iterations=width) & ~ring] = 0
+        image[ring & ~region] = colour
+    return image
 
 
 def _figure(title: str, size: tuple[float, float], right: float, bottom: float) -> tuple[Figure, Axes]:
@@ -337,6 +362,10 @@ def write_image_report(
             Section("Results", [data_sentence(results["data"]), *paragraphs], ("metric", "value"), rows),
             Section("Normal data", pictures=[(folder / "normal.jpg", "Some of the good images given for training.")]),
         ]
+        if kinds := results.get("by_defect"):
+            words = "AUROC: of the kind against all good images. Found: the share called defective by the threshold."
+            table = [(kind, *one.values()) for kind, one in kinds.items()]
+            sections.insert(1, Section("Kinds of defect", [words], ("kind", "images", "AUROC", "found"), table))
         if len(labels):
             score_histogram(
                 folder / "histogram.png", labels, scores, title, threshold.get("image"), score_name=score_name
@@ -347,7 +376,7 @@ def write_image_report(
                 (folder / "roc.png", "ROC: what share of the defective images is found at which false-positive rate."),
             ]
             sections.append(Section("Scores", pictures=curves))
-            sections.append(case_section(folder, cases(labels, scores), labels, scores, column))
+            sections.append(case_section(folder, cases(labels, scores), labels, scores, column, threshold))
         write_report(path, title, sections)
 
 
@@ -365,24 +394,51 @@ def cases(labels: np.ndarray, scores: np.ndarray, count: int | None = 3) -> dict
 
 
 def case_section(
-    folder: Path, chosen: dict[str, list[int]], labels: np.ndarray, scores: np.ndarray, column: Callable[[int], Column]
+    folder: Path,
+    chosen: dict[str, list[int]],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    column: Callable[[int], Column],
+    threshold: Mapping[str, Any] | None = None,
 ) -> Section:
     """A sheet of image, map and overlay, drawn in `folder`, for each entry of `chosen`, {name: numbers of images}.
 
-    labels, scores, column: as `write_image_report` takes them. All maps share one colour scale, from the median of
-    those of normal images to the highest values.
+    labels, scores, column: as `write_image_report` takes them; threshold: as `metrics.thresholds` gives it. All maps
+    share the colours of `colour_range`.
     """
     columns = {i: column(i) for i in sorted({i for rows in chosen.values() for i in rows})}
     normal = [columns[i][1] for i in columns if not labels[i]] or [shown[1] for shown in columns.values()]
-    vmin = float(np.median(np.concatenate([np.ravel(values) for values in normal])))
-    vmax = float(np.quantile(np.concatenate([np.ravel(shown[1]) for shown in columns.values()]), 0.999))
+    vmin, vmax, limit, words = colour_range([shown[1] for shown in columns.values()], normal, threshold)
     sheets = []
     for number, (name, rows) in enumerate(chosen.items()):
         shown = [(*columns[i][:2], f"{columns[i][2]}\nscore {scores[i]:.4g}") for i in rows]
         masks = [columns[i][3] for i in rows]
-        map_sheet(folder / f"{number}.jpg", shown, name, masks, vmin=vmin, vmax=max(vmin, vmax))
+        map_sheet(folder / f"{number}.jpg", shown, name, masks, vmax, vmin, limit)
         sheets.append((folder / f"{number}.jpg", f"{name[0].upper()}{name[1:]}."))
-    return Section("Image, anomaly map, and both", pictures=sheets)
+    return Section("Image, anomaly map, and both", [words], pictures=sheets)
+
+
+def colour_range(
+    maps: Sequence[np.ndarray], normal: Sequence[np.ndarray], threshold: Mapping[str, Any] | None
+) -> tuple[float, float, float | None, str]:
+    """Where the colours of maps begin and end, the threshold of pixels or None, and a sentence on all that.
+
+    They begin at the median of good images (of `threshold`, else of the maps `normal`), and end at the threshold of
+    pixels, else at the highest hundredth of the values of `maps`.
+    """
+    threshold = threshold or {}
+    usual, limit = threshold.get("usual"), threshold.get("pixel")
+    vmin = float(np.median(np.concatenate([np.ravel(values) for values in normal]))) if usual is None else usual
+    if limit is not None and limit > vmin:
+        end = f"the pixel threshold {limit:.4g}, which is exceeded within the white outlines"
+        return vmin, limit, limit, f"Colours begin at the median of good images and end at {end}."
+    vmax = max(vmin, float(np.quantile(np.concatenate([np.ravel(values) for values in maps]), 0.99)))
+    return vmin, vmax, limit, "Colours begin at the median of good images and end where 99 % of the values are lower."
+
+
+def spread(items: Sequence[Any], count: int = 6) -> list[Any]:
+    """Up to `count` of the items, evenly spread over all."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
 
 
 def metric_name(key: str) -> str:

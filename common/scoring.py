@@ -5,7 +5,8 @@ import importlib
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,6 @@ from common.files import (
     read_json,
     read_marked_lines,
     require_writable,
-    write_csv,
     write_json,
 )
 from common.images import (
@@ -53,11 +53,13 @@ from common.images import (
     note_squeezed,
     resolve_max_value,
 )
-from common.metrics import say_promise, upsample, verdict_of
-from common.report import overlay
+from common.metrics import say_promise, upsample, verdict_of, write_scores
+from common.report import outlined, overlay
 
 RESULTS, PROGRESS = "results.json", "progress.jsonl"
 LONGEST_JPEG = 65500  # pixels of a side, the most that the format's library writes
+MARKED, MARKED_HOTTEST = 255, 128  # in masks: above the threshold of pixels; the highest hundredth without such pixels
+WHITE, YELLOW = (255, 255, 255), (255, 220, 0)  # the outlines of both
 IMAGE_ERRORS = (UserError, MemoryError, RuntimeError)  # of one image; RuntimeErrors other than of memory are raised
 
 
@@ -187,9 +189,81 @@ class _Row(NamedTuple):
     name: str
     digests: list[str]  # of its files
     score: float | None = None
-    map: str | None = None  # digest of its map's file
-    limit: float | None = None  # the threshold of pixels that overlay and mask show
+    map: str | None = None  # digest of its map's file, where it has one
+    drawn: list[Any] | None = None  # what overlay and mask depend on (`_Pictures.state`), where it has them
     error: str = ""
+
+
+class _Pictures(NamedTuple):
+    """Which images get a map, an overlay and a mask, and what these show."""
+
+    folder: Path
+    which: str  # "all", "defective" or "none"
+    full: bool  # maps of the images' size, not the network's
+    threshold: Mapping[str, Any] | None
+
+    def shows(self, score: float) -> bool:
+        return self.which == "all" or (self.which, verdict_of(score, self.threshold)) == ("defective", "defective")
+
+    def state(self, score: float) -> list[Any]:
+        threshold = self.threshold or {}
+        return [threshold.get("pixel"), threshold.get("usual"), verdict_of(score, self.threshold)]
+
+    def map_file(self, name: str) -> Path:
+        return self.folder / "maps" / f"{name}.tiff"
+
+    def overlay_file(self, name: str) -> Path:
+        return self.folder / "overlays" / f"{name}.jpg"
+
+    def mask_file(self, name: str) -> Path:
+        return self.folder / "masks" / f"{name}.png"
+
+    def stored(self, row: _Row, images: list[np.ndarray]) -> list[Scored]:
+        """What was found in an image before."""
+        with Image.open(self.map_file(row.name), formats=("TIFF",)) as stored:
+            return [Scored(row.score, "", np.array(stored))]
+
+    def entered(self, row: _Row, found: tuple[np.ndarray, Scored] | str) -> _Row:
+        """The row with what was found, once its pictures are written."""
+        if isinstance(found, str):
+            return row._replace(error=found)
+        image, (score, _, anomaly_map) = found
+        row = row._replace(score=score)
+        try:
+            if not self.shows(score):
+                for path in (self.overlay_file(row.name), self.mask_file(row.name)):
+                    path.unlink(missing_ok=True)  # of another threshold
+                return row._replace(drawn=None)
+            self.draw(row.name, image, anomaly_map, score)
+            return row._replace(map=digest(self.map_file(row.name)), drawn=self.state(score))
+        except IMAGE_ERRORS as error:
+            return row._replace(error=_words(error))
+
+    def draw(self, name: str, image: np.ndarray, anomaly_map: np.ndarray, score: float) -> None:
+        """Write the three files. Colours run from the median of good images to the threshold of pixels."""
+        limit, usual, verdict = self.state(score)
+        upsampled = upsample(anomaly_map, image.shape[:2])
+        _save(Image.fromarray(upsampled if self.full else anomaly_map), self.map_file(name), "TIFF")
+        low, high = float(np.median(anomaly_map)) if usual is None else usual, float(upsampled.max())
+        marks = np.zeros(upsampled.shape, np.uint8)
+        if limit is not None:
+            marks[upsampled > limit] = MARKED
+            high = limit if limit > low else high
+        if verdict == "defective" and not marks.any():  # score and map are tested apart: show the reason all the same
+            marks[upsampled >= np.quantile(upsampled, 0.99)] = MARKED_HOTTEST
+        if limit is None:
+            self.mask_file(name).unlink(missing_ok=True)  # of another threshold
+        else:
+            _save(Image.fromarray(marks), self.mask_file(name), "PNG")
+        if image.dtype != np.uint8:
+            image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+        if max(image.shape) > LONGEST_JPEG:
+            size = [max(1, round(side * LONGEST_JPEG / max(image.shape))) for side in image.shape[1::-1]]
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            marks = np.asarray(Image.fromarray(marks).resize(size, Image.Resampling.NEAREST))
+        blended = overlay(image, upsampled, low, max(low, high))
+        colour = YELLOW if marks.max() == MARKED_HOTTEST else WHITE
+        _save(Image.fromarray(outlined(blended, marks > 0, colour)), self.overlay_file(name), "JPEG")
 
 
 @dataclass(frozen=True)
@@ -197,9 +271,9 @@ class FolderScorer:
     """What `score_folder` scores images with.
 
     file: the model's; score(images): what is found in each image (H, W, 3), uint8 or float in 0..1; metadata: for
-    results.json, of all that the scores depend on beside the model's file; threshold: as `metrics.thresholds` gives it;
-    column: the score's name in scores.csv; size: (height, width) that the network takes, and max_value: white in 16-bit
-    images, to say which images do not fit them.
+    results.json, of all that the scores depend on beside the model's file, such as the score's name; threshold: as
+    `metrics.thresholds` gives it; size: (height, width) that the network takes, and max_value: white in 16-bit images,
+    to say which images do not fit them.
     """
 
     file: Path
@@ -207,7 +281,6 @@ class FolderScorer:
     metadata: Mapping[str, Any]
     threshold: Mapping[str, Any] | None
     batch_size: int = 1
-    column: str = "score"
     size: tuple[int, int] | None = None
     max_value: int | None = None
     hide: bool = False  # the progress bar
@@ -223,43 +296,53 @@ def score_folder(
     """Score images in batches; returns the exit status, 1 where some could not be scored.
 
     options: those of `add_scoring_options`; files: of each image by its name, a relative path; read(name): the image.
-    Writes to `output` per image its map (maps/, float32 TIFF at the resolution of --maps), its overlay (overlays/,
-    JPEG) and, with a threshold, the mask of defective pixels (masks/, PNG); when all are done, scores.csv (path, score,
-    threshold, verdict, error) and results.json; an earlier call's are removed before. A `Journal` keeps what is scored:
-    the same call goes on where it was interrupted, computes what is new or has changed, and judges the rest by the
-    threshold of now. UserError where `output` holds results of other images.
+    Writes to `output`, as `options.pictures` says, per image its map (maps/, float32 TIFF at the resolution of --maps),
+    its overlay (overlays/, JPEG) and, with a threshold, its mask (masks/, PNG: 255 for pixels above the threshold; in
+    an image that is called defective without such pixels, 128 for its highest hundredth); when all are done, scores.csv
+    (`write_scores`) and results.json; an earlier call's are removed before. Threads read and draw images beside the
+    network. A `Journal` keeps what is scored: the same call goes on where it was interrupted, computes what is new or
+    has changed, and judges the rest by the threshold of now. UserError where `output` holds results of other images.
     """
     threshold = with_given(scorer.threshold, options.threshold, options.pixel_threshold)
     for folder in options.images:
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--output {output} lies in --images {folder}: its pictures would be scored the next time")
-    source, limit = _source_of(options.images), threshold["pixel"] if threshold else None
+    if options.pictures == "defective" and (threshold is None or threshold["image"] is None):
+        raise UserError("--pictures defective needs a threshold to call images defective: give --threshold")
+    source = _source_of(options.images)
     key = {"images": source, "model_sha256": digest(scorer.file), **scorer.metadata, "maps": options.maps}
-    reduced = []  # images whose overlays are
+    pictures = _Pictures(output, options.pictures, options.maps == "full", threshold)
     require_writable(output)
-    with locked(output), resumable(output):
+    with locked(output), resumable(output), ThreadPoolExecutor(2) as threads:
         journal = Journal(output, key, images=source)
-        rows = _rows_before(journal, output, files)
+        rows = _rows_before(journal, pictures, files)
         journal.start(rows.values())
         left = [name for name in files if name not in rows]
         if len(left) < len(files):
             say(f"resuming after {len(files) - len(left)} of {number_of(len(files), 'image')}: {output}")
         _note_unfit([paths[0] for paths in files.values()], scorer.size, scorer.max_value)
         work = [(left[i : i + scorer.batch_size], scorer.score) for i in range(0, len(left), scorer.batch_size)]
-        judged = [row for row in rows.values() if row.name in files and row.limit != limit]
-        work += [([row.name], partial(_stored, output, row)) for row in judged]
+        before = [rows[name] for name in files if name in rows]
+        outdated = [
+            row for row in before if row.drawn != (pictures.state(row.score) if pictures.shows(row.score) else None)
+        ]
+        work += [([row.name], partial(pictures.stored, row)) for row in outdated if row.map]
         if work:  # the pictures change: what an earlier call has found is not true of them
             for name in ("scores.csv", RESULTS):
                 (output / name).unlink(missing_ok=True)
-        for names, find in progress(work, "scoring", hide=scorer.hide):
-            new = [_Row(name, _digests(files[name])) for name in names]
-            for i, found in enumerate(_found(names, read, find)):
-                new[i] = _drawn(output, new[i], found, limit, options.maps == "full")
-                if not isinstance(found, str) and max(found[0].shape) > LONGEST_JPEG:
-                    reduced.append(names[i])
-            rows.update((row.name, row) for row in new)
-            journal.add(*new)
-        if reduced:
+        drawn: list[Future] = []  # the rows of the batch before, whose pictures are being written
+        reduced: list[str] = []  # images whose overlays are
+        try:
+            for names, find, images in progress(_read_ahead(threads, read, work), "scoring", len(work), scorer.hide):
+                new = [rows.get(name) or _Row(name, _digests(files[name])) for name in names]
+                found = _found(names, images, find)
+                read_well = [(name, one[0]) for name, one in zip(names, found) if not isinstance(one, str)]
+                reduced += [name for name, image in read_well if max(image.shape) > LONGEST_JPEG]
+                _enter(journal, rows, drawn)
+                drawn += [threads.submit(pictures.entered, *pair) for pair in zip(new, found)]
+        finally:  # of an interruption, too: what is computed is kept
+            _enter(journal, rows, drawn)
+        if reduced and options.pictures != "none":
             note(
                 f"reduced {number_of(len(reduced), 'overlay')} to {LONGEST_JPEG} pixels, the most that a JPEG file can "
                 f"hold, such as {reduced[0]}"
@@ -267,13 +350,15 @@ def score_folder(
         if others := [name for name in rows if name not in files]:
             words = number_of(len(others), "image scored before is", "images scored before are")
             note(f"{words} not among those given now and left out, such as {others[0]}")
-        done = [(row := rows[name], verdict_of(row.score, threshold)) for name in files]
-        table = [[row.name, row.score, verdict and threshold["image"], verdict, row.error] for row, verdict in done]
-        write_csv(output / "scores.csv", ["path", scorer.column, "threshold", "verdict", "error"], table)
+        done = [rows[name] for name in files]
+        verdicts = [verdict_of(row.score, threshold) for row in done]
+        images = [(row.name, "", "") for row in done]
+        scores = {"score": [row.score for row in done]}
+        write_scores(output / "scores.csv", images, scores, threshold, [row.error for row in done])
         counts = {
-            "scored": sum(row.score is not None for row, _ in done),
-            "defective": sum(verdict == "defective" for _, verdict in done),
-            "failed": sum(row.error != "" for row, _ in done),
+            "scored": sum(row.score is not None for row in done),
+            "defective": verdicts.count("defective"),
+            "failed": sum(row.error != "" for row in done),
         }
         summary = {**journal.key, "model": str(scorer.file), "threshold": threshold, "finished": True, **counts}
         write_json(output / RESULTS, {**summary, "notes": notes()})
@@ -284,6 +369,24 @@ def score_folder(
     return 1 if counts["failed"] else 0
 
 
+def _read_ahead(
+    threads: ThreadPoolExecutor, read: Callable[[str], np.ndarray], work: Sequence[tuple[Sequence[str], Any]]
+) -> Iterator[tuple[Sequence[str], Any, list[Future]]]:
+    """The work with the images of each batch, which are read while the batch before is computed."""
+    ahead = [threads.submit(read, name) for name in work[0][0]] if work else []
+    for number, (names, find) in enumerate(work, start=1):
+        images, ahead = ahead, [threads.submit(read, name) for name in (work[number][0] if number < len(work) else ())]
+        yield names, find, images
+
+
+def _enter(journal: Journal, rows: dict[str, _Row], drawn: list[Future]) -> None:
+    """Move the rows whose pictures are written to the table and the journal."""
+    while drawn:
+        row = drawn.pop(0).result()
+        rows[row.name] = row
+        journal.add(row)
+
+
 def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: float | None) -> dict[str, Any] | None:
     """`threshold` with what --threshold and --pixel_threshold put in its place, which promises no error rate."""
     given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
@@ -291,8 +394,8 @@ def with_given(threshold: dict[str, Any] | None, image: float | None, pixel: flo
         say_promise(threshold)
     if not given:
         return threshold
-    kept = threshold or {"image": None, "pixel": None}
-    return {"image": kept["image"], "pixel": kept["pixel"], **given, "given": list(given)}
+    kept = {name: (threshold or {}).get(name) for name in ("image", "pixel", "usual")}
+    return {**kept, **given, "given": list(given)}
 
 
 def _note_unfit(paths: Sequence[Path], size: tuple[int, int] | None, max_value: int | None) -> None:
@@ -307,24 +410,27 @@ def _note_unfit(paths: Sequence[Path], size: tuple[int, int] | None, max_value: 
         note_squeezed(readable, size, "scores mean little unless the training images were of that shape, too")
 
 
-def _rows_before(journal: Journal, output: Path, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
+def _rows_before(journal: Journal, pictures: _Pictures, files: Mapping[str, Sequence[Path]]) -> dict[str, _Row]:
     """What calls with the same model and settings have found in images, by name, but for images that have changed since
-    or could not be scored."""
+    or could not be scored, and those whose map is missing to draw them."""
     enlarged = journal.key == {**journal.key, "maps": "full"} and journal.before == {**journal.key, "maps": "network"}
     if journal.before != journal.key and not enlarged:
-        note(f"{output} holds scores of another model or other settings, or damaged ones: scoring all images again")
+        note(f"the scores in {pictures.folder} are of another model or other settings, or damaged: scoring all again")
         return {}
     names = {plain(name): name for name in files}  # that are no UTF-8 are kept in the form in which they are written
     found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in journal.all_lines]
     rows = {row.name: row for row in found if not row.error}
-    kept = {
-        name: row._replace(limit=-1.0) if enlarged else row  # no threshold of ours: its pictures are drawn again
+    # A map that grows, or a mask: no state of ours, so that it is drawn again.
+    rows = {name: row._replace(drawn=[]) if enlarged else row for name, row in rows.items()}
+    same = {
+        name: row
         for name, row in rows.items()
-        if name not in files or [*row.digests, row.map] == _digests([*files[name], _map_file(output, name)])
+        if name not in files
+        or [*row.digests, row.map] == [*_digests(files[name]), row.map and "".join(_digests([pictures.map_file(name)]))]
     }
-    if changed := [name for name in rows if name not in kept]:
+    if changed := [name for name in rows if name not in same]:
         note(f"{number_of(len(changed), 'image')} changed, or maps of theirs, such as {changed[0]}: scored again")
-    return kept
+    return {name: row for name, row in same.items() if row.map or name not in files or not pictures.shows(row.score)}
 
 
 def _digests(paths: Sequence[Path]) -> list[str]:
@@ -335,32 +441,26 @@ def _digests(paths: Sequence[Path]) -> list[str]:
         return []
 
 
-def _stored(output: Path, row: _Row, images: list[np.ndarray]) -> list[Scored]:
-    """What was found in an image before."""
-    with Image.open(_map_file(output, row.name), formats=("TIFF",)) as stored:
-        return [Scored(row.score, "", np.array(stored))]
-
-
 def _found(
-    names: Sequence[str], read: Callable[[str], np.ndarray], score: Callable[[list[np.ndarray]], Sequence[Scored]]
+    names: Sequence[str], images: Sequence[Future], score: Callable[[list[np.ndarray]], Sequence[Scored]]
 ) -> list[tuple[np.ndarray, Scored] | str]:
     """Each image and what is found in it, or why nothing is."""
-    found: dict[str, Any] = {}
-    for name in names:
+    read: dict[str, np.ndarray | str] = {}
+    for name, image in zip(names, images):
         try:
-            found[name] = read(name)
+            read[name] = image.result()
         except IMAGE_ERRORS as error:
-            found[name] = _words(error)
-    images = {name: image for name, image in found.items() if not isinstance(image, str)}
+            read[name] = _words(error)
+    good = {name: image for name, image in read.items() if not isinstance(image, str)}
     try:
-        results = score(list(images.values())) if images else []
+        results = score(list(good.values())) if good else []
     except IMAGE_ERRORS as error:
         results, words = None, _words(error)
     if results is not None:
-        return [*{**found, **dict(zip(images, zip(images.values(), results)))}.values()]
+        return [*{**read, **dict(zip(good, zip(good.values(), results)))}.values()]
     if len(names) == 1:
         return [words]
-    return [one for name in names for one in _found([name], read, score)]
+    return [one for pair in zip(names, images) for one in _found(*([part] for part in pair), score)]
 
 
 def _words(error: Exception) -> str:
@@ -368,41 +468,6 @@ def _words(error: Exception) -> str:
     if not isinstance(error, UserError) and not out_of_memory(error):
         raise error
     return printable(str(error)) if isinstance(error, UserError) else "not enough memory for this image"
-
-
-def _drawn(output: Path, row: _Row, found: tuple[np.ndarray, Scored] | str, limit: float | None, full: bool) -> _Row:
-    """The row with what was found, once its pictures are written."""
-    if isinstance(found, str):
-        return row._replace(error=found)
-    image, (score, _, anomaly_map) = found
-    try:
-        _save_pictures(output, row.name, image, anomaly_map, limit, full)
-        return row._replace(score=score, map=digest(_map_file(output, row.name)), limit=limit)
-    except IMAGE_ERRORS as error:
-        return row._replace(score=score, error=_words(error))
-
-
-def _map_file(output: Path, name: str) -> Path:
-    return output / "maps" / f"{name}.tiff"
-
-
-def _save_pictures(
-    output: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, limit: float | None, full: bool
-) -> None:
-    upsampled = upsample(anomaly_map, image.shape[:2])
-    _save(Image.fromarray(upsampled if full else anomaly_map), _map_file(output, name), "TIFF")
-    mask = output / "masks" / f"{name}.png"
-    if limit is None:
-        mask.unlink(missing_ok=True)  # of another threshold
-    else:
-        _save(Image.fromarray((upsampled > limit).astype(np.uint8) * 255), mask, "PNG")
-    if image.dtype != np.uint8:
-        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
-    hottest = 2 * limit if limit else max(float(upsampled.max()), 1e-6)  # the same for all images where possible
-    if max(image.shape) > LONGEST_JPEG:
-        size = [max(1, round(side * LONGEST_JPEG / max(image.shape))) for side in image.shape[1::-1]]
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    _save(Image.fromarray(overlay(image, upsampled, 0, hottest)), output / "overlays" / f"{name}.jpg", "JPEG")
 
 
 def _save(image: Image.Image, path: Path, format: str) -> None:

@@ -59,13 +59,14 @@ def finite_scores(model: Model, x: Tensor) -> dict[str, Tensor]:
 
 
 def score_all(model: Model, images: Images, batch_size: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Both scores of all images, (N,), and "map", the highest value of each image's difference map."""
-    rows = [torch.empty(0, 3, device=device)]
+    """Both scores of all images, (N,), "map", the highest value of each image's difference map, and "median"."""
+    rows = [torch.empty(0, 4, device=device)]
     rank_images = distributed.share(range(len(images)))  # under torchrun, each process scores its share
     for _, _, scored in score_batches(model, images, rank_images, batch_size, device):
-        highest = scored["difference"].mean(dim=1).flatten(1).amax(dim=1)
-        rows.append(torch.stack([*(scored[name] for name in SCORES), highest], dim=1))  # (B, 3)
-    return dict(zip((*SCORES, "map"), distributed.gathered(torch.cat(rows).cpu().double().numpy()).T))
+        maps = scored["difference"].mean(dim=1).flatten(1)  # (B, H W)
+        columns = [*(scored[name] for name in SCORES), maps.amax(dim=1), maps.median(dim=1).values]
+        rows.append(torch.stack(columns, dim=1))  # (B, 4)
+    return dict(zip((*SCORES, "map", "median"), distributed.gathered(torch.cat(rows).cpu().double().numpy()).T))
 
 
 def thresholds_of(content: Mapping[str, Any], opt: Namespace, fpr: float, score: str) -> dict[str, Any] | None:
@@ -79,7 +80,8 @@ def thresholds_of(content: Mapping[str, Any], opt: Namespace, fpr: float, score:
             if getattr(opt, name) != (trained := content["settings"][name]):
                 say(f"no threshold, no verdicts: the good images held out for them were scored with --{name} {trained}")
                 return None
-        return thresholds(content["calibration"][score], content["calibration"]["map"], fpr)
+        stored = content["calibration"]
+        return thresholds(stored[score], stored["map"], fpr, stored.get("median", ()))
 
 
 def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[str, Any], device: torch.device) -> None:
@@ -130,7 +132,7 @@ def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[s
             "model": str(opt.model_input),
             "batches_trained": content.get("batch"),
             "score": "inference",
-            **evaluate(labels, scores, threshold, pixels),
+            **evaluate(labels, scores, threshold, pixels, [item.defect for item in dataset.test]),
             "image_auroc_validation": image_auroc(labels, [row[2] for row in tested]),
             "device": str(device),
             "settings": plain(opt),

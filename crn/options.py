@@ -77,6 +77,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument_group("training").add_argument
     add("--training-steps", type=count, default=20000, help="optimizer steps; a batch takes two, one for each network")
     add("--epochs", type=count, help="at most so many; unset: training-steps / (images / batch-size) + 1")
+    add("--minutes", **cli.MINUTES)
     add("--batch-size", type=whole(1, 65536), default=64, help="images per batch")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="of initial weights, batches, pairs and held-out images")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for each network")
@@ -118,10 +119,12 @@ def build_parser() -> ArgumentParser:
     add("--save-every", "--save_every", type=number(0), default=300, help="seconds between checkpoints")
     add("--resume", **YES_NO, default=True, help="resume the training in --checkpoint-path; no: start again")
     add("--log-dir", type=Path, default=HERE / PLACES["log_dir"], help="folder of version_N/metrics.csv")
-    add("--image-output-path", type=Path, default=HERE / PLACES["image_output_path"], help="folder for pictures")
+    of_model = "inference: results/<checkpoint's folder>_<its name>/<data set's name>"
+    pictures = HERE / PLACES["image_output_path"]
+    add("--image-output-path", type=Path, default=pictures, help=f"folder for pictures; {of_model}")
     add("--image-output-interval", type=count, default=10, help="batches between training pictures")
     table = HERE / PLACES["anomaly_score_file"]
-    add("--anomaly-score-file", type=Path, default=table, help="inference: table of the scores")
+    add("--anomaly-score-file", type=Path, default=table, help=f"table of the scores; {of_model}/anomaly_scores.csv")
     add("--fpr", type=share, default=0.05, help="inference: share of good images that may be called defective")
     add("--report", **YES_NO, default=False, help=f"inference: {cli.REPORT_HELP}")
     add("--wandb", **YES_NO, default=False, help="log to Weights & Biases too (WANDB_MODE=offline: without an account)")
@@ -164,6 +167,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
         raise UserError("--dataset-path is missing: give the data set's folder, or --demo for stand-in data")
     if opt.mode == "inference" and opt.model_input is None:
         raise UserError("--model-input is missing: give the checkpoint to score with, such as ck/last.ckpt")
+    if opt.mode == "inference" and not opt.output:  # one folder for each model and data set
+        folder = HERE / "results" / model_name(opt.model_input) / opt.dataset_path.resolve().name
+        places = {"anomaly_score_file": folder / PLACES["anomaly_score_file"], "image_output_path": folder}
+        vars(opt).update({**places, **given})
     if opt.anomaly_score_file.suffix in (".json", ".html"):
         raise UserError(
             f"--anomaly-score-file {opt.anomaly_score_file}: results (.json) and report (.html) lie beside it"
@@ -172,6 +179,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
         category = f"_{opt.dataset_path.resolve().name}" if opt.dataset == "MVTec" else ""
         opt.experiment = f"{opt.model}_{opt.dataset}{category}"
     return opt
+
+
+def model_name(path: Path) -> str:
+    """The checkpoint's name with its folder's, since most are called last.ckpt: model_checkpoints_last."""
+    return f"{path.absolute().parent.name}_{path.stem}"
 
 
 def plain(opt: Namespace) -> dict[str, Any]:

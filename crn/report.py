@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.images import image_size, read_mask
-from common.report import Column, metric_name, write_image_report
+from common.report import Column, metric_name, spread, write_image_report
 from crn.training.dataset import Dataset, Images, viewable
 from crn.training.utils import Model, to_bytes
 
@@ -43,7 +43,7 @@ def write(
         )
 
     counts, threshold, batches = results["images"], results.get("threshold"), results["batches_trained"]
-    trained = Images(dataset.train[:6], dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
+    trained = Images(spread(dataset.train), dataset.kind, opt.imsize, opt.antialias, limit_gib=0)
     held = f" ({threshold['images']} of them held out for the threshold)" if threshold else ""
     elsewhere = results["trained_on"] not in (None, results["data"])
     paragraphs = [

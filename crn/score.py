@@ -32,7 +32,7 @@ from common.images import read_image, set_max_pixels
 from common.runtime import channels_last, pick_device
 from common.scoring import FolderScorer, Scored, default_output, score_folder, scored
 from crn.inference import finite_scores, thresholds_of
-from crn.options import HERE, LARGEST_SIDE, defaults
+from crn.options import HERE, LARGEST_SIDE, defaults, model_name
 from crn.training import utils
 from crn.training.dataset import prepare, read, unlabelled
 
@@ -109,16 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     settings = model.settings
     metadata = {"trained_on": model.content.get("data"), "score": opt.score, "imsize": settings.imsize, "dataset": kind}
     scorer = FolderScorer(
-        opt.model_input, partial(score_images, model=model), metadata, model.threshold, column=f"score_{opt.score}",
+        opt.model_input, partial(score_images, model=model), metadata, model.threshold,
         size=(settings.imsize, settings.imsize), max_value=None if kind == "RoadImages" else settings.max_value,
     )  # fmt: skip
     output = opt.output or default_output(HERE / "results" / model_name(opt.model_input), opt.images)
     return score_folder(opt, output, scorer, {name: item.paths for name, item in items.items()}, read_one)
-
-
-def model_name(path: Path) -> str:
-    """The checkpoint's name with its folder's, since most are called last.ckpt: model_checkpoints_last."""
-    return f"{path.absolute().parent.name}_{path.stem}"
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def start(
     stored = utils.read_training(last) if last and opt.resume and last.exists() else None
     training = checkpoint.Training(
         last, "crn", plain(opt), dataset.fingerprint, model, optimizers, device, seed=opt.seed,
-        precision=opt.precision, save_every=opt.save_every, stored=stored, binding=utils.binding(opt),
+        precision=opt.precision, save_every=opt.save_every, minutes=opt.minutes, shorter="--epochs 3", stored=stored,
+        binding=utils.binding(opt),
         otherwise="give another --checkpoint-path", version=0, wandb=None, calibration=None, data=dataset.data, batch=0,
         bookkeeping={}, levels=model.networks[0].levels,
     )  # fmt: skip
@@ -156,10 +157,10 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
         path = pictures / f"{version}_{epoch:04d}_end.png"
         save_reconstructions(path, model, x, kind)
         utils.log_to(board, batch, {}, path)
-        if batch == total or (epoch + 1) % opt.validation_interval == 0:
+        if training.over or (epoch + 1) % opt.validation_interval == 0:
             entry = validate(training, model, images, opt.batch_size, epochs_done=epoch + (training.step == steps))
             utils.log_to(board, batch, entry)
-            if batch == total or time.monotonic() - said >= 10:
+            if training.over or time.monotonic() - said >= 10:
                 said = time.monotonic()
                 say(in_line(entry))
 

@@ -56,7 +56,8 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
     training = checkpoint.Training(
         path, "crrn", settings, prepared.fingerprint, model, [optimizer], device, seed=options.seed,
-        precision=options.precision, save_every=options.save_every, binding=BOUND, otherwise="another --result folder",
+        precision=options.precision, save_every=options.save_every, shorter="--num_epochs 3", binding=BOUND,
+        otherwise="another --result folder",
         stored=stored_training(path, settings, prepared) if options.resume else None, layout=as_published,
         data=prepared.source,
     )  # fmt: skip

@@ -63,6 +63,8 @@ SETTINGS = {
         "max_grad_norm": _setting(1.0, "the gradient's norm is clipped to this", cli.positive),
         "meta_epochs": _setting(50, "how often to train sub_epochs epochs and evaluate", whole(1, 10**6)),
         "sub_epochs": _setting(10, "epochs between evaluations", whole(1, 10**6)),
+        "epochs": _setting(None, "all epochs; unset: meta_epochs * sub_epochs", whole(1, 10**9)),
+        "minutes": cli.MINUTES,
         "seed": _setting(0, "of the initial weights, the batches and the held-out share", whole(0, 2**32 - 1)),
         "precision": _setting(
             "fp32", "of the training steps; bf16: faster, coarser; tf32, fp16: GPU", choices=cli.PRECISIONS
@@ -107,7 +109,7 @@ TRAINING_SETTINGS = (
     "class_name", "batch_size", "lr_init", "max_grad_norm", "sub_epochs", "seed", "precision", "calibration_share",
 )  # fmt: skip
 # What a trained model brings, where the command line does not say otherwise.
-BROUGHT = (*MODEL_SETTINGS, *TRAINING_SETTINGS, "dataset_path", "meta_epochs", "score", "fpr")
+BROUGHT = (*MODEL_SETTINGS, *TRAINING_SETTINGS, "dataset_path", "meta_epochs", "epochs", "score", "fpr")
 # What the scripts use.
 MACHINE = ("hide_tqdm_bar", "device", "gpu_ids", "cpu")
 FEATURES = (
@@ -199,6 +201,7 @@ def complete(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) 
     sides = values["img_size"]
     sides = [sides] if isinstance(sides, int) else list(sides)
     values["img_size"] = sides = sides * 2 if len(sides) == 1 else sides
+    values["epochs"] = values["epochs"] or values["meta_epochs"] * values["sub_epochs"]
     blocks, kernels = values["n_coupling_blocks"], values["kernel_sizes"]
     values["kernel_sizes"] = kernels = [3] * (blocks - 1) + [5] if kernels is None else list(kernels)
 

@@ -23,9 +23,9 @@ from common import checkpoint
 from common.cli import notes, number_of, progress, say, script
 from common.files import first_process, locked, require_writable, using, write_json
 from common.images import same_images, set_max_pixels
-from common.metrics import MaskedPixels, image_auroc, say_results, thresholds, verdict_of, write_scores
+from common.metrics import MaskedPixels, image_auroc, say_results, thresholds, write_scores
 from common.metrics import evaluate as metrics_of
-from common.report import map_sheet, roc_figure, score_histogram
+from common.report import colour_range, map_sheet, roc_figure, score_histogram
 from common.runtime import pick_device
 from csflow import report
 from csflow.config import Config
@@ -43,7 +43,7 @@ def thresholds_of(content: Mapping[str, Any], path: Path, score: str, fpr: float
     if (calibration := content.get("calibration")) is None:
         return None
     with using(path, "csflow"):
-        return thresholds(calibration[score], calibration["map"], fpr)
+        return thresholds(calibration[score], calibration["map"], fpr, calibration.get("median", ()))
 
 
 def evaluate(
@@ -56,6 +56,7 @@ def evaluate(
     threshold = thresholds_of(metadata, options.model_file, options.score, options.fpr)
     labels = np.array([sample.label for sample in dataset.test])
     scored = run_flow(flow, test_set, range(len(labels)), options.batch_size)
+    pixels = pixels_of(dataset, scored["map"], options.hide_tqdm_bar)
     # Of other images than these, the history would read like results on them.
     same = same_images(str(metadata.get("fingerprint")), dataset.fingerprint)
     history = metadata.get("history", []) if same else []
@@ -68,7 +69,7 @@ def evaluate(
         "class_name": options.class_name,
         "extractor": metadata["extractor"],
         "score": options.score,
-        **metrics_of(labels, scored[options.score], threshold, _pixels(dataset, scored["map"], options.hide_tqdm_bar)),
+        **metrics_of(labels, scored[options.score], threshold, pixels, [sample.class_name for sample in dataset.test]),
         "image_auroc_std": image_auroc(labels, scored["std"]),
         "image_auroc_mean": image_auroc(labels, scored["mean"]),
         "history": history,
@@ -80,9 +81,8 @@ def evaluate(
         "notes": notes(),
     }
     images = [(dataset.name(sample), sample.class_name, sample.label) for sample in dataset.test]
-    verdicts = [verdict_of(score, threshold) for score in scored[options.score]]
-    columns = {f"score_{name}": scored[name] for name in ("std", "mean")}
-    write_scores(options.result_dir / "scores.csv", images, columns, verdicts)
+    columns = {"score": scored[options.score], **{f"score_{name}": scored[name] for name in ("std", "mean")}}
+    write_scores(options.result_dir / "scores.csv", images, columns, threshold)
     write_json(options.result_dir / "results.json", results)
     title = f"CS-Flow on {options.class_name}"
     if dataset.test:
@@ -90,10 +90,10 @@ def evaluate(
         _draw_scores(options.score_picture_dir, dataset, scored[options.score], limit, title, score_name)
         rows = np.flatnonzero(labels)[:: options.map_every]
         sheets = [rows[i : i + options.map_columns] for i in range(0, len(rows), options.map_columns)]
-        _draw_maps(options.map_picture_dir, dataset, scored["map"], sheets, title, options.hide_tqdm_bar)
+        _draw_maps(options.map_picture_dir, dataset, scored["map"], sheets, title, threshold, options.hide_tqdm_bar)
 
     epoch, step = metadata.get("epoch"), metadata.get("step")
-    if epoch is not None and (step or epoch < options.meta_epochs * options.sub_epochs):
+    if epoch is not None and (step or epoch < options.epochs) and not options.minutes:
         done = number_of(epoch, "epoch") + (f" and {number_of(step, 'step')}" if step else "")
         say(f"the model's training is not finished: {done}")
     say_results(results, f"{options.score} score")
@@ -111,7 +111,8 @@ def evaluate(
     return results, scored
 
 
-def _pixels(dataset: Dataset, maps: np.ndarray, hide: bool) -> MaskedPixels | None:
+def pixels_of(dataset: Dataset, maps: np.ndarray, hide: bool) -> MaskedPixels | None:
+    """Those of the test images, whose maps are (N, h, w); None without masks."""
     if not any(sample.mask for sample in dataset.test):
         if any(sample.label for sample in dataset.test):  # else there is nothing to mark
             say(f"no masks in {dataset.root / 'ground_truth'}: no pixel metrics")
@@ -149,15 +150,20 @@ def _draw_scores(
 
 
 def _draw_maps(
-    folder: Path, dataset: Dataset, maps: np.ndarray, sheets: list[np.ndarray], title: str, hide: bool
+    folder: Path,
+    dataset: Dataset,
+    maps: np.ndarray,
+    sheets: list[np.ndarray],
+    title: str,
+    threshold: Mapping[str, Any] | None,
+    hide: bool,
 ) -> None:
     """sheets: the indices of each picture's images."""
     good = np.array([sample.label == 0 for sample in dataset.test])
-    # From what is usual in good images, or where there are none in all, to the highest values.
-    vmin, vmax = float(np.median(maps[good] if good.any() else maps)), float(np.quantile(maps, 0.999))
+    vmin, vmax, limit, _ = colour_range(maps, maps[good] if good.any() else maps, threshold)
     for number, rows in enumerate(progress(sheets, "map pictures", hide=hide)):
         *columns, masks = zip(*(report.shown_image(dataset, maps, i) for i in rows))
-        map_sheet(folder / f"{number}.jpg", list(zip(*columns)), title, masks, vmin=vmin, vmax=vmax)
+        map_sheet(folder / f"{number}.jpg", list(zip(*columns)), title, masks, vmax, vmin, limit)
     names = {f"{number}.jpg" for number in range(len(sheets))}
     for old in [path for path in folder.glob("*.jpg") if path.name not in names] if first_process() else ():
         old.unlink()

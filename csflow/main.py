@@ -61,14 +61,15 @@ def main(argv: list[str] | None = None) -> None:
         stored = load_training(path, len(rows), train_set.weights) if resumes else None
         training = Training(
             path, "csflow", options.as_dict(), dataset.fingerprint, flow, [optimizer], device, seed=options.seed,
-            precision=options.precision, save_every=options.save_every, stored=stored,
+            precision=options.precision, save_every=options.save_every, minutes=options.minutes,
+            shorter=f"--epochs {3 * options.sub_epochs}", stored=stored,
             binding=MODEL_SETTINGS + TRAINING_SETTINGS, otherwise="give another --modelname",
             hide=options.hide_tqdm_bar, extractor=options.extractor, weights=train_set.weights, data=dataset.data,
             calibration=None,
         )  # fmt: skip
         train(
             training, dataset, train_set, test_set, rows, held_out, batch_size=options.batch_size,
-            meta_epochs=options.meta_epochs, sub_epochs=options.sub_epochs, max_grad_norm=options.max_grad_norm,
+            epochs=options.epochs, sub_epochs=options.sub_epochs, max_grad_norm=options.max_grad_norm,
             precision=options.precision, score=options.score, verbose=options.verbose,
         )  # fmt: skip
         metadata = {**vars(training), **training.extra}  # by the names under which `training` stores them

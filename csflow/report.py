@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.images import read_image, read_mask
-from common.report import Column, drawn, drawn_mask, metric_name, write_image_report
+from common.report import Column, drawn, drawn_mask, metric_name, spread, write_image_report
 from csflow.utils import Dataset
 
 
@@ -25,7 +25,7 @@ def write(path: Path, dataset: Dataset, results: dict[str, Any], scored: dict[st
     ]
     write_image_report(
         path, f"CS-Flow on {results['class_name']}", results, paragraphs,
-        [np.asarray(read_image(sample.path, dataset.max_value)) for sample in dataset.good[:6]],
+        [np.asarray(read_image(sample.path, dataset.max_value)) for sample in spread(dataset.good)],
         np.array([sample.label for sample in dataset.test]), scored[score],
         partial(shown_image, dataset, scored["map"]), f"{score} of z²/2",
         [(metric_name(name), results[name]) for name in ("last_auroc", "best_auroc") if name in results],

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     scorer = FolderScorer(
         config.model_file, partial(score_images, model=model), metadata, model.threshold,
-        column=f"score_{config.score}", size=config.img_size, max_value=config.max_value, hide=config.hide_tqdm_bar,
+        size=config.img_size, max_value=config.max_value, hide=config.hide_tqdm_bar,
     )  # fmt: skip
     output = given.output or default_output(config.result_dir, given.images)
     files = {name: [path] for name, path in paths.items()}

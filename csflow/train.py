@@ -25,7 +25,7 @@ def train(
     held_out: Sequence[int],
     *,
     batch_size: int,
-    meta_epochs: int,
+    epochs: int,
     sub_epochs: int,
     max_grad_norm: float,
     precision: str,
@@ -38,7 +38,7 @@ def train(
     """
     network, device, scaler = distributed.parallel(training.model), training.device, training.scaler
     (optimizer,) = training.optimizers
-    for epoch in training.epochs(meta_epochs * sub_epochs, -(-len(rows) // batch_size)):
+    for epoch in training.epochs(epochs, -(-len(rows) // batch_size)):
         batches = shuffled(len(rows), batch_size, training.seed, epoch)
         training.extra["calibration"] = None  # the last evaluation's belongs to its parameters
         for step in training.steps():
@@ -55,12 +55,12 @@ def train(
             scaler.step(optimizer)
             scaler.update()
         evaluations, rest = divmod(epoch + 1, sub_epochs)
-        if rest == 0:
+        if rest == 0 or training.over:
             measured, training.extra["calibration"] = _evaluate(
                 training.model, dataset, train_set, test_set, held_out, batch_size
             )
             entry = training.finish_epoch(**measured)
-            if verbose and (evaluations == meta_epochs or evaluations % max(meta_epochs // 10, 1) == 0):
+            if verbose and (training.over or evaluations % max(epochs // sub_epochs // 10, 1) == 0):
                 _say_evaluation(entry, score)
 
 
@@ -90,6 +90,7 @@ def _evaluate(
     measured["calibration_loss"] = float(held["loss"].mean())
     calibration = {name: held[name].tolist() for name in ("std", "mean")}
     calibration["map"] = held["map"].max(axis=(1, 2)).tolist()  # each image's most anomalous place
+    calibration["median"] = np.median(held["map"], axis=(1, 2)).tolist()  # where overlays begin
     return measured, calibration
 
 

@@ -85,7 +85,8 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, metadata:
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.LR, fused=True)  # one pass over the parameters
     training = Training(
         state_file, "memae", settings, metadata["fingerprint"], model, [optimizer], device, seed=opt.Seed,
-        precision=opt.precision, save_every=opt.save_every, stored=stored, binding=BINDING,
+        precision=opt.precision, save_every=opt.save_every, minutes=opt.minutes, shorter="--EpochNum 3", stored=stored,
+        binding=BINDING,
         otherwise="give another --Suffix", history_file=log_folder / "history.csv", log_end=0,
     )  # fmt: skip
     network = distributed.parallel(model, sync_bn=opt.sync_bn)
@@ -113,12 +114,12 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, metadata:
                 if iteration % opt.SnapInterval == 0:
                     save_weights(folder / f"{name}_snap.pt", training)
             means = training.finish_epoch()
-            if epoch % max(opt.EpochNum // 20, 1) == 0 or epoch + 1 == opt.EpochNum:
+            if epoch % max(opt.EpochNum // 20, 1) == 0 or training.over:
                 say(f"epoch {epoch:4d}: " + ", ".join(f"{key} {means[key]:.6f}" for key in LOSSES))
             if epoch % opt.SaveCheckInterval == 0:
                 save_weights(folder / f"{name}_epoch_{epoch:04d}.pt", training)
     final = opt.ModelRoot / f"{name}.pt"
-    for path in (folder / f"{name}_epoch_{opt.EpochNum - 1:04d}_final.pt", final):
+    for path in (folder / f"{name}_epoch_{training.epoch - 1:04d}_final.pt", final):
         save_weights(path, training)
     summarise(training, metadata, opt.ModelName, log_folder / "loss.png", f"{opt.ModelName} on {opt.Dataset}")
     return final

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.cli import ArgumentParser, number, positive, share, whole
+from common.cli import MINUTES, ArgumentParser, number, positive, share, whole
 from common.files import UserError, require_like, using
 
 HERE = Path(__file__).resolve().parent
@@ -89,6 +89,7 @@ def build_parser() -> ArgumentParser:
     add("--weight_decay", type=number(0), help=_both("weight_decay", "weight decay"))
     add("--batch", type=whole(1, 65536), help=_both("batch", "images per batch"))
     add("--epochs", type=whole(1), default=300, help="passes over the training images")
+    add("--minutes", **MINUTES)
     add("--precision", choices=cli.PRECISIONS, default="fp32", help="of the network's passes")
     add("--deterministic", action="store_true", help="on a GPU: the same numbers every time, more slowly")
     add("--sync_bn", action="store_true", help="torchrun on GPUs: batch norms over all processes")

@@ -68,7 +68,7 @@ def load(
             lambda: connect(settings.nn, stored["channels"], settings.filters, settings.ksize), stored["model"], path
         )
         if (calibration := stored.get("calibration")) is not None:
-            threshold = thresholds(calibration, calibration, fpr or settings.fpr)
+            threshold = thresholds(calibration, calibration, fpr or settings.fpr, stored.get("medians", ()))
     agent = Agent(settings, stored["channels"], device)
     checkpoint.load_parameters(agent.network, stored["model"], path)
     if threshold is None:

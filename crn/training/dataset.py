@@ -57,6 +57,12 @@ class Item:
     max_value: int = 65535  # of 16-bit images what is white; not of RoadImages
 
     @property
+    def defect(self) -> str:
+        """The kind of its defect, or "good": its folder in the data set (MVTec: in test/)."""
+        parts = Path(self.name).parts
+        return parts[1] if parts[0] == "test" and len(parts) > 2 else parts[0]
+
+    @property
     def paths(self) -> list[Path]:
         """Its files, masks apart."""
         return [self.path, *([self.height] if self.height else [])]

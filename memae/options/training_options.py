@@ -3,7 +3,7 @@
 from argparse import SUPPRESS, Namespace
 from pathlib import Path
 
-from common.cli import YES_NO, number, positive, whole
+from common.cli import MINUTES, YES_NO, number, positive, whole
 from common.files import UserError
 from memae.options.base_options import HERE, BaseOptions
 
@@ -28,6 +28,7 @@ class TrainOptions(BaseOptions):
         add = self.group("output")
         add("--ModelRoot", "--output", type=Path, default=HERE / "models", help="folder of checkpoints and logs")
         add("--save_every", type=number(0), default=60.0, help="seconds between saves for resuming")
+        add("--minutes", **MINUTES)
         add("--SaveCheckInterval", type=whole(1), default=1, help="epochs between checkpoints")
         add("--SnapInterval", type=whole(1), default=100, help="iterations between snapshots")
         add("--TextLogInterval", type=whole(1), default=1, help="iterations between lines of the text log")

@@ -14,7 +14,7 @@ from common import checkpoint, distributed
 from common.checkpoint import Training
 from common.cli import notes, progress, say
 from common.files import UserError, plain, require_like, using, write_csv, write_json
-from common.metrics import MaskedPixels, evaluate, image_auroc, in_words, say_results, thresholds, verdict_of
+from common.metrics import MaskedPixels, evaluate, image_auroc, in_words, say_results, thresholds, write_scores
 from common.runtime import autocast
 from riad.options import TRAINING
 from riad.source import report, utils
@@ -49,7 +49,8 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     path = settings.output / PATH_CKPT / STATE
     training = Training(
         path, "riad", plain(vars(settings)), data.fingerprint, agent.network, [optimizer], device, seed=settings.seed,
-        precision=settings.precision, save_every=settings.save_every, binding=TRAINING,
+        precision=settings.precision, save_every=settings.save_every, minutes=settings.minutes, shorter="--epochs 3",
+        binding=TRAINING,
         stored=state_to_resume(settings, data, agent.steps_per_batch), otherwise="give another --output",
         data=data.data, channels=data.channels,
     )  # fmt: skip
@@ -137,7 +138,7 @@ def finish_epoch(
     """
     history, criterion, folder = seeds_history(training.history), data.criterion, settings.output / "results_tr"
     entry = history[-1]
-    epoch, last = entry["epoch"], entry["epoch"] == settings.epochs
+    epoch, last = entry["epoch"], training.over
     if not checkpoint.finite(agent.network):  # which may still give finite scores
         raise training.diverged("the parameters are not finite")
     for name in best_now(history, criterion) + [LAST_EPOCH] * (last or training.stopping):
@@ -252,21 +253,21 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
         checkpoint.load_parameters(agent.network, content["model"], folder / name)
         if epoch not in scored:
             scored[epoch] = score_test(agent, data, settings.batch_score)
-        calibration, scores, pixels = scored[epoch]
+        calibration, medians, scores, pixels = scored[epoch]
         # One for images and pixels, since an image's score is its map's maximum.
-        threshold = thresholds(calibration, calibration, settings.fpr)
+        threshold = thresholds(calibration, calibration, settings.fpr, medians)
         # A test with another --smooth or --fpr gives other thresholds: score.py is to use the same.
         content["settings"] |= {"smooth": settings.smooth, "fpr": settings.fpr}
-        save_network(folder / name, agent.network, epoch, content, calibration=calibration)
-        results = evaluate(part.labels, scores, threshold if name == best else None, pixels)
+        save_network(folder / name, agent.network, epoch, content, calibration=calibration, medians=medians)
+        kinds = [data.class_names[k] for k in part.classes]
+        results = evaluate(part.labels, scores, threshold if name == best else None, pixels, kinds)
         good = scores[part.labels == 0]
         seeds = {"auroc": results["image_auroc"], "loss": float(good.mean()) if len(good) else math.nan}
         models[name] = {"epoch": epoch, "chosen_by": chosen_by, **seeds, **results}
         say(f"{name}, epoch {epoch} (chosen by: {chosen_by}): {in_words(results['image_auroc'])}")
-        verdicts = [verdict_of(score, threshold) for score in scores]
-        rows = zip(part.labels, scores, [data.class_names[k] for k in part.classes], part.names, verdicts)
         output, stem = settings.output / "results_te", Path(name).stem
-        write_csv(output / f"test_{stem}.csv", ["label", "score", "class", "image", "verdict"], rows)
+        images = list(zip(part.names, kinds, part.labels))
+        write_scores(output / f"test_{stem}.csv", images, {"score": scores}, threshold)
         if settings.figures_every and len(scores):
             utils.violin(output / f"auroc_{stem}.png", part.labels, scores, f"{stem}, test images")
             utils.draw_images(output / f"generation_{stem}.png", agent, part, data.class_names, f"{stem}, test images")
@@ -292,10 +293,17 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
         report.write(settings, data, agent, scores, results | seeds)
 
 
-def score_test(agent: Agent, data: DataSet, batch_score: int) -> tuple[list[float], np.ndarray, MaskedPixels | None]:
-    """Scores of the good validation and of the test images (N,), and these images' pixels where there are masks."""
+def score_test(
+    agent: Agent, data: DataSet, batch_score: int
+) -> tuple[list[float], list[float], np.ndarray, MaskedPixels | None]:
+    """Scores of the good validation images, the medians of their maps, the scores of the test images (N,), and these
+    images' pixels where there are masks."""
     part, good = data.test, np.flatnonzero(data.validation.labels == 0).tolist()
-    calibration = score_all(agent, data.validation.images, good, batch_score, "scoring good validation images").tolist()
+    calibration, medians = [], []
+    title = "scoring good validation images"
+    for _, anomaly_map in score_each(agent, data.validation.images, good, batch_score, title):
+        calibration.append(float(anomaly_map.max()))
+        medians.append(float(np.median(anomaly_map)))
     pixels = MaskedPixels() if part.samples and any(sample.mask for sample in part.samples) else None
     scores = []
     for row, anomaly_map in score_each(agent, part.images, range(len(part.images)), batch_score, "testing"):
@@ -303,4 +311,4 @@ def score_test(agent: Agent, data: DataSet, batch_score: int) -> tuple[list[floa
         if pixels:
             sample = part.samples[row]
             pixels.update(sample.path, sample.label, sample.mask, anomaly_map)
-    return calibration, np.array(scores, np.float32), pixels
+    return calibration, medians, np.array(scores, np.float32), pixels

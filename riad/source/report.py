@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from common.images import image_size, read_mask
-from common.report import Column, write_image_report
+from common.report import Column, spread, write_image_report
 from riad.source.agent import Agent
 from riad.source.datamanager import DataSet
 
@@ -45,7 +45,7 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
     )
     write_image_report(
         settings.output / "report.html", title, result, paragraphs,
-        [picture(image) for image in data.train[:6]], part.labels, scores, column, more=more,
+        [picture(image) for image in spread(data.train)], part.labels, scores, column, more=more,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common import report
 from common.files import UserError
-from common.report import map_sheet, overlay, roc_figure, score_histogram
+from common.report import colour_range, map_sheet, outlined, overlay, roc_figure, score_histogram, spread
 
 LABELS = np.repeat([0, 1], [30, 50])
 SCORES = np.random.default_rng(0).normal(1, 0.3, 80) + LABELS
@@ -202,7 +202,7 @@ def test_overlay_leaves_the_image_where_the_map_is_low():
     assert np.array_equal(result[:10], image[:10]) and np.array_equal(result[20:], image[20:])
     assert np.allclose(result[10:20], (image[10:20] + 255 * np.array(report._HEAT(1.0)[:3])) / 2, atol=0.51)
     assert np.array_equal(overlay(image, np.full((3, 3), 2.0), 2, 2), image)  # of a constant map
-    with pytest.raises(ValueError, match="minvalue"):
+    with pytest.raises(ValueError, match="vmin"):
         overlay(image, np.zeros((6, 6)), 2, 1)
 
 
@@ -233,13 +233,13 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from common.report import map_sheet
-from common.scoring import _save_pictures
+from common.scoring import _Pictures
 image, mask = np.zeros((4000, 5000, 3), np.uint8), np.zeros((4000, 5000), bool)
 mask[::50, ::50] = True
 small, full = np.ones((64, 64), np.float32), np.ones((4000, 5000), np.float32)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 start = peak()
-_save_pictures(Path(sys.argv[1]), "a", image[:1000], small, 0.5, False)
+_Pictures(Path(sys.argv[1]), "all", False, {"image": 0, "pixel": 0.5}).draw("a", image[:1000], small, 1.0)
 scored = peak()
 map_sheet(Path(sys.argv[1], "sheet.jpg"), [(image, full, "a")], "title", [mask])
 print(scored - start, peak() - start)
@@ -254,3 +254,25 @@ def test_memory_of_large_images(tmp_path):
     output = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout
     scored, sheet = map(float, output.split())  # MiB
     assert scored < 150 and sheet < 400
+
+
+def test_outline_lies_around_the_region():
+    image, region = np.full((9, 9, 3), 200, np.uint8), np.zeros((9, 9), bool)
+    region[4, 4] = True
+    result = outlined(image, region, (255, 0, 0))
+    assert (image == 200).all() and (result[4, 4] == 200).all() and (result[0] == 200).all()
+    assert (result[3, 4] == (255, 0, 0)).all() and (result[2, 4] == 0).all()
+    assert (outlined(image, region & False) == image).all()
+
+
+def test_colours_end_at_the_threshold():
+    maps, normal = [np.arange(100.0)], [np.arange(10.0)]
+    assert colour_range(maps, normal, None)[:3] == (4.5, pytest.approx(98.01), None)
+    assert colour_range(maps, normal, {"pixel": 30.0, "usual": None})[:3] == (4.5, 30.0, 30.0)
+    vmin, vmax, limit, words = colour_range(maps, normal, {"pixel": 30.0, "usual": 2.0})
+    assert (vmin, vmax, limit) == (2.0, 30.0, 30.0) and "30" in words
+    assert colour_range(maps, normal, {"pixel": 1.0, "usual": 2.0})[:3] == (2.0, pytest.approx(98.01), 1.0)
+
+
+def test_spread():
+    assert spread(range(11), 3) == [0, 5, 10] and spread([1, 2], 6) == [1, 2] and spread([]) == []

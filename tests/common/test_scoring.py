@@ -13,7 +13,16 @@ from PIL import Image
 
 from common import cli, scoring
 from common.files import UserError, digest, read_csv
-from common.metrics import MaskedPixels, rates, thresholds, upsample, verdict_of
+from common.metrics import (
+    MaskedPixels,
+    evaluate,
+    rates,
+    say_results,
+    thresholds,
+    upsample,
+    verdict_of,
+    write_scores,
+)
 from common.scoring import FolderScorer, Journal, Scored, default_output, named_images, score_folder, scored, with_given
 
 NAMES = [f"part/{k}.png" for k in range(7)]
@@ -44,7 +53,13 @@ def run(
     **options,
 ):
     """Score place/images, whose files tell their scores; returns the exit status and the scores that were computed."""
-    given = {"images": [place / "images"], "maps": "network", "threshold": None, "pixel_threshold": None} | options
+    given = {
+        "images": [place / "images"],
+        "maps": "network",
+        "pictures": "all",
+        "threshold": None,
+        "pixel_threshold": None,
+    } | options
     asked = []
 
     def read_one(name):
@@ -105,9 +120,9 @@ def test_thresholds_and_rates(capsys):
 
 def test_thresholds_of_ones_own():
     assert with_given(LIMIT, None, None) == LIMIT and with_given(None, None, None) is None
-    assert with_given(LIMIT, 7.0, None) == {"image": 7.0, "pixel": 3.5, "given": ["image"]}  # no promise
+    assert with_given(LIMIT, 7.0, None) == {"image": 7.0, "pixel": 3.5, "usual": None, "given": ["image"]}  # no promise
     found = with_given(None, None, 2.0)
-    assert found == {"image": None, "pixel": 2.0, "given": ["pixel"]} and verdict_of(9, found) == ""
+    assert found == {"image": None, "pixel": 2.0, "usual": None, "given": ["pixel"]} and verdict_of(9, found) == ""
 
 
 def test_arrays():
@@ -154,12 +169,31 @@ def test_defective_images_without_masks_are_named(tmp_path, capsys):
     assert "b.png" in capsys.readouterr().out
 
 
+def test_results_by_kind_of_defect(tmp_path, capsys):
+    labels, kinds = np.array([0, 0, 1, 1, 2]), ["good", "good", "crack", "crack", "hole"]
+    scores = np.array([1.0, 2.0, 3.0, 1.5, 0.5])
+    found = evaluate(labels, scores, {**LIMIT, "image": 2.0}, kinds=kinds)
+    assert found["by_defect"] == {
+        "crack": {"images": 2, "image_auroc": 0.75, "detection_rate": 0.5},
+        "hole": {"images": 1, "image_auroc": 0.0, "detection_rate": 0.0},
+    }
+    say_results(found)
+    assert "crack (2 images): image AUROC 0.7500, 0.500 of them found" in capsys.readouterr().out
+    assert np.isnan(evaluate(labels, scores, kinds=kinds)["by_defect"]["hole"]["detection_rate"])
+    images = [(f"{i}.png", *pair) for i, pair in enumerate(zip(kinds, labels))]
+    write_scores(tmp_path / "s.csv", images, {"score": scores, "score_mean": scores}, {**LIMIT, "image": 2.0})
+    assert read_csv(tmp_path / "s.csv")[2] == {
+        "path": "2.png", "class": "crack", "label": "1", "score": "3.0", "score_mean": "3.0", "threshold": "2.0",
+        "verdict": "defective", "error": "",
+    }  # fmt: skip
+
+
 def test_folder(place, capsys):
     assert run(place) == (1, [0, 1, 3, 4, 5, 6])
     assert "1 image could not be scored" in capsys.readouterr().err
     table = rows(place)
-    assert list(table[0]) == ["path", "score", "threshold", "verdict", "error"]
-    assert [row["path"] for row in table] == NAMES and list(table[2].values())[1:] == ["", "", "", "broken"]
+    assert list(table[0]) == ["path", "class", "label", "score", "threshold", "verdict", "error"]
+    assert [row["path"] for row in table] == NAMES and list(table[2].values())[1:] == ["", "", "", "", "", "broken"]
     assert [row["verdict"] for row in table] == ["good", "good", "", "good", "defective", "defective", "defective"]
     assert table[4]["score"] == "4.0" and table[4]["threshold"] == "3.5"
     found = summary(place)
@@ -174,6 +208,39 @@ def test_folder(place, capsys):
     # From the maps that are there.
     assert run(place, maps="full") == (1, []) and summary(place)["maps"] == "full"
     assert np.array_equal(np.asarray(Image.open(place / "out/maps/part/5.png.tiff")), upsample(stored, (4, 6)))
+
+
+def test_pictures_of_those_called_defective(place):
+    def shown():
+        return sorted(path.name for path in (place / "out/overlays").rglob("*.jpg"))
+
+    assert run(place, pictures="none") == (1, [0, 1, 3, 4, 5, 6])
+    assert not (place / "out/maps").exists() and shown() == [] and summary(place)["scored"] == 6
+    assert run(place, pictures="defective") == (1, [4, 5, 6]) and shown() == ["4.png.jpg", "5.png.jpg", "6.png.jpg"]
+    assert run(place, {**LIMIT, "image": 4.5}, pictures="defective") == (1, [])
+    assert shown() == ["5.png.jpg", "6.png.jpg"]
+    assert run(place, pictures="none") == (1, []) and shown() == []  # they would show another threshold
+    assert run(place) == (1, [0, 1, 3]) and len(shown()) == 6
+    with pytest.raises(UserError, match="--threshold"):
+        run(place, None, pictures="defective")
+
+
+def test_what_is_called_defective_shows_why(place):
+    run(place, {**LIMIT, "pixel": 5.5})
+    assert not mask(place, "3.png").any()  # good
+    assert set(np.unique(mask(place, "6.png"))) == {0, 255}
+    assert set(np.unique(mask(place, "5.png"))) == {0, 128}  # above the image's threshold, below that of pixels
+    heat = np.asarray(Image.open(place / "out/overlays/part/5.png.jpg"))
+    assert (heat[:, 3:].astype(int).max(axis=2) > 100).any() and run(place, {**LIMIT, "pixel": 5.5}) == (1, [])
+
+
+def test_overlays_begin_at_what_is_usual(place):
+    def colours(**more):
+        run(place, {**LIMIT, "image": 9.0, "pixel": 9.0, **more})
+        return np.asarray(Image.open(place / "out/overlays/part/6.png.jpg")).astype(int)
+
+    assert np.ptp(colours(usual=6.0), axis=(0, 1)).max() <= 2  # nothing is above it: the image as it is
+    assert np.ptp(colours(usual=0.0), axis=(0, 1)).max() > 30
 
 
 def test_interrupted_scoring_goes_on(place, capsys):
@@ -201,10 +268,10 @@ def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):
     run(place)
     kept = [place / "out" / name for name in ("scores.csv", "results.json")]
     run(place)
-    assert all(path.exists() for path in kept) and "scoring all images again" not in capsys.readouterr().out
+    assert all(path.exists() for path in kept) and "scoring all again" not in capsys.readouterr().out
     (place / "model").write_bytes(b"other weights")
     assert run(place, stop=4) == (130, [0, 1, 3, 4, 5]) and not any(path.exists() for path in kept)
-    assert "scores of another model or other settings" in capsys.readouterr().out
+    assert "of another model or other settings" in capsys.readouterr().out
     assert run(place) == (1, [4, 5, 6])
     assert summary(place)["model_sha256"] == digest(place / "model")
     # Those of another threshold neither.
@@ -219,7 +286,7 @@ def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):
 
 def interrupt_drawing(monkeypatch, at):
     """Ctrl-C while the at-th pictures from now on are saved; a function tells how often some were."""
-    save, count = scoring._save_pictures, 0
+    save, count = scoring._Pictures.draw, 0
 
     def interrupted(*arguments):
         nonlocal count
@@ -228,7 +295,7 @@ def interrupt_drawing(monkeypatch, at):
             raise KeyboardInterrupt
         save(*arguments)
 
-    monkeypatch.setattr(scoring, "_save_pictures", interrupted)
+    monkeypatch.setattr(scoring._Pictures, "draw", interrupted)
     return lambda: count
 
 
@@ -262,7 +329,7 @@ def test_another_threshold_judges_without_computing(place):
     assert {row["verdict"] for row in rows(place)} == {""}
     # Of one's own.
     assert run(place, LIMIT, pixel_threshold=2.5) == (1, [])
-    assert summary(place)["threshold"] == {"image": 3.5, "pixel": 2.5, "given": ["pixel"]}
+    assert summary(place)["threshold"] == {"image": 3.5, "pixel": 2.5, "usual": None, "given": ["pixel"]}
     assert ((mask(place, "3.png") > 0) == (upsample(np.array([[0, 3]], np.float32), (4, 6)) > 2.5)).all()
 
 
@@ -343,7 +410,7 @@ def test_names_that_spreadsheets_would_take_for_formulas(place):
 def test_overlays_beyond_jpegs_limit_are_reduced(place):
     long = np.zeros((20, 70000, 3), np.uint8)
     table = {"long.png": place / "images/part/0.png"}
-    options = Namespace(images=[place / "images"], maps="network", threshold=None, pixel_threshold=None)
+    options = Namespace(images=[place / "images"], maps="network", pictures="all", threshold=None, pixel_threshold=None)
     scorer = FolderScorer(
         place / "model", lambda images: [Scored(9.0, "", np.array([[0, 9]], np.float32))], {}, LIMIT, hide=True
     )
@@ -432,7 +499,7 @@ def test_refusals(place, monkeypatch):
         raise UserError("cannot write: no space left on device")
 
     (place / "model").write_bytes(b"new")
-    monkeypatch.setattr(scoring, "_save_pictures", full)
+    monkeypatch.setattr(scoring._Pictures, "draw", full)
     assert run(place)[0] == 1  # the scores are kept, and say what is missing
     assert rows(place)[0]["score"] == "0.0" and "no space" in rows(place)[0]["error"]
 

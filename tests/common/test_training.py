@@ -87,6 +87,39 @@ def test_the_bar_leaves_the_terminal_before_what_follows(tmp_path, monkeypatch):
     assert not tqdm._instances
 
 
+def tiny(path, seconds_a_step, monkeypatch, stored=None, epochs=100, **options):
+    """A training of nothing; its clock goes on by `seconds_a_step` in each step."""
+    clock = [0.0]
+    monkeypatch.setattr("common.checkpoint.time.monotonic", lambda: clock[0])
+    model = nn.Linear(3, 1)
+    optimizers = [torch.optim.Adam(model.parameters())]
+    training = Training(path, "x", {}, "f", model, optimizers, torch.device("cpu"), seed=0, stored=stored, **options)
+    ended = []
+    for _ in training.epochs(epochs, STEPS):
+        for _ in training.steps():
+            clock[0] += seconds_a_step
+        ended.append(training.over)
+        training.finish_epoch()
+    return ended
+
+
+def test_a_training_of_so_many_minutes(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "m.pt"
+    assert tiny(path, 10, monkeypatch, minutes=1.5) == [False, False, True]  # with the epoch of the 90th second
+    assert tiny(path, 10, monkeypatch, load(path, "x"), minutes=1.5) == []
+    assert "is trained for 3 epochs already" in capsys.readouterr().out
+    assert tiny(path, 10, monkeypatch, load(path, "x"), epochs=4, minutes=9) == [True]
+    assert load(path, "x")["epoch"] == 4
+
+
+def test_who_starts_a_long_training_learns_how_long(monkeypatch, capsys):
+    tiny(None, 20, monkeypatch, shorter="--epochs 3")
+    printed = capsys.readouterr().out  # 400 steps
+    assert printed.count("in all") == 1 and "about 2 h 13 min in all" in printed and "first look: --epochs 3" in printed
+    tiny(None, 0.5, monkeypatch)
+    assert "in all" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("spoil", ["loss", "parameters"])
 def test_what_is_not_finite_is_never_saved(tmp_path, spoil):
     with pytest.raises(UserError, match="training stops"):

@@ -18,7 +18,7 @@ import crn.inference
 from common.files import UserError, locked
 from common.metrics import image_auroc
 from crn import score, train
-from crn.options import UNUSED, build_parser, parse
+from crn.options import UNUSED, build_parser, model_name, parse
 from crn.training.crn import CompetitiveReconstructionNetwork
 from crn.training.dataset import Images, load_dataset
 from crn.training.utils import make_model
@@ -188,18 +188,18 @@ def test_score_folder(place, after_training, capsys):
     limit = json.loads(Path("out/results.json").read_text())["threshold"]
     for name, row in table.items():
         other = known[f"test/{'good' if 'good' in name else 'hole'}/{Path(name).name}"]
-        assert float(row["score_inference"]) == pytest.approx(float(other["anomaly_score"]), rel=1e-4)
+        assert float(row["score"]) == pytest.approx(float(other["anomaly_score"]), rel=1e-4)
         assert row["verdict"] == other["verdict"] != ""
         difference = np.asarray(Image.open(f"out/maps/{name}.tiff"))
         mask = np.asarray(Image.open(f"out/masks/{name}.png"))
-        assert difference.shape == (64, 64) and ((mask > 0) == (difference > limit["pixel"])).all()
+        assert difference.shape == (64, 64) and ((mask == 255) == (difference > limit["pixel"])).all()
         assert Image.open(f"out/overlays/{name}.jpg").size == (64, 64)
     chosen = sorted(map(str, Path("mine/a b/good").iterdir()))[:2]
     assert score.main(["--images", *chosen, *argv[2:], "--output", "two", "--threshold", "9"]) == 0
     two = rows("two/scores.csv")
     assert [(row["path"], row["verdict"]) for row in two] == [(Path(name).name, "good") for name in chosen]
     found = run_readme("crn", ("image.png", chosen[0]), ("crn/ck/last.ckpt", "ck/last.ckpt"))["found"]
-    assert found.score == float(two[0]["score_inference"]) and found.map.shape == (32, 32)
+    assert found.score == float(two[0]["score"]) and found.map.shape == (32, 32)
     assert found.verdict == table[f"a b/good/{two[0]['path']}"]["verdict"]
     Path("mine/broken é?.png").unlink()
     assert score.main([*argv, "--score", "validation", "--imsize", "64"]) == 0
@@ -209,7 +209,7 @@ def test_score_folder(place, after_training, capsys):
     refused(capsys, score.main, [*argv, "--images", "mine/a b"], "other images", "--output")
     refused(capsys, score.main, [*argv, "--output", "mine/out"], "--output")
     refused(capsys, score.main, [*argv, "--imsize", "33"], "--imsize 33")
-    assert score.model_name(Path("a/ck/last.ckpt")) == "ck_last" != score.model_name(Path("a/ck/best.ckpt"))
+    assert model_name(Path("a/ck/last.ckpt")) == "ck_last" != model_name(Path("a/ck/best.ckpt"))
 
 
 def test_an_interrupted_inference_leaves_complete_results(place, after_training, monkeypatch, capsys):

@@ -25,6 +25,9 @@ RENAMED: dict[str, str] = {
     "pixel_f1_threshold": "pixel_best_f1_threshold",
     "pixel_f1_error": "pixel_best_f1_error",
     "result.json: average_precision": "image_ap",
+    # One schema for all CSVs of scores (issue 26): "score" is the one that the verdict is about.
+    "scored/scores.csv: score_std": "score",
+    "scored/scores.csv: score_inference": "score",
 }
 # Names of which the last bits may be others even here, each with its reason. Weights never are.
 ROUNDED = {

@@ -141,7 +141,7 @@ def test_papers_variant_on_textures(bricks, textures):
     assert result["threshold"]["images"] == 2 and result["threshold"]["promised_fpr"] == pytest.approx(1 / 3)
     limit = result["threshold"]["image"]
     for row in rows(textures / f"results_te/test_{CHOSEN}.csv"):
-        assert (bricks / row["image"]).is_file() and row["image"].split("/")[1] == row["class"]
+        assert (bricks / row["path"]).is_file() and row["path"].split("/")[1] == row["class"]
         assert row["verdict"] == ("defective" if float(row["score"]) > limit else "good")
     best = min(rows(textures / "results_tr/history.csv"), key=lambda row: float(row["val_loss"]))
     assert result["models"][result["name_best"]]["epoch"] == int(best["epoch"])
@@ -158,12 +158,12 @@ def test_score_folder(bricks, textures, tmp_path, capsys):
     limit = result_of(output, "results.json")["threshold"]["image"]
     # The same scores as in the test, whatever lies beside an image.
     for known in rows(textures / f"results_te/test_{CHOSEN}.csv"):
-        name = known["image"].replace("test/", "a b/", 1)
+        name = known["path"].replace("test/", "a b/", 1)
         assert float(table[name]["score"]) == pytest.approx(float(known["score"]), rel=1e-4)
         assert table[name]["verdict"] == known["verdict"]
         anomaly_map = np.asarray(Image.open(output / "maps" / f"{name}.tiff"))
         mask = np.asarray(Image.open(output / "masks" / f"{name}.png"))
-        assert anomaly_map.shape == (64, 64) and ((mask > 0) == (anomaly_map > limit)).all()
+        assert anomaly_map.shape == (64, 64) and ((mask == 255) == (anomaly_map > limit)).all()
     good = "a b/good/000.png"
     paths = ("image.png", str(folder / good)), (f"riad/bottle/Checkpoint/{CHOSEN}.pth", str(file))
     found = run_readme("riad", *paths)["found"]
@@ -185,7 +185,7 @@ def test_tested_again_with_another_filter(bricks, textures, tmp_path):
     model = score.load(output / f"Checkpoint/{CHOSEN}.pth", torch.device("cpu"))
     assert (model.stored["settings"]["smooth"], model.threshold["fpr"]) == (9, 0.5)
     tested, before = (
-        {row["image"]: float(row["score"]) for row in rows(folder / f"results_te/test_{CHOSEN}.csv")}
+        {row["path"]: float(row["score"]) for row in rows(folder / f"results_te/test_{CHOSEN}.csv")}
         for folder in (output, textures)
     )
     image = next(iter(tested))
