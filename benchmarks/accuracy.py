@@ -112,7 +112,10 @@ PIXELS = {"pixel AUROC": ("pixel_auroc",), "AUPRO": ("aupro",)}
 # --- CS-Flow and the nearest neighbour on its features
 
 FLOW = {"image AUROC (std)": ("image_auroc_std",), "image AUROC (mean)": ("image_auroc_mean",), **PIXELS}
-NEAREST = {"image AUROC (mean distance)": ("image_auroc_mean",), "image AUROC (largest)": ("image_auroc_max",)}
+NEAREST = {
+    "image AUROC (largest)": ("image_auroc",),
+    "image AUROC (mean distance)": ("image_auroc_of_mean_distance",),
+}
 AUTHORS = "the authors' code, same settings in float32 (csflow/README.md)"
 CATEGORY = "--dataset_path {parent} --class_name {name}"
 

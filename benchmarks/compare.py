@@ -1,13 +1,12 @@
-"""Which image method is best on my images? python benchmarks/compare.py --data FOLDER --seeds 0 1 2
+"""Which image method finds the defects in my images? python benchmarks/compare.py --data FOLDER --minutes 10
 
-Trains CS-Flow, CRN and RIAD on FOLDER/train/good, beside a nearest-neighbour search that trains nothing, and tests all
-on FOLDER/test, through each method's own scripts; FOLDER, in MVTec AD's layout (common/images.py), is one category or
-holds several. Ends with a table, <output>/compare.json and <output>/report.html. Interrupted, the same command resumes.
+Tests a nearest-neighbour search, which trains nothing, then CS-Flow, CRN and RIAD, trained for --minutes each, on
+FOLDER/train/good and FOLDER/test, through each method's own scripts; FOLDER, in MVTec AD's layout (common/images.py),
+is one category or holds several. Ends with a table, the commands that score new images with each method, the best
+first, <output>/compare.json and <output>/report.html. Interrupted, the same command resumes.
 
-What is alike: images (--img_size, square, bilinear with antialiasing), the good images held out (--held_out, drawn by
-the seed; CRN and CS-Flow set thresholds with them, RIAD chooses its epoch by them, the nearest neighbour leaves them
-out), passes over the others (--epochs), and metrics: AUROC of the images' scores, AUROC and AUPRO of pixels at the
-images' own size. What is not: time. The table says what each method was given.
+What is alike: the time of training, images (--img_size, square, bilinear with antialiasing), the good images held out
+(--held_out, drawn by the seed; they set thresholds, RIAD chooses its epoch by them), and metrics. Epochs are a result.
 """
 
 import math
@@ -28,6 +27,7 @@ from common.cli import MAX_PIXELS, answer_early, notes, resumable, say, script
 from common.files import UserError, digest, locked, read_csv, read_json, require_writable, write_json
 
 TITLES = {"csflow": "CS-Flow", "crn": "CRN", "riad": "RIAD", "nearest": "nearest neighbour"}
+EVERY = 4  # epochs between validations
 FEATURES = (
     "--dataset_path {parent} --class_name {name} --feature_path {features} --img_size {size} --extractor {extractor} "
     "--calibration_share {held_out} --seed {seed} {weights}"
@@ -36,22 +36,23 @@ LINES = {  # of one run
     "nearest": [f"benchmarks/nearest_neighbour.py {FEATURES} {{machine}} --output {{place}}"],
     "csflow": [
         f"csflow/main.py {FEATURES} --output_path {{place}} --modelname compare --map_every 1000000000 --precision "
-        "{precision} --meta_epochs {evaluations} --sub_epochs {between} {network} {machine} {more}"
+        "{precision} --minutes {minutes} --epochs 1000000000 --sub_epochs {every} {network} {machine} {more}"
     ],
     "crn": [
         "crn/train.py --mode train --dataset MVTec --dataset-path {root} --log-file {place}/log.log {machine} "
         "--imsize {size} --antialias yes --seed {seed} --max-network-depth {levels} --calibration-share {held_out} "
         "--checkpoint-path {place}/checkpoints --log-dir {place}/logs --save-every 60 "
         "--image-output-path {place}/pictures --image-output-interval 1000000000 --precision {precision} "
-        "--epochs {epochs} --training-steps 1000000000 --validation-interval {every} {network} {more} "
-        "--batch-size {batch}",
+        "--minutes {minutes} --epochs 1000000000 --training-steps 1000000000 --validation-interval {every} "
+        "{network} {more} --batch-size {batch}",
         "crn/train.py --mode inference --dataset MVTec --dataset-path {root} --log-file {place}/log.log {machine} "
         "--model-input {place}/checkpoints/last.ckpt --image-output-path {place}/pictures "
-        "--anomaly-score-file {place}/scores.csv",
+        "--anomaly-score-file {place}/anomaly_scores.csv",
     ],
     "riad": [
         "riad/run.py --dataset mvtec --data_path {root} --img_size {size} --seed {seed} --validation_share {held_out} "
-        "--precision {precision} --epochs {epochs} --figures_every 0 --output {place} {network} {machine} {more}"
+        "--precision {precision} --minutes {minutes} --epochs 1000000000 --figures_every 0 --output {place} "
+        "{network} {machine} {more}"
     ],
 }
 # The networks. "small": what two CPU cores can train, as far as the READMEs tell; "paper": the papers', for a GPU.
@@ -106,7 +107,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--img_size", type=cli.multiple_of(128, 2**16), default=256, help=size)
     add("--max_value", **cli.MAX_VALUE)
     add("--max_pixels", **MAX_PIXELS)
-    add("--epochs", type=cli.whole(1, 10**9), default=36, help="passes over the training images")
+    add("--minutes", type=cli.positive, default=10.0, help="of each training, one for each method and seed")
     add("--networks", choices=NETWORKS, default="small", help="small: for a CPU; paper: the papers', for a GPU")
     add("--held_out", type=cli.share, default=0.1, help="share of the good images that is not trained on")
     add("--precision", choices=cli.PRECISIONS, default="fp32", help="of the training steps")
@@ -139,10 +140,12 @@ import riad.options
 from common import report
 from common.checkpoint import versions
 from common.images import Sample, fingerprint, mvtec_dataset, read_image, read_mask, set_max_pixels, visible
-from common.metrics import image_auroc
 from common.report import Section, map_sheet, roc_figure, score_histogram, write_report
 
-SHOWN = 6  # images whose maps the report shows
+SHOWN, TIMED = 6, 24  # images whose maps the report shows, and images that are scored to learn how long it takes
+FALSE_ALARMS = 0.05
+MISSED = 0.75  # below this AUROC, a kind of defect is called missed
+RECOMMENDED = {"csflow": 15, "crn": 60, "riad": 120}  # minutes on two CPU cores, by the READMEs
 
 
 class Category(NamedTuple):
@@ -193,8 +196,7 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
 
     Options that the user adds come last, so that they win.
     """
-    root, size, every = category.root, options.img_size, max(options.epochs // 8, 1)
-    between = next(n for n in range(every, 0, -1) if options.epochs % n == 0)  # epochs, after which CS-Flow saves
+    root, size = category.root, options.img_size
     network, more = NETWORKS[options.networks].get(method, "").split(), getattr(options, f"{method}_options", [])
     weights = ["--extractor_weights", options.extractor_weights] if options.extractor_weights else []
     batch = 0
@@ -204,8 +206,8 @@ def plan(method: str, category: Category, options: Namespace, seed: int, place: 
     return commands(
         LINES[method], root=root, parent=root.parent, name=root.name, place=place, size=size, seed=seed, batch=batch,
         features=options.output / "features" / f"{options.extractor}_{size}", extractor=options.extractor,
-        weights=weights, held_out=options.held_out, precision=options.precision, epochs=options.epochs, every=every,
-        evaluations=options.epochs // between, between=between, network=network, more=more,
+        weights=weights, held_out=options.held_out, precision=options.precision, minutes=options.minutes, every=EVERY,
+        network=network, more=more,
         levels=min(8, int(math.log2(size & -size))),  # so often can the side be halved
         machine=machine(options, reads_data=True),
     )  # fmt: skip
@@ -227,42 +229,55 @@ def check(options: Namespace, category: Category) -> None:
 
 
 def finish(method: str, place: Path, rows: int) -> dict[str, Any]:
-    """A finished run's numbers, from the files that its scripts wrote: AUROC and scores by name (the nearest neighbour
-    has two), pixel metrics where there are masks, and what the method was given; rows: of images to train on."""
-    epochs = batch = batches = None
-    columns = {"": "score"}
+    """A finished run's numbers, from the files that its scripts wrote, and what the method was given; rows: of images
+    to train on."""
+    folder, column, batch, batches, improving = place, "score", 0, None, False
     if method == "csflow":
         folder, file = place / "results/compare", place / "models/tmp/compare"
-        results, scored = read_json(folder / "results.json"), folder / "scores.csv"
-        columns = {"": f"score_{results['score']}"}
-        epochs, seconds = results["epochs_trained"], results["training_seconds"]
+    results = read_json(folder / "results.json")
+    scored, epochs, seconds = folder / "scores.csv", results.get("epochs_trained"), results.get("training_seconds")
+    if method == "csflow":
         batch = results["settings"]["batch_size"]
+        improving = rising([entry[f"auroc_{results['score']}"] for entry in results["history"]])
     elif method == "crn":
-        file, scored = place / "checkpoints/last.ckpt", place / "scores.csv"
-        results, columns = read_json(place / "scores.json"), {"": "anomaly_score"}
-        training = read_json(max((place / "logs").glob("*/results.json"), key=lambda path: path.stat().st_mtime))
+        file, scored, column = place / "checkpoints/last.ckpt", place / "anomaly_scores.csv", "anomaly_score"
+        logs = max((place / "logs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        training = read_json(logs)
         batches, seconds, batch = training["batches"], training["training_seconds"], training["settings"]["batch_size"]
+        improving = rising([float(row["metrics/inference_roc_auc"]) for row in read_csv(logs.with_name("metrics.csv"))])
     elif method == "riad":
-        results = read_json(place / "result.json")
+        results |= read_json(place / "result.json")
         file = place / "Checkpoint" / results["name_best"]
-        scored = place / f"results_te/test_{file.stem}.csv"
-        epochs, seconds = len(results["history"]), results["history"][-1]["time"]
-        batch = results["settings"]["batch"]
+        scored, epochs = place / f"results_te/test_{file.stem}.csv", len(results["history"])
+        seconds, batch = results["history"][-1]["time"], results["settings"]["batch"]
+        improving = results["models"][results["name_best"]]["epoch"] > 0.9 * epochs
     else:
-        results, file, scored = read_json(place / "results.json"), place / "maps.npy", place / "scores.csv"
-        columns, seconds = {", mean distance": "score_mean", ", largest distance": "score_max"}, results["seconds"]
+        file, seconds = place, results["seconds"]
     if batch:
         per_epoch = -(-rows // batch)
         batches, epochs = (batches, batches / per_epoch) if batches else (epochs * per_epoch, epochs)
     table = [row for row in read_csv(scored) if row.get("part", "test") == "test"]
-    labels = [int(row["label"] != "0") for row in table]
-    scores = {name: [float(row[column]) for row in table] for name, column in columns.items()}
+    labels, scores = [int(row["label"] != "0") for row in table], [float(row[column]) for row in table]
+    names = ("image_auroc", "pixel_auroc", "aupro", "by_defect", "threshold", "extractor")
     return {
-        "image_auroc": {name: image_auroc(labels, values) for name, values in scores.items()},
-        **{name: results.get(name) for name in ("pixel_auroc", "aupro", "extractor")},
-        "epochs": epochs, "batches": batches, "seconds": seconds, "device": results.get("device", "cpu"),
+        **{name: results.get(name) for name in names}, "found": found_at(labels, scores, FALSE_ALARMS),
+        "epochs": epochs, "batches": batches, "seconds": seconds, "improving": improving,
+        "extraction_seconds": results.get("extraction_seconds"), "device": results.get("device", "cpu"),
         "file": str(file), "labels": labels, "scores": scores,
     }  # fmt: skip
+
+
+def found_at(labels: Sequence[int], scores: Sequence[float], rate: float) -> float:
+    """The share of defective images above a threshold that at most a share `rate` of the good test images exceed."""
+    good = sorted((score for label, score in zip(labels, scores) if not label), reverse=True)
+    bad = [score for label, score in zip(labels, scores) if label]
+    return sum(score > good[math.floor(rate * len(good))] for score in bad) / len(bad)
+
+
+def rising(curve: Sequence[float]) -> bool:
+    """Whether a learning curve has not levelled off: its last third is above the third before, or it is too short."""
+    third = len(curve) // 3
+    return third < 2 or statistics.fmean(curve[-third:]) > statistics.fmean(curve[-2 * third : -third]) + 0.01
 
 
 def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
@@ -281,39 +296,47 @@ def run_once(method: str, category: Category, options: Namespace, seed: int) -> 
             run(*words)
         numbers = finish(method, place, len(category.train) - held_out(category, options.held_out))
         write_json(place / "run.json", {**numbers, "commands": todo, "versions": versions()})
-    return read_record(place / "run.json", image_auroc=dict, labels=list, scores=dict, file=str), place
+    return read_record(place / "run.json", image_auroc=float, labels=list, scores=list, file=str), place
+
+
+def score_command(method: str, category: Category, numbers: dict[str, Any], options: Namespace) -> list[Any]:
+    """The script and options with which the model of a run with the first seed scores images, but for --images."""
+    if method == "nearest":
+        (command,) = plan(method, category, options, options.seeds[0], Path(numbers["file"]))
+        return command
+    return [f"{method}/score.py", "--checkpoint", numbers["file"], *machine(options)]
 
 
 def shown_maps(
-    method: str, root: Path, chosen: list[Sample], numbers: dict[str, Any], place: Path, options: Namespace
-) -> list[np.ndarray]:
-    """The method's anomaly maps (h, w) of the chosen test images of the category in `root`, from its own score.py."""
-    if method == "nearest":
-        maps, paths = np.load(numbers["file"], allow_pickle=False), [r["path"] for r in read_csv(place / "scores.csv")]
-        return [maps[paths.index(sample.path.relative_to(root).as_posix())] for sample in chosen]
-    images = place / "shown/images"
+    method: str, category: Category, chosen: list[Sample], numbers: dict[str, Any], place: Path, options: Namespace
+) -> tuple[list[np.ndarray], float]:
+    """The method's anomaly maps (h, w) of the first SHOWN of these images, from its own scoring, and the seconds that
+    each image takes."""
+    images = place / "shown"
     names = [f"{number}{sample.path.suffix}" for number, sample in enumerate(chosen)]
     images.mkdir(parents=True, exist_ok=True)
     for name, sample in zip(names, chosen):
         shutil.copyfile(sample.path, images / name)
-    output, file = place / "shown/scored", numbers["file"]
-    run(f"{method}/score.py", "--images", images, "--output", output, "--checkpoint", file, *machine(options))
-    return [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names]
+    output = place / "scored/shown"
+    where = [] if method == "nearest" else ["--output", output]  # which is its own choice
+    run(*score_command(method, category, numbers, options), "--images", images, *where)
+    maps = [np.asarray(Image.open(output / "maps" / f"{name}.tiff")) for name in names[:SHOWN]]
+    return maps, read_json(output / "results.json")["seconds_per_image"]
 
 
-def pictures(category: Category, runs: dict[str, tuple[dict, Path]], options: Namespace) -> list[tuple[Path, str]]:
-    """ROC curves, distributions and maps of one seed's runs, drawn into the output's folder of the category."""
-    folder, drawn = options.output / category.root.name, []
-    scores = {
-        TITLES[method] + name: (numbers["labels"], values)
-        for method, (numbers, _) in runs.items()
-        for name, values in numbers["scores"].items()
-    }
+def pictures(
+    category: Category, runs: dict[str, tuple[dict, Path]], options: Namespace
+) -> tuple[list[tuple[Path, str]], dict[str, float]]:
+    """ROC curves, distributions and maps of one seed's runs, drawn into the output's folder of the category, and the
+    seconds that each method takes to score an image."""
+    folder, drawn, seconds = options.output / category.root.name, [], {}
+    scores = {TITLES[method]: (numbers["labels"], numbers["scores"]) for method, (numbers, _) in runs.items()}
     roc_figure(folder / "roc.png", scores, f"{category.root.name}, seed {options.seeds[0]}")
     drawn.append((folder / "roc.png", f"ROC of the images' scores, seed {options.seeds[0]}"))
     # The first image of each kind: nothing is chosen by how well it is found.
     kinds = {sample.class_name: sample for sample in reversed(category.test)}
     chosen = list(reversed(kinds.values()))[:SHOWN]
+    timed = chosen + [sample for sample in report.spread(category.test, TIMED) if sample not in chosen]
     columns, masks = [], []
     for sample in chosen:  # reduced at once: images may be of hundreds of megapixels
         image = np.asarray(read_image(sample.path, category.max_value))
@@ -321,54 +344,94 @@ def pictures(category: Category, runs: dict[str, tuple[dict, Path]], options: Na
         mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else None
         masks.append(report.drawn_mask(mask, columns[-1].shape[:2]))
     for method, (numbers, place) in runs.items():
-        for name, values in numbers["scores"].items():
-            path = folder / f"{method}{name.replace(', ', '_').replace(' ', '_')}.png"
-            score_histogram(path, numbers["labels"], values, TITLES[method] + name)
-            drawn.append((path, f"scores of {TITLES[method]}{name}"))
-        maps = shown_maps(method, category.root, chosen, numbers, place, options)
+        path, threshold = folder / f"{method}.png", numbers["threshold"] or {}
+        score_histogram(path, numbers["labels"], numbers["scores"], TITLES[method], threshold.get("image"))
+        drawn.append((path, f"scores of {TITLES[method]}"))
+        maps, seconds[method] = shown_maps(method, category, timed, numbers, place, options)
         captions = [f"{sample.class_name}\n{sample.path.name}" for sample in chosen]
-        path = folder / f"{method}_maps.jpg"
-        map_sheet(path, list(zip(columns, maps, captions)), f"{TITLES[method]} on {category.root.name}", masks)
-        drawn.append((path, f"{TITLES[method]}: the first test image of each kind"))
-    return drawn
+        path, (vmin, vmax, limit, words) = folder / f"{method}_maps.jpg", report.colour_range(maps, maps, threshold)
+        title = f"{TITLES[method]} on {category.root.name}"
+        map_sheet(path, list(zip(columns, maps, captions)), title, masks, vmax, vmin, limit)
+        drawn.append((path, f"{TITLES[method]}: the first test image of each kind. {words}"))
+    return drawn, seconds
 
 
-METRICS, GIVEN = ("image_auroc", "pixel_auroc", "aupro"), ("epochs", "batches", "seconds")
+METRICS, GIVEN = ("image_auroc", "found", "pixel_auroc", "aupro"), ("epochs", "batches", "seconds")
 
 
 def summary(runs: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each category and score, from runs by (category, method, seed), and, for several categories, one
-    for their mean; metrics as lists, one value for each seed."""
+    """One entry for each category and method, the best of a category first, from runs by (category, method, seed), and,
+    for several categories, their means; metrics as lists, one value for each seed."""
     seeds: dict[tuple[str, str], list[dict]] = {}
     for (category, method, _), one in runs.items():
-        for name, auroc in one["image_auroc"].items():
-            seeds.setdefault((category, TITLES[method] + name), []).append({**one, "image_auroc": auroc})
-    entries = [
-        {"category": category, "method": method, **{key: [one[key] for one in of_seeds] for key in METRICS}}
-        | {key: _mean([one[key] for one in of_seeds]) for key in GIVEN}
-        for (category, method), of_seeds in seeds.items()
-    ]
+        seeds.setdefault((category, method), []).append(one)
+    entries = []
+    for (category, method), same in seeds.items():
+        entry = {"category": category, "method": TITLES[method], "improving": any(one["improving"] for one in same)}
+        entry |= {key: [one[key] for one in same] for key in METRICS}
+        entry |= {key: _mean([one[key] for one in same]) for key in GIVEN}
+        entry["seconds"] += max(one["extraction_seconds"] or 0 for one in same)  # once for all seeds
+        entries.append(entry)
     if (count := len({category for category, _ in seeds})) > 1:
-        for name in dict.fromkeys(method for _, method in seeds):
+        for name in dict.fromkeys(entry["method"] for entry in entries):
             same = [entry for entry in entries if entry["method"] == name]
-            metrics = {key: [_mean(values) for values in zip(*(entry[key] for entry in same))] for key in METRICS}
-            given = {key: _mean([entry[key] for entry in same]) for key in GIVEN}
-            entries.append({"category": f"mean of {count}", "method": name, **metrics, **given})
-    return entries
+            entry = {"category": f"mean of {count}", "method": name, "improving": any(one["improving"] for one in same)}
+            entry |= {key: [_mean(values) for values in zip(*(one[key] for one in same))] for key in METRICS}
+            entries.append(entry | {key: _mean([one[key] for one in same]) for key in GIVEN})
+    order = list(dict.fromkeys(entry["category"] for entry in entries))
+    return sorted(entries, key=lambda entry: (order.index(entry["category"]), -statistics.fmean(entry["image_auroc"])))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else statistics.fmean(values)
 
 
-HEADER = ["category", "method", "image AUROC", "pixel AUROC", "AUPRO", "epochs", "batches", "minutes"]
+def verdict(entries: Sequence[dict[str, Any]], options: Namespace) -> list[str]:
+    """Which method is best in a category, in sentences, and how sure that is; entries: of the category, best first."""
+    best, *others = entries
+    lines = [f"Best: {best['method']}, image AUROC {mean_and_spread(best['image_auroc'])}."]
+    alike = [entry["method"] for entry in others if not _better(best["image_auroc"], entry["image_auroc"])]
+    if alike and len(options.seeds) > 1:
+        lines.append(f"Not told apart from it, within the spread of the seeds: {', '.join(alike)}.")
+    if others and len(options.seeds) == 1:
+        lines.append("One seed: small differences may be chance.")
+    for entry in entries:
+        method = next(name for name, title in TITLES.items() if title == entry["method"])
+        if entry["improving"] and method in RECOMMENDED and options.minutes < RECOMMENDED[method]:
+            longer = f"try --minutes {RECOMMENDED[method]} or more before you decide"
+            lines.append(f"{entry['method']} was still improving after {entry['seconds'] / 60:.1f} minutes: {longer}.")
+    return lines
+
+
+def _better(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the means differ by more than the spread of both."""
+    spread = math.hypot(*(statistics.stdev(values) if len(values) > 1 else 0 for values in (first, second)))
+    return statistics.fmean(first) - statistics.fmean(second) > spread
+
+
+HEADER = [
+    "category", "method", "image AUROC", "found at 5 % false alarms", "pixel AUROC", "AUPRO", "epochs", "minutes",
+    "ms per image",
+]  # fmt: skip
 
 
 def row(entry: dict[str, Any]) -> list[str]:
     """A line of the table."""
     metrics = [mean_and_spread(entry[key]) for key in METRICS]
-    given = ["" if entry[key] is None else f"{entry[key]:.0f}" for key in ("epochs", "batches")]
-    return [entry["category"], entry["method"], *metrics, *given, f"{entry['seconds'] / 60:.1f}"]
+    epochs = "" if entry["epochs"] is None else f"{entry['epochs']:.0f}" + " (improving)" * entry["improving"]
+    pace = entry.get("seconds_per_image")
+    pace = "" if pace is None else f"{1000 * pace:.0f}"
+    return [entry["category"], entry["method"], *metrics, epochs, f"{entry['seconds'] / 60:.1f}", pace]
+
+
+def kinds_table(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the AUROC per kind of defect, mean over seeds; runs: of one category, by method."""
+    kinds = dict.fromkeys(kind for of_seeds in runs.values() for one in of_seeds for kind in one["by_defect"])
+    rows = []
+    for kind in kinds:
+        means = [_mean([one["by_defect"][kind]["image_auroc"] for one in of_seeds]) for of_seeds in runs.values()]
+        rows.append([kind, *(f"{mean:.3f}" + " (missed)" * (mean < MISSED) for mean in means)])
+    return ["kind of defect", *(TITLES[method] for method in runs)], rows
 
 
 def conditions(options: Namespace, categories: list[Category], runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -385,15 +448,16 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
     seeds = ", ".join(map(str, options.seeds))
     spread = f"Mean ± standard deviation over seeds {seeds}, of weights, batches and the images held out."
     lines = [
+        f"Each training ends with the epoch in which {options.minutes:g} minutes are over, on {devices}. The nearest "
+        "neighbour trains nothing: its minutes are of its search and of the features that it shares with CS-Flow.",
         f"All images are resized to {options.img_size} x {options.img_size} pixels (bilinear, antialiased). "
-        f"A share of {options.held_out:g} of train/good is held out, the same images for all methods: RIAD chooses its "
-        "epoch by them, CRN and CS-Flow set thresholds with them, the nearest neighbour leaves them out. Nothing is "
-        "chosen on test images.",
+        f"A share of {options.held_out:g} of train/good is held out, the same images for all methods: thresholds come "
+        "from them, and RIAD chooses its epoch by them. Nothing is chosen on test images.",
         spread if len(options.seeds) > 1 else f"One seed, {seeds}: there is no spread.",
-        "Image AUROC: the chance that a defective image scores higher than a good one. Pixel AUROC and AUPRO (up to a "
-        "false-positive rate of 0.3): of the maps at the images' own size, where there are masks. Batches are the "
-        f"optimizer's steps (CRN's are of two networks each). Minutes are of one training, or the nearest neighbour's "
-        f"search, on {devices}, without the features that CS-Flow and the nearest neighbour extract once.",
+        "Image AUROC: the chance that a defective image scores higher than a good one. Found at 5 % false alarms: the "
+        "share of defective test images above the threshold that 5 % of the good test images exceed. Pixel AUROC and "
+        "AUPRO (up to a false-positive rate of 0.3): of the maps at the images' own size, where there are masks. "
+        f"Missed: an AUROC below {MISSED}. Milliseconds per image: scoring with maps and overlays, first seed.",
         f"Networks ({options.networks}): {networks}; precision of the training {options.precision}"
         + (f"; pretrained features of CS-Flow and the nearest neighbour: {extractors}" if extractors else "")
         + ". These settings were not tuned for this data: a longer training or a larger network may change who wins.",
@@ -416,24 +480,47 @@ def main(argv: list[str] | None = None) -> None:
 def compare(options: Namespace, categories: list[Category]) -> None:
     """Run what is not done yet, and write compare.json, the report and the table."""
     runs: dict[tuple[str, str, int], tuple[dict[str, Any], Path]] = {}
-    todo = [(s, c, m) for s in options.seeds for c in categories for m in options.only]
+    methods = sorted(options.only, key=lambda method: method != "nearest")  # first what has an answer in seconds
+    todo = [(s, c, m) for m in methods if m == "nearest" for s in options.seeds for c in categories]
+    todo += [(s, c, m) for s in options.seeds for c in categories for m in methods if m != "nearest"]
+    trainings = sum(method != "nearest" for _, _, method in todo)
+    if trainings:
+        hours = cli.in_hours(60 * options.minutes * trainings)
+        say(f"{trainings} trainings of {options.minutes:g} minutes: {hours} in all, and what testing takes")
     for count, (seed, category, method) in enumerate(todo, start=1):
         say(f"--- {count} of {len(todo)}: {category.root.name}, {TITLES[method]}, seed {seed}")
         runs[category.root.name, method, seed] = run_once(method, category, options, seed)
     numbers = {key: one for key, (one, _) in runs.items()}
     entries, text = summary(numbers), conditions(options, categories, list(numbers.values()))
-    content = {"conditions": text, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()}
-    write_json(options.output / "compare.json", content)
-    rows = [row(entry) for entry in entries]
-    sections = [Section("All in one table", text, HEADER, rows)]
+    sections = []
     for category in categories:
-        first = {method: runs[category.root.name, method, options.seeds[0]] for method in options.only}
+        name = category.root.name
+        drawn, seconds = pictures(category, {m: runs[name, m, options.seeds[0]] for m in methods}, options)
+        of_category = [entry for entry in entries if entry["category"] == name]
+        for entry in of_category:
+            method = next(method for method in methods if TITLES[method] == entry["method"])
+            entry["seconds_per_image"] = seconds[method]
+            command = score_command(method, category, numbers[name, method, options.seeds[0]], options)
+            entry["command"] = f"python {shlex.join(map(str, command))} --images my_new_images"
         held = held_out(category, options.held_out)
         told = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
-        sections.append(Section(category.root.name, [told], pictures=pictures(category, first, options)))
+        header, rows = kinds_table({m: [numbers[name, m, seed] for seed in options.seeds] for m in methods})
+        sections.append(Section(name, [*verdict(of_category, options), told], header, rows))
+        commands_of = [[entry["method"], entry["command"]] for entry in of_category]
+        sections.append(Section("To score new images", (), ["method", "command"], commands_of))
+        sections.append(Section("Curves and maps", pictures=drawn))
+    rows = [row(entry) for entry in entries]
+    first = verdict([entry for entry in entries if entry["category"] == entries[-1]["category"]], options)
+    sections.insert(0, Section("All in one table", first, HEADER, rows))
+    sections.append(Section("What the numbers mean", text))
     write_report(options.output / "report.html", f"Methods compared on {options.data.name}", sections)
-    for line in table(HEADER, rows):
+    content = {"conditions": text, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()}
+    write_json(options.output / "compare.json", content)
+    for line in [*table(HEADER, rows), *first, "To score new images, the best method first:"]:
         say(line)
+    for entry in entries:
+        if "command" in entry:
+            say(f"  {entry['command']}" + f"  # {entry['category']}" * (len(categories) > 1))
     say(f"numbers: {options.output / 'compare.json'}")
 
 

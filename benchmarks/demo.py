@@ -54,7 +54,7 @@ METHODS = {
         "image AUROC",
         [
             ("CS-Flow", "results/demo/results.json", "image_auroc"),
-            ("nearest neighbour", "nearest/results.json", "image_auroc_mean"),
+            ("nearest neighbour", "nearest/results.json", "image_auroc"),
         ],
         "results/demo/report.html",
     ),

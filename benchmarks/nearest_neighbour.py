@@ -6,7 +6,7 @@ Tests on the category's test images, if it has any, then scores --images. Featur
 csflow/: a patch is one position of the finest scale, what --calibration_share holds out sets the thresholds. An image's
 score is its largest distance (as in PatchCore, Roth et al. 2022); the mean stands beside it. Writes results.json,
 scores.csv, maps.npy (test images in the order of scores.csv, at the features' resolution) and report.html to --output,
-what is found in --images to a folder of their name in it, as csflow/score.py does.
+what is found in --images to scored/<their folder's name> in it, as csflow/score.py does.
 """
 
 import sys
@@ -129,10 +129,9 @@ def main(argv: list[str] | None = None) -> int:
 
     found = {name: metadata[name] for name in ("method", "trained_on", "extractor", "score", "settings")}
     scorer = FolderScorer(model, score_images, {**found, "weights": train.weights}, threshold, 4, size, white)
-    return score_folder(
-        options, default_output(output, options.images), scorer, {name: [path] for name, path in paths.items()},
-        lambda name: np.asarray(read_image(paths[name], white)),
-    )  # fmt: skip
+    files = {name: [path] for name, path in paths.items()}
+    folder = default_output(output / "scored", options.images)
+    return score_folder(options, folder, scorer, files, lambda name: np.asarray(read_image(paths[name], white)))
 
 
 def test_images(

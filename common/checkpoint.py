@@ -118,7 +118,8 @@ class Training:
                 f"{self.path} is trained for {trained}, more than the {count} asked for: ask for more, or start "
                 "again with --resume no"
             )
-        if self.resumed and (self.epoch * steps + self.step == total or self._time_is_up()):
+        self.over = self.resumed and self.seconds >= 60 * self.minutes
+        if self.resumed and (self.over or self.epoch * steps + self.step == total):
             say(f"{self.path} is trained for {number_of(self.epoch, 'epoch')} already")
         elif self.resumed:
             say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
@@ -126,7 +127,6 @@ class Training:
         self._bar = progress(range(self.epoch * steps + self.step, total), "training", hide=self.hide)
         self._first, self._told = self.epoch * steps + self.step, self.minutes < math.inf
         self.started = self.saved = time.monotonic()
-        self.over = self._time_is_up()
         with stop_on_request() as self._stop:
             while (self.epoch * steps + self.step < total and not self.over) or self.step == steps:
                 yield self.epoch

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -332,6 +333,7 @@ def score_folder(
                 (output / name).unlink(missing_ok=True)
         drawn: list[Future] = []  # the rows of the batch before, whose pictures are being written
         reduced: list[str] = []  # images whose overlays are
+        start = time.monotonic()
         try:
             for names, find, images in progress(_read_ahead(threads, read, work), "scoring", len(work), scorer.hide):
                 new = [rows.get(name) or _Row(name, _digests(files[name])) for name in names]
@@ -359,11 +361,13 @@ def score_folder(
             "scored": sum(row.score is not None for row in done),
             "defective": verdicts.count("defective"),
             "failed": sum(row.error != "" for row in done),
+            "seconds_per_image": (time.monotonic() - start) / len(left) if left else None,  # of those of this call
         }
         summary = {**journal.key, "model": str(scorer.file), "threshold": threshold, "finished": True, **counts}
         write_json(output / RESULTS, {**summary, "notes": notes()})
     defective = f", {counts['defective']} defective" if threshold and threshold["image"] is not None else ""
-    say(f"{number_of(counts['scored'], 'image')} scored{defective}: {output}")
+    pace = f" ({1000 * counts['seconds_per_image']:.0f} ms each)" if left else ""
+    say(f"{number_of(counts['scored'], 'image')} scored{pace}{defective}: {output}")
     if counts["failed"] and first_process():
         complain(f"{number_of(counts['failed'], 'image')} could not be scored, or not shown: scores.csv says why")
     return 1 if counts["failed"] else 0
