@@ -255,7 +255,10 @@ def read_tensors(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         what = "folder" if path.is_dir() else "pipe, socket or device"
-        raise UserError(f"{path} is a {what}, not a checkpoint" if path.exists() else f"there is no checkpoint {path}")
+        if path.exists():
+            raise UserError(f"{path} is a {what}, not a checkpoint")
+        there = sorted(other.name for other in path.parent.glob("[!.]*") if other.is_file())[:8]
+        raise UserError(f"there is no checkpoint {path}" + f"; in its folder: {', '.join(there)}" * bool(there))
     try:
         content = _unpickled(path)
         tensors = require_plain(content, path, (torch.Tensor, bytes, complex, torch.dtype, torch.device))

@@ -2,9 +2,10 @@
 
 FOLDER, or spi_measurement/ in it, holds spi_000.json, spi_001.json, ... in print order, the first one printed after a
 stencil cleaning, with the pads that the model was trained with. When all are judged (crrn/scoring.py says how), this
-writes to --output (default <data>/result/<mode>/<folder's name>): pads.csv with signed error and verdict of every pad,
-boards_<cycle>.png with the red and blue board maps, and results.json. progress.jsonl keeps what the network expected of
-each cycle: interrupted, the same command resumes with those that are left, and another --fpr computes nothing again.
+writes to --output (default <data>/result/<mode>/<folder's name>): scores.csv with the verdict of every board, pads.csv
+with signed error and verdict of every pad, boards_<cycle>.png with the red and blue board maps, where pads called wrong
+have a frame, and results.json. progress.jsonl keeps what the network expected of each cycle: interrupted, the same
+command resumes with those that are left, and another --fpr computes nothing again.
 """
 
 import re
@@ -92,21 +93,32 @@ def main(argv: list[str] | None = None) -> None:
         for number, one in enumerate(progress(scored, "drawing")):
             draw(output / f"boards_{number:03d}.png", prepared, one, number * cycle, "synthetic boards: " * artificial)
         write_csv(output / "pads.csv", HEADER, rows(boards, scored, cycle))
+        limits = [one.threshold["board"] for one in scored for _ in one.boards]
+        worst = [score for one in scored for score in one.boards]
+        wrong = [sum(verdict != "fine" for verdict in board) for one in scored for board in one.verdicts]
+        judged = ["defective" if score > limit else "good" for score, limit in zip(worst, limits)]
+        table = zip(boards.files, worst, wrong, limits, judged)
+        columns = ["path", "class", "label", "score", "wrong_pads", "threshold", "verdict", "error"]
+        write_csv(output / "scores.csv", columns, [[name, "", "", *values, ""] for name, *values in table])
         counts = Counter(verdict for one in scored for board in one.verdicts for verdict in board)
         summary = {
             **journal.key, "method": "CRRN", "data": "synthetic" if artificial else str(source),
             "normalised_and_thresholds_by": prepared.source, **model.results, "model": str(model.path),
+            "trained_on_these_boards": model.results["trained_on_these_boards"] and read == prepared.fingerprint,
             "thresholds_by_cycle": [one.threshold for one in scored],
+            "boards_judged": dict(Counter(judged)),
             "pads": {verdict: counts[verdict] for verdict in ("fine", "excessive", "insufficient")},
-            "finished": True, "device": str(model.device), "settings": {**key["settings"], "fpr": options["fpr"]},
+            "finished": True, "device": str(model.device),
+            "settings": {**key["settings"], "fpr": options["fpr"], "board_fpr": options["board_fpr"]},
             "notes": notes(), "versions": checkpoint.versions(),
         }  # fmt: skip
         write_json(output / RESULTS, summary)
         for path in output.glob("boards_*.png") if not distributed.rank() else ():  # of more boards, scored before
             if (match := re.fullmatch(r"boards_(\d+)\.png", path.name)) and int(match[1]) >= len(scored):
                 path.unlink()
-    wrong = f"{counts['excessive']} excessive, {counts['insufficient']} insufficient"
-    say(f"{number_of(len(boards), 'board')}, {number_of(counts.total(), 'pad')}: {wrong}; {output}")
+    defective = f"{number_of(len(boards), 'board')}, {judged.count('defective')} defective"
+    of_pads = f"{counts['excessive']} excessive, {counts['insufficient']} insufficient"
+    say(f"{defective}; {number_of(counts.total(), 'pad')}, {of_pads}: {output}")
 
 
 def rows(boards: Boards, scored: Sequence[Scored], cycle: int) -> Iterator[list[Any]]:
@@ -123,9 +135,15 @@ def draw(path: Path, prepared: Prepared, scored: Scored, first: int, data: str) 
     """The picture of one cycle, the boards from `first` on; the deepest colours begin at twice the threshold."""
     images = place(scored.error, *prepared.pixels, prepared.height, prepared.width)[:, 0].numpy()
     high, low = scored.threshold["excessive"], scored.threshold["insufficient"]
-    titles = [f"board {first + n}" for n in range(len(images))]
-    title = f"{data}signed error; called excessive above {high:.2f}, insufficient below {low:.2f}"
-    draw_boards(path, {"": images}, titles, prepared.mask.numpy(), title, 2 * max(high, -low, 0.1), SHEET)
+    called = ["  DEFECTIVE" * (score > scored.threshold["board"]) for score in scored.boards]
+    titles = [f"board {first + n}{word}" for n, word in enumerate(called)]
+    title = (
+        f"{data}signed error; framed: pads called excessive (above {high:.2f}) or insufficient (below {low:.2f}); "
+        f"defective: boards with a pad beyond {scored.threshold['board']:.2f}"
+    )
+    wrong = [[verdict != "fine" for verdict in board] for board in scored.verdicts]
+    marks = [[(int(y), int(x)) for y, x, odd in zip(*prepared.pixels, board) if odd] for board in wrong]
+    draw_boards(path, {"": images}, titles, prepared.mask.numpy(), title, 2 * max(high, -low, 0.1), SHEET, marks)
 
 
 if __name__ == "__main__":

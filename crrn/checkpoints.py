@@ -102,7 +102,11 @@ def load_trained(
     others.
     """
     if not path.exists():
-        raise UserError(f"there is no {path}; {command('1_train.py', *words_to_train(options))} makes it")
+        others = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{path.name}"))
+        there = f"trained there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else ""
+        there += " (--protocol measured)" if f"{path.parent.name}_measured" in others else ""
+        there += "; " * bool(there)
+        raise UserError(f"there is no {path}; {there}{command('1_train.py', *words_to_train(options))} makes it")
     # Before it is loaded: where it changes meanwhile, results are not taken for those of the new one.
     sha256 = digest(path) if path.is_file() else ""
     stored = read_checkpoint(path)

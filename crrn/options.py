@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common.cli import PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, number, positive, whole
+from common.cli import PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, number, positive, share, whole
 from common.files import UserError
 
 MODES = ("ConvLSTM", "ConvConjLSTM", "ConvSTLSTM")
@@ -53,8 +53,7 @@ def _add_model(
     kinds = "drawn from the age model, each pad on its own (the authors'), or measured cycles"
     add("--protocol", choices=("drawn", "measured"), default="drawn", help=kinds)
     unset = "" if held_out else f"; unset: the trained model's, or {HELD_OUT}"
-    share = f"share of the measured cycles not trained on{unset}"
-    add("--held_out", type=number(0.01, 0.99), default=held_out, help=share)
+    add("--held_out", type=number(0.01, 0.99), default=held_out, help=f"share of measured cycles not trained on{unset}")
     _add_machine(parser, gpu_ids, several, "result/", *names)
 
 
@@ -123,6 +122,7 @@ def parse_score(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("model and verdicts").add_argument
     add("--checkpoint", type=Path, help="the trained model; unset: model_dictionary.pt in <--result>/<--mode>")
     add("--fpr", type=number(1e-6, 0.5), default=0.01, help="share of fine pads that may be called wrong")
+    add("--board_fpr", type=share, default=0.05, help="share of fine boards that may be called defective")
     add("--batch_size", type=whole(1), default=20, help="sequences at once")
     return parser.parse_args(argv)
 

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from common.cli import printable
 from common.report import COLOURS, save_figure
@@ -140,12 +141,12 @@ def draw_errors(path: Path, errors: Mapping[str, np.ndarray], title: str) -> Non
 
 def draw_boards(
     path: Path, rows: Mapping[str, np.ndarray], titles: Sequence[str], mask: np.ndarray, title: str, limit: float,
-    columns: int = 10**9,
+    columns: int = 10**9, marks: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> None:  # fmt: skip
     """Signed maps of boards from blue (-limit) to red (limit), pads without error white, the ground grey.
 
     rows: name -> (n, H, W), a line of maps for each entry, broken after `columns` of them; titles: of the n boards;
-    mask: (H, W) bool, the pads.
+    mask: (H, W) bool, the pads; marks: of each board the pixels (row, column) that get a frame.
     """
     columns = min(columns, len(titles))
     lines = len(rows) * -(-len(titles) // columns)
@@ -159,6 +160,8 @@ def draw_boards(
             ax.imshow(board)
             ax.set(xticks=[], yticks=[], ylabel="" if n % columns else name)
             ax.set_title(caption, fontsize=9)
+            for y, x in marks[n] if marks else ():
+                ax.add_patch(Rectangle((x - 1, y - 1), 2, 2, fill=False, edgecolor="black", linewidth=0.8))
     for ax in cells:
         ax.set_axis_off()
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "bwr"), ax=axes, shrink=0.8, aspect=30, pad=0.01)

@@ -1,9 +1,10 @@
 """Verdicts on measured boards, pad by pad: what 3_score_boards.py does with files, for Python.
 
 A pad is excessive where its error (input - reconstruction, in standard deviations of the pad) is above one threshold,
-insufficient where it is below the other. Both come from the measured cycles that were held out of the statistics (and,
-with --protocol measured, of the training): a share --fpr of their pads would be called wrong. That is an estimate from
-few cycles, whose pads are alike; how well the other cycles would have judged each of them is told beside it.
+insufficient where it is below the other; a share --fpr of held-out pads would be called wrong. A board is defective
+where its worst pad is further off than those of held-out boards, but for a share --board_fpr. All thresholds come from
+the measured cycles that were held out of the statistics (and, with --protocol measured, of the training). They are
+estimates from few cycles, whose pads are alike; how well the other cycles would have judged each of them is told, too.
 """
 
 import math
@@ -46,6 +47,7 @@ class Loaded:
     precision: str
     batch_size: int
     fpr: float
+    board_fpr: float
     thresholds: dict[int, dict[str, Any]] = field(default_factory=dict)  # by the number of boards; found when needed
 
     @property
@@ -65,6 +67,7 @@ class Scored(NamedTuple):
     expected: Tensor  # the network's reconstruction
     error: Tensor  # normalised - expected
     verdicts: list[list[str]]  # "fine", "excessive" or "insufficient"
+    boards: list[float]  # the largest absolute error of each board, (T,): its score
     threshold: dict[str, Any]  # as `thresholds_of` gives it
 
 
@@ -83,7 +86,7 @@ def load(**given: Any) -> Loaded:
     path = options["checkpoint"] or model_folder(options, prepared.folder) / "model_dictionary.pt"
     network, share, results = load_trained(path, options, prepared, device)
     _, *measured = prepared.measured_cycles(share)
-    used = {name: options[name] for name in ("precision", "batch_size", "fpr")}
+    used = {name: options[name] for name in ("precision", "batch_size", "fpr", "board_fpr")}
     return Loaded(network, path, results, prepared, share, *measured, device, **used)
 
 
@@ -111,7 +114,7 @@ def score_boards(
     _require_finite(error, model, names, f"no finite reconstruction in --precision {model.precision}; {furthest}")
     threshold = threshold_for(len(values), model)
     verdicts = [[verdict_of(one, threshold) for one in board] for board in error.tolist()]
-    return Scored(values, expected, error, verdicts, threshold)
+    return Scored(values, expected, error, verdicts, error.abs().amax(dim=1).tolist(), threshold)
 
 
 def normalised(volumes: Tensor, model: Loaded, names: Sequence[str]) -> Tensor:
@@ -136,7 +139,10 @@ def threshold_for(length: int, model: Loaded) -> dict[str, Any]:
         if not errors.isfinite().all():
             boards = f"the held-out boards of {model.prepared.folder}"
             raise UserError(f"no finite reconstruction of {boards} in --precision {model.precision}: try fp32")
-        model.thresholds[length] = thresholds_of(errors.flatten(1), model.fpr)
+        # A board's score is its worst pad's.
+        board, promised = threshold_for_fpr(errors.abs().amax(dim=2), model.board_fpr)
+        of_boards = {"board": board, "board_fpr_asked": model.board_fpr, "board_fpr_promised": promised}
+        model.thresholds[length] = thresholds_of(errors.flatten(1), model.fpr) | of_boards
     return model.thresholds[length]
 
 

@@ -645,6 +645,17 @@ def test_scoring_new_boards(trained, tmp_path, with_pictures):
     assert results["boards"] == str(source) and results["epochs"] == 2 and results["versions"]
     assert results["settings"]["fpr"] == 0.2 and results["settings"]["held_out"] == 0.3
     assert results["pads"]["fine"] == sum(row["verdict"] == "fine" for row in table)
+    judged = rows(folder / "scores.csv")
+    assert [row["path"] for row in judged] == [f"spi_{n:03d}.json" for n in range(5)]
+    for n, row in enumerate(judged):
+        pads = [one for one in table if one["board"] == str(n)]
+        worst, limit = max(abs(float(one["error"])) for one in pads), limits[n // CYCLE]["board"]
+        assert float(row["score"]) == pytest.approx(worst, abs=1e-5) and float(row["threshold"]) == limit
+        assert row["verdict"] == ("defective" if worst > limit else "good")
+        assert int(row["wrong_pads"]) == sum(one["verdict"] != "fine" for one in pads)
+    assert judged[4]["verdict"] == judged[1]["verdict"] == "defective"
+    assert results["boards_judged"]["defective"] == sum(row["verdict"] == "defective" for row in judged)
+    assert results["trained_on_these_boards"] is False  # only those that the network was trained on are
     assert sorted(path.name for path in folder.glob("*.png")) == ["boards_000.png", "boards_001.png"]
     model = shutil.move(trained / MODEL, tmp_path / "elsewhere.pt")
     where = ["--boards", new, "--checkpoint", model, "--output", tmp_path / "out"]  # the data folder will do, too
