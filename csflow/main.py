@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             hide=options.hide_tqdm_bar, extractor=options.extractor, weights=train_set.weights, data=dataset.data,
             calibration=None,
         )  # fmt: skip
+        training.remedy = " (--lr_init) or --clamp" + training.remedy
         train(
             training, dataset, train_set, test_set, rows, held_out, batch_size=options.batch_size,
             epochs=options.epochs, sub_epochs=options.sub_epochs, max_grad_norm=options.max_grad_norm,

@@ -257,9 +257,11 @@ def load_training(path: Path, count: int, weights: str) -> dict[str, Any]:
     content = _upgraded(checkpoint.load(path, "csflow"), path)
     require_same_weights(weights, content, path)
     content["weights"] = weights
-    if "loss_sum" in content:  # of versions that kept the sum of the losses, not the number of images
-        with using(path, "csflow"):
-            sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))
+    with using(path, "csflow"):
+        sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))
+        if len(content["history"]) != content["epoch"] // sub_epochs:
+            raise ValueError(f"its history has {len(content['history'])} evaluations, not those of its epochs")
+        if "loss_sum" in content:  # of versions that kept the sum of the losses, not the number of images
             images = content["epoch"] % sub_epochs * count + min(content["step"] * batch_size, count)
             content["sums"] = {"train_loss": content["loss_sum"], "weight": float(images)} if images else {}
             content["optimizer"] = [content["optimizer"]]

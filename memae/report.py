@@ -1,7 +1,6 @@
 """The report of an evaluation: <OutRoot>/res_<setting>/report.html."""
 
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,37 +9,34 @@ import numpy as np
 
 from common import report
 from common.report import Column, Section, data_sentence
-from memae.data.video_datasets import frame_files, read_frame, subfolders
 
 VIDEOS = 4  # of which the report shows the curve
 FRAMES = 3  # of each kind
 
 
 def write(
-    opt: Namespace,
     folder: Path,
     videos: Sequence[Any],
     scaled: Sequence[np.ndarray],
     baseline: Sequence[np.ndarray],
     results: dict[str, Any],
+    normal: Sequence[np.ndarray],
     column: Callable[[Any, int], Column],
 ) -> None:
     """Write it.
 
     folder: of the results, with plots/; videos: of `script_eval_video.Scored`; scaled, baseline: errors and frame
-    differences of each video, scaled to 0..1; results: those of results.json; column(video, clip): a frame, its error
-    map, its name, and its mask.
+    differences of each video, scaled to 0..1; results: those of results.json; normal: frames of the training videos;
+    column(video, clip): a frame, its error map, its name, and its mask.
     """
-    title, telling = f"{opt.ModelName} on {opt.Dataset}", _telling(videos, results)
+    method, settings = results["method"], results["settings"]
+    title, telling = f"{method} on {settings['Dataset']}", _telling(videos, results)
     known = [n for n, video in enumerate(videos) if video.labels is not None]
     with tempfile.TemporaryDirectory() as temporary:
         drawn = Path(temporary)
-        sections = [_results(opt, results)]
-        train = opt.DataRoot / opt.Dataset / "Train"
-        if train.is_dir():  # scoring needs no training videos
-            lists = [frame_files(train / name) for name in subfolders(train)[:3]]
-            frames = [read_frame(files[n], opt.ImgChnNum) for files in lists for n in (0, len(files) // 2)]
-            report.image_row(drawn / "normal.jpg", [np.broadcast_to(one, (*one.shape[:2], 3)) for one in frames])
+        sections = [_results(results)]
+        if normal:
+            report.image_row(drawn / "normal.jpg", normal)
             pictures = [(drawn / "normal.jpg", "Some frames of the videos to train on.")]
             sections.append(Section("Normal data", pictures=pictures))
         curves = [(folder / f"plots/{name}.png", f"{name}: error over time.") for name in telling]
@@ -49,14 +45,14 @@ def write(
             scores, plain = (np.concatenate([values[n] for n in known]) for values in (scaled, baseline))
             score_name = "error, scaled to 0..1 per video"
             report.score_histogram(drawn / "histogram.png", labels, scores, f"frames of {title}", score_name=score_name)
-            both = {opt.ModelName: (labels, scores), "frame difference": (labels, plain)}
+            both = {method: (labels, scores), "frame difference": (labels, plain)}
             report.roc_figure(drawn / "roc.png", both, title)
             roc = "ROC: what share of the abnormal frames is found at which false-positive rate."
             distribution = "How the frames' errors are distributed (defective: abnormal frames)."
             curves += [(drawn / "histogram.png", distribution), (drawn / "roc.png", roc)]
             places = [(videos[n], clip) for n in known for clip in range(len(scaled[n]))]
             cases = report.cases(labels, scores, None).items()
-            chosen = {name: _apart(rows, places, opt.FrameNum // 2) for name, rows in cases}
+            chosen = {name: _apart(rows, places, settings["FrameNum"] // 2) for name, rows in cases}
             maps = [report.case_section(drawn, chosen, labels, scores, lambda i: column(*places[i]))]
         else:  # what script_testing.py drew, unless by --WorstFrames 0
             worst = [(folder / f"maps/{name}.jpg", f"{name}: frames of the highest errors.") for name in telling]
@@ -66,12 +62,13 @@ def write(
         report.write_report(folder / "report.html", title, sections)
 
 
-def _results(opt: Namespace, results: dict[str, Any]) -> Section:
+def _results(results: dict[str, Any]) -> Section:
+    method = results["method"]
     paragraphs = [
         data_sentence(results["data"]),
         f"{results['videos']} test videos; {results['frames']} frames have a score and a label, "
         f"{results['abnormal_frames']} of them are abnormal. A frame's score is the mean error of the clip of "
-        f"{opt.FrameNum} frames around it.",
+        f"{results['settings']['FrameNum']} frames around it.",
         f"The model: {results['chosen_on']}. AUCs are those of errors scaled to 0..1 per video, which looks at "
         "each whole test video, and of raw errors; the frame difference, a baseline without training, is scored alike.",
     ]
@@ -80,9 +77,9 @@ def _results(opt: Namespace, results: dict[str, Any]) -> Section:
     rows = [("frame AUC", "none: no labels")]
     if "auc" in results:
         rows = [
-            (f"frame AUC, {opt.ModelName}", results["auc"]),
+            (f"frame AUC, {method}", results["auc"]),
             ("frame AUC, frame difference", results["baseline_auc"]),
-            (f"frame AUC of raw errors, {opt.ModelName}", results["auc_raw"]),
+            (f"frame AUC of raw errors, {method}", results["auc_raw"]),
             ("frame AUC of raw errors, frame difference", results["baseline_auc_raw"]),
             *((f"AUC within {name}", value) for name, value in results["auc_per_video"].items()),
         ]

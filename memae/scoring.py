@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from common.runtime import pick_device
 from memae.options import TestOptions
 from memae.utils import Scorer, load_scorer, model_path, require_fitting
 
@@ -21,7 +22,7 @@ def load(**options: Any) -> Loaded:
     """The trained model that options of script_testing.py name, such as Dataset="mine". UserError where there is none,
     or it does not fit them."""
     opt = TestOptions().parse([f"--{name}={value}" for name, value in options.items()])
-    return Loaded(load_scorer(opt, model_path(opt)), opt)
+    return Loaded(load_scorer(opt, model_path(opt), pick_device(opt.device, deterministic=opt.IsDeter)), opt)
 
 
 def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +37,7 @@ def score_frames(frames: np.ndarray, model: Loaded) -> tuple[np.ndarray, np.ndar
     clip = torch.tensor(frames if frames.ndim == 4 else frames[..., None]).movedim(-1, 0)  # (C, T, H, W)
     if clip.dim() != 4 or clip.dtype != torch.uint8 or len(clip) != opt.ImgChnNum or clip.size(1) < opt.FrameNum:
         raise ValueError(f"frames of shape {frames.shape}, {frames.dtype}: expected uint8, {opt.FrameNum} or more")
-    require_fitting(tuple(clip.shape[2:]), opt)
+    require_fitting(tuple(clip.shape[2:]), opt.Backbone)
     scores, maps = [], []
     for batch in torch.arange(clip.size(1) - opt.FrameNum + 1).split(opt.BatchSize):
         clips = torch.stack([clip[:, start : start + opt.FrameNum] for start in batch.tolist()])

@@ -28,6 +28,7 @@ from common.files import UserError, atomic_write, digest, locked, plain, read_js
 from common.images import synthetic
 from common.metrics import evaluate, image_auroc
 from common.report import Column
+from common.runtime import pick_device
 from memae import report
 from memae.data import VideoDatasetOneDir
 from memae.data.demo_videos import with_data
@@ -215,19 +216,26 @@ def error_maps_of(opt: Namespace, tested: Mapping[str, Any]) -> Callable[[Scored
     UserError where the model is another one now.
     """
     path = opt.ModelFilePath or Path(str(tested.get("model") or model_path(opt)))
-    scorer = load_scorer(opt, path)
+    scorer = load_scorer(opt, path, pick_device(opt.device, deterministic=opt.IsDeter))
     if tested.get("model_sha256") != digest(path):
         raise UserError(f"--report: the scores are not known to be those of {path}: run script_testing.py again")
 
     @cache
     def dataset(name: str) -> VideoDatasetOneDir:
-        return open_video(opt.DataRoot / opt.Dataset, name, opt)
+        return open_video(opt.DataRoot / opt.Dataset, name, opt.FrameNum, opt.ImgChnNum, opt.CacheGiB)
 
     def column(video: Scored, clip: int) -> Column:
         image, error = middle_frame(scorer, dataset(video.name), clip)
         return image, error, f"{video.name}, frame {video.numbers[video.frames[clip] - 1]}", None
 
     return column
+
+
+def normal_frames(folder: Path, channels: int) -> list[np.ndarray]:
+    """Some frames (H, W, 3) of the videos to train on, which need not be there."""
+    videos = [frame_files(folder / name) for name in subfolders(folder)[:3]] if folder.is_dir() else []
+    frames = [read_frame(files[n], channels) for files in videos for n in (0, len(files) // 2)]
+    return [np.broadcast_to(frame, (*frame.shape[:2], 3)) for frame in frames]
 
 
 def write_videos(folder: Path, videos: Sequence[Scored], baseline: Sequence[Scored], method: str, data: str) -> None:
@@ -310,7 +318,8 @@ def main(argv: list[str] | None = None) -> None:
         say_results(results)
         if opt.report:
             curves = [[scaled(one.scores) for one in scored] for scored in (videos, baseline)]
-            report.write(opt, folder, videos, *curves, results, error_maps_of(opt, tested))
+            normal = normal_frames(root / "Train", opt.ImgChnNum)
+            report.write(folder, videos, *curves, results, normal, error_maps_of(opt, tested))
     say(f"results and plots: {folder}")
 
 

@@ -15,7 +15,7 @@ from common.cli import answer_early, script, whole
 from memae.options import TestOptions
 
 OPTIONS = {
-    "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth", "MemDim",
+    "data", "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth", "MemDim",
     "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "ModelRoot",
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ answer_early(__name__, parse)
 from torch import Tensor, nn
 
 from common.scoring import Exported, examples, export
-from memae.utils import error_maps, load_weights, make_model, require_fitting, setting_name
+from memae.utils import error_maps, load_weights, make_model, model_path, require_fitting
 
 
 class Scorer(nn.Module):
@@ -57,9 +57,9 @@ class Scorer(nn.Module):
 
 def scorer(opt: Namespace) -> Exported:
     """The model that the options name, as it is exported."""
-    require_fitting((opt.Size, opt.Size), opt)
-    path, model = opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt", make_model(opt)
-    load_weights(model, path, opt)
+    require_fitting((opt.Size, opt.Size), opt.Backbone)
+    path, model = model_path(opt), make_model(opt)
+    load_weights(model, path)
     about = {"method": opt.ModelName, "channels": "RGB" if opt.ImgChnNum == 3 else "grey"}
     about["resizing"] = "bicubic, antialiased (Pillow's resize of 8-bit images)"
     inputs, network = examples(opt.ImgChnNum, opt.FrameNum, opt.Size, opt.Size), Scorer(model, opt.ModelName)

@@ -9,7 +9,6 @@ The same command resumes an interrupted run, also in the midst of a video.
 
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,13 @@ RESULTS = (
 )  # fmt: skip
 
 
-def open_video(root: Path, video: str, opt: Namespace) -> VideoDatasetOneDir:
+def open_video(root: Path, video: str, frame_num: int, channels: int, limit_gib: float) -> VideoDatasetOneDir:
     """The clips of a test video of the data set `root`, their frames not decoded yet."""
     idx_root = index_root(root, "Test")
+    idx_dir = idx_root / video if idx_root else None
     return VideoDatasetOneDir(
-        idx_root and idx_root / video, root / "Test" / video,
-        frame_num=opt.FrameNum, channels=opt.ImgChnNum, limit_gib=opt.CacheGiB, decode=False,
-    )  # fmt: skip
+        idx_dir, root / "Test" / video, frame_num=frame_num, channels=channels, limit_gib=limit_gib, decode=False
+    )
 
 
 def score_clips(scorer: Scorer, dataset: VideoDatasetOneDir, clips: range) -> np.ndarray:
@@ -194,18 +193,18 @@ def main(argv: list[str] | None = None) -> None:
         opt = with_data(opt)
     root, output = opt.DataRoot / opt.Dataset, opt.OutRoot / f"res_{setting_name(opt)}"
     path = model_path(opt)
-    scorer = load_scorer(opt, path)
+    scorer = load_scorer(opt, path, device)
     if not (root / "Test").is_dir():
         raise UserError(f"there is no folder {root / 'Test'}: prepare videos with script_img_prep.py")
     generated = synthetic(root)
     if generated:
         say(f"the videos in {root} are generated stand-ins, not real data")
-    datasets = {plain(video): open_video(root, video, opt) for video in subfolders(root / "Test")}
-    datasets = {key: dataset for key, dataset in datasets.items() if len(dataset)}
+    videos, how = subfolders(root / "Test"), (opt.FrameNum, opt.ImgChnNum, opt.CacheGiB)
+    datasets = {plain(video): dataset for video in videos if len(dataset := open_video(root, video, *how))}
     if not datasets:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
     for dataset in datasets.values():
-        require_fitting(dataset.size, opt)
+        require_fitting(dataset.size, opt.Backbone)
     metadata = {"data": "synthetic" if generated else str(root), "model": str(path.absolute())}
     metadata |= {"model_sha256": digest(path), "device": device.type, "settings": plain_settings(opt)}
     with locked(output), resumable(output / "progress.jsonl"):

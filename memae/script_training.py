@@ -89,6 +89,7 @@ def train(opt: Namespace, dataset: VideoDataset, device: torch.device, metadata:
         binding=BINDING,
         otherwise="give another --Suffix", history_file=log_folder / "history.csv", log_end=0,
     )  # fmt: skip
+    training.remedy = " (--LR)" + training.remedy
     network = distributed.parallel(model, sync_bn=opt.sync_bn)
     scaler, start = training.scaler, training.epoch * steps + training.step
     with closing(Logs(log_folder, training.extra["log_end"], start, opt.IsTbLog)) as logs:
@@ -149,9 +150,12 @@ def load_state(path: Path) -> dict[str, Any]:
     """What `Training` resumes from. Before it, files held one optimizer, sums without names, and epochs from 0."""
     stored = checkpoint.load(path, "memae")
     with using(path, "memae"):
+        require_like(stored["history"], [{"epoch": 0, **dict.fromkeys(LOSSES, 0.0)}], "history")
+        if len(stored["history"]) != stored["epoch"]:
+            raise ValueError(f"its history is of {len(stored['history'])} epochs, not {stored['epoch']}")
         if isinstance(stored["optimizer"], list):
             return stored
-        require_like(stored, {"settings": {"BatchSize": 0}, "step": 0, "sums": [0.0], "history": [{"epoch": 0}]})
+        require_like(stored, {"settings": {"BatchSize": 0}, "step": 0, "sums": [0.0]})
         clips = float(stored["step"] * stored["settings"]["BatchSize"])  # all of an epoch but its last batch are whole
         sums = dict(zip(LOSSES, stored["sums"], strict=True)) | {"weight": clips} if clips else {}
         history = [entry | {"epoch": entry["epoch"] + 1} for entry in stored["history"]]
@@ -262,8 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not len(dataset):
         raise UserError(f"no video in {root / 'Train'} has the {opt.FrameNum} frames of a clip")
-    last = len(dataset) % opt.BatchSize or opt.BatchSize
-    require_fitting(dataset.size, opt, fewest=max(last // distributed.size(), 1))
+    require_fitting(dataset.size, opt.Backbone)
     metadata = {"data": "synthetic" if generated else str(root), "folder": str(root)}
     metadata |= {"fingerprint": dataset.fingerprint(), "clips": len(dataset), "frame_size": list(dataset.size)}
     name = setting_name(opt)

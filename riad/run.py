@@ -30,9 +30,8 @@ def device_of(device: str, gpu: str | None, ngpu: int, cpu: bool, deterministic:
     """The device that --device, --gpu, --ngpu and --cpu name; UserError where they name none."""
     if ngpu > 1 and not torch.distributed.is_torchelastic_launched():
         say(f"using one GPU only ({ngpu} requested): for several, torchrun --nproc_per_node={ngpu} run.py ...")
-    cpu = cpu or ngpu == 0
     try:
-        return pick_device(device, "0" if gpu is None and device == "auto" and not cpu else gpu, cpu, deterministic)
+        return pick_device(device, gpu, cpu or ngpu == 0, deterministic)
     except UserError as error:
         raise UserError(str(error).replace("--gpu_ids", "--gpu")) from error  # as the option is called here
 

@@ -170,7 +170,7 @@ def test_memae(tmp_path, words):
     clip = frames.numpy().astype(np.float32) / 255
     found, about = runtime(memae.script_export.main, argv, tmp_path, clip=clip)
     model = make_memae(opt)
-    load_weights(model, tmp_path / "m.pt", opt)
+    load_weights(model, tmp_path / "m.pt")
     x = normalise(frames, torch.device("cpu"))
     with torch.no_grad():
         rebuilt = reconstruct(model.eval(), x)[0], x

@@ -42,7 +42,7 @@ class BaseOptions:
 
         add = self.group("machine")
         add("--UseCUDA", **YES_NO, default=True, help="compute on the GPU; without one, on the CPU, saying so")
-        add("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+        add("--cpu", **YES_NO, default=False, help="use the CPU even where there is a GPU")
         add("--device", help="auto, cpu, cuda, cuda:1 or mps; unset: as --UseCUDA says")
         add("--IsDeter", "--deterministic", **YES_NO, default=True, help="on a GPU: the same numbers every time")
         add("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions")

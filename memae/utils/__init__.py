@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.files import UserError
-from common.runtime import autocast, channels_last, pick_device
+from common.runtime import autocast, channels_last
 from memae.models import AutoEncoderCov3D, AutoEncoderCov3DMem
 
 
@@ -27,7 +27,7 @@ def setting_name(opt: Namespace) -> str:
 
 
 def make_model(opt: Namespace) -> nn.Module:
-    """The network that the options describe, with new weights. UserError for unknown depths."""
+    """The network that the options describe, with new weights."""
     depth = opt.BackboneDepth or None
     if opt.ModelName == "AE":
         return AutoEncoderCov3D(opt.ImgChnNum, opt.Backbone, depth)
@@ -53,10 +53,10 @@ class Scorer(NamedTuple):
         return error_maps(output, x, self.method)
 
 
-def load_scorer(opt: Namespace, path: Path) -> Scorer:
+def load_scorer(opt: Namespace, path: Path, device: torch.device) -> Scorer:
     """The network that the options name, with the weights in `path`. UserError as `load_weights` raises it."""
-    device, network = pick_device(opt.device, deterministic=opt.IsDeter), make_model(opt)
-    load_weights(network, path, opt)
+    network = make_model(opt)
+    load_weights(network, path)
     network.to(device, memory_format=channels_last(device, 5)).eval()
     return Scorer(network, opt.ModelName, device, opt.precision, opt.BatchSize, opt.NumWorker)
 
@@ -66,8 +66,9 @@ def model_path(opt: Namespace) -> Path:
     return opt.ModelFilePath or opt.ModelRoot / f"{setting_name(opt)}.pt"
 
 
-def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
-    """Copy the state dict in `path` into `model`. UserError, with the option that is off, where it does not fit."""
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the state dict in `path` into `model`. UserError, with the options that may be off, where it does not
+    fit."""
     if not path.exists():
         raise UserError(
             f"there is no checkpoint {path}: run script_training.py with the same options, or name one by "
@@ -75,23 +76,14 @@ def load_weights(model: nn.Module, path: Path, opt: Namespace) -> None:
         )
     state = checkpoint.load_tensors(path)
     if "kind" in state:
-        raise UserError(f"{path} is for continuing a training; score with {setting_name(opt)}.pt or an epoch's file")
+        raise UserError(f"{path} is for resuming a training: score with <setting>.pt or an epoch's file")
     # Trained on several GPUs, the authors' parameters are called module.<name>.
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    memory = state.get("mem_rep.memory.weight")
-    if opt.ModelName == "AE" and memory is not None:
-        raise UserError(f"{path} has a memory: it is a checkpoint of --ModelName MemAE, not AE")
-    if opt.ModelName == "MemAE" and memory is None:
-        raise UserError(f"{path} has no memory: it is no checkpoint of --ModelName MemAE (of AE?)")
-    own = model.state_dict()
-    if not {name for name in own if name.startswith("encoder.")} <= state.keys():
-        raise UserError(
-            f"{path} has another encoder than --Backbone {opt.Backbone}"
-            + (f" --BackboneDepth {opt.BackboneDepth}" if opt.BackboneDepth else "")
-        )
-    if memory is not None and memory.dim() == 2 and len(memory) != opt.MemDim:
-        raise UserError(f"{path} has a memory of {len(memory)} items, not of --MemDim {opt.MemDim}")
-    checkpoint.load_parameters(model, state, path)
+    try:
+        checkpoint.load_parameters(model, state, path)
+    except UserError as error:
+        options = "--ModelName, --MemDim, --ImgChnNum, --Backbone and --BackboneDepth"
+        raise UserError(f"{error} ({options} must be those of the training)") from error
 
 
 def normalise(frames: Tensor, device: torch.device) -> Tensor:
@@ -124,19 +116,13 @@ def clip_errors(output: Tensor, x: Tensor, model_name: str) -> Tensor:
     return error_maps(output, x, model_name).flatten(1).mean(dim=1)
 
 
-def require_fitting(size: tuple[int, int], opt: Namespace, fewest: int = 2) -> None:
-    """Raise UserError unless frames of `size` (height, width) survive the network's strides; fewest: clips that a
-    process is given in a training step, of which batch norms need more than one value."""
-    step = 16 if opt.Backbone == "conv3d" else 32
-    if fewest == 1 and (opt.FrameNum, *size) == (8, step, step):
-        raise UserError(
-            f"a single clip of 8 x {step} x {step}, which remains for a process in some batch, is too small for batch "
-            "norms: use more frames (--FrameNum), larger ones, or another --BatchSize"
-        )
+def require_fitting(size: tuple[int, int], backbone: str) -> None:
+    """Raise UserError unless frames of `size` (height, width) survive the network's strides."""
+    step = 16 if backbone == "conv3d" else 32
     if size[0] % step or size[1] % step:
         raise UserError(
             f"frames of {size[1]} x {size[0]} pixels: width and height must be multiples of {step} for "
-            f"--Backbone {opt.Backbone} (script_img_prep.py --Size)"
+            f"--Backbone {backbone} (script_img_prep.py --Size)"
         )
 
 

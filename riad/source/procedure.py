@@ -54,6 +54,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
         stored=state_to_resume(settings, data, agent.steps_per_batch), otherwise="give another --output",
         data=data.data, channels=data.channels,
     )  # fmt: skip
+    training.remedy = " (--lr)" + training.remedy
     board = start(training, settings, data, agent)
     weight_l2, weight_msgms, weight_ssim = settings.weights
     for epoch in training.epochs(settings.epochs, batches):

@@ -132,6 +132,7 @@ WRONG_TRAINING = {
     "step is text": entry("step", "1"),
     "a step beyond the epoch": entry("step", 10**6),
     "an epoch beyond the history": entry("epoch", 10**6),
+    "history is shorter": entry("history", []),
     "optimizer is empty": entry("optimizer", {}),
     "scaler of NaN": entry("scaler", {"scale": math.nan}),
     "other images": entry("fingerprint", "0" * 16),

@@ -106,12 +106,12 @@ MALICIOUS = {
     "malicious pickle of NumPy's": spoil.NPY["malicious pickle"],
 }
 OTHERS_MODELS = (  # options of scripts that take a trained model
-    ("--MemDim 9", "MemDim9"), ("--MemDim 9 --checkpoint {place}/" + MODEL, "4 items"),
-    ("--ModelName AE --checkpoint {place}/" + MODEL, "has a memory"),
-    ("--Backbone resnet3d --Size 32 --checkpoint {place}/" + MODEL, "another encoder"),
+    ("--MemDim 9", "MemDim9"), ("--MemDim 9 --checkpoint {place}/" + MODEL, "--MemDim"),
+    ("--ModelName AE --checkpoint {place}/" + MODEL, "--ModelName"),
+    ("--Backbone resnet3d --Size 32 --checkpoint {place}/" + MODEL, "--Backbone"),
     ("--ImgChnNum 3 --checkpoint {place}/" + MODEL, "does not fit"),
     ("--checkpoint {place}", "folder"), ("--checkpoint {place}/none.pt", "none.pt"),
-    ("--checkpoint {place}/" + STATE, "continuing a training"), ("--checkpoint {place}/" + FRAME, "003.jpg"),
+    ("--checkpoint {place}/" + STATE, "resuming a training"), ("--checkpoint {place}/" + FRAME, "003.jpg"),
     (f"--checkpoint {LONG}", "too long"),
 )  # fmt: skip
 CASES = [
@@ -199,7 +199,8 @@ CASES = [
         **{f"no {name}": spoil.without(name) for name in ("optimizer", "scaler", "log_end")},
         "step is text": entry("step", "1"), "step is true": entry("step", True),
         "sums of text": entry("sums", {"loss": "x"}), "scaler of NaN": entry("scaler", {"scale": math.nan}),
-        "history of text": entry("history", ["x"]),
+        "history of text": entry("history", ["x"]), "history is shorter": entry("history", []),
+        "history of nothing": entry("history", [{"epoch": 1}]),
         "epochs beyond those asked for": entry("epoch", 7), "steps beyond the epoch": entry("step", 99),
         "other frames": entry("fingerprint", "0"), **some(spoil.parameters("model"), "NaN among parameters"),
     }, "resume.pt"),

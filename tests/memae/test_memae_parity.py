@@ -102,7 +102,7 @@ def test_an_authors_checkpoint_loads_and_ours_is_one(tmp_path):
     torch.save(state, tmp_path / "authors.pt")
     options = TestOptions().parse(["--MemDim", "50"])
     model = make_model(options)
-    load_weights(model, tmp_path / "authors.pt", options)
+    load_weights(model, tmp_path / "authors.pt")
     checkpoint.write(tmp_path / "ours.pt", model.state_dict())
     ours = torch.load(tmp_path / "ours.pt", weights_only=True)
     assert list(ours) == list(state)

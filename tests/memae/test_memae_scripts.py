@@ -21,9 +21,10 @@ from common.files import UserError, digest, locked
 from memae import script_eval_video, script_testing, script_training
 from memae.data import demo_videos
 from memae.options import PreparationOptions, TestOptions, TrainOptions, evaluation_options
+from memae.scoring import load
 from memae.script_eval_video import Scored, aucs, middle_frames, scaled, spans
 from memae.script_testing import worst_clips
-from memae.utils import clip_errors, load_scorer, setting_name
+from memae.utils import clip_errors, setting_name
 from tests.helpers import Report, refused, run_readme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,7 +205,7 @@ def test_other_frames_are_another_training(copied, tmp_path, capsys):
 
 def test_what_is_not_finite_is_not_saved(videos, trained, tmp_path, capsys):
     argv = training(videos, tmp_path, "--EpochNum", "1", "--LR", "1e39")  # the step itself spoils the parameters
-    refused(capsys, script_training.main, argv, "parameters are not finite", "learning rate")
+    refused(capsys, script_training.main, argv, "parameters are not finite", "learning rate (--LR)")
     assert not list((tmp_path / "models").rglob("*.pt"))
     shutil.copytree(trained / "models", tmp_path / "models", dirs_exist_ok=True)
     state = tmp_path / f"models/model_{NAME}/{NAME}_resume.pt"
@@ -363,7 +364,7 @@ def test_results_tell_the_numbers_of_the_files_and_what_was_left_out(copied, tra
     argv = scoring(copied, tmp_path, tmp_path, "--ModelFilePath", trained / f"models/{NAME}.pt")
     assert script_testing.main(argv) == 0
     drawn, folder = [], tmp_path / f"res_{NAME}"
-    monkeypatch.setattr(script_eval_video.report, "write", lambda *a: drawn.append(a[-1](a[2][0], 1)))
+    monkeypatch.setattr(script_eval_video.report, "write", lambda *a: drawn.append(a[-1](a[1][0], 1)))
     assert script_eval_video.main([*argv[:-2], "--report"]) == 0  # by the model that gave the scores
     assert [name for _, _, name, _ in drawn] == ["c, frame 90"]
     rows = rows_of(folder / "scores.csv")
@@ -449,22 +450,21 @@ def test_checkpoints_of_others(videos, trained, tmp_path, capsys, prefix):
     torch.save(state, file)
     assert script_testing.main(argv) == 0
     memory = f"{prefix}mem_rep.memory.weight"
-    for value, words in ((torch.tensor(1.0), "()"), (torch.ones(8), "(8,)"), (torch.ones(7, 256), "7 items")):
+    for value, words in ((torch.tensor(1.0), "()"), (torch.ones(8), "(8,)"), (torch.ones(7, 256), "(7, 256)")):
         torch.save(state | {memory: value}, file)
         refused(capsys, script_testing.main, argv, "other.pt", words)
     torch.save(state | {f"{prefix}decoder.9.bias": torch.full((1,), 3e38)}, file)  # its square is infinite
     refused(capsys, script_testing.main, argv, "c are not finite")
     torch.save({name: value for name, value in state.items() if name != memory}, file)
-    refused(capsys, script_testing.main, argv, "no memory")
+    refused(capsys, script_testing.main, argv, "--ModelName")
 
 
 def test_deterministic_algorithms_are_asked_for(trained):
     before = torch.are_deterministic_algorithms_enabled()
     try:
-        for text in ("yes", "no"):
-            opt = TestOptions().parse(["--UseCUDA", "no", "--IsDeter", text, "--MemDim", "8"])
-            load_scorer(opt, trained / f"models/{NAME}.pt")
-            assert torch.are_deterministic_algorithms_enabled() == (text == "yes")
+        for asked in (True, False):
+            load(cpu=True, IsDeter=asked, MemDim=8, checkpoint=trained / f"models/{NAME}.pt")
+            assert torch.are_deterministic_algorithms_enabled() == asked
     finally:
         torch.use_deterministic_algorithms(before, warn_only=True)
 

@@ -353,6 +353,8 @@ def test_ngpu_is_answered_with_torchrun_unless_it_is_in_use(monkeypatch, capsys)
         run.device_of("auto", "0", 1, cpu=True)
     assert run.device_of("auto", None, 2, cpu=True).type == run.device_of("cpu", None, 1, cpu=False).type == "cpu"
     assert "torchrun --nproc_per_node=2" in capsys.readouterr().out
+    run.device_of("auto", None, 1, cpu=False)
+    assert "instead of" not in capsys.readouterr().out  # no GPU was asked for
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert run.device_of("auto", None, 2, cpu=True).type == "cpu" and capsys.readouterr().out == ""
 
@@ -400,7 +402,7 @@ def test_networks_that_diverge_are_not_saved(bricks, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(Agent, "training_passes", spoil)
     argv = [*PAPER, "--data_path", bricks, "--batch", "16", "--save_every", "0", "--output", tmp_path]
-    refused(capsys, run.main, argv, "validation loss is nan", "epoch 2, step 1")
+    refused(capsys, run.main, argv, "validation loss is nan", "epoch 2, step 1", "(--lr)")
     for name in ("resume", CHOSEN):
         stored = torch.load(tmp_path / f"Checkpoint/{name}.pth", weights_only=True)
         assert stored["epoch"] == 1 and all(value.isfinite().all() for value in stored["model"].values())
