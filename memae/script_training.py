@@ -266,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not len(dataset):
         raise UserError(f"no video in {root / 'Train'} has the {opt.FrameNum} frames of a clip")
-    require_fitting(dataset.size, opt.Backbone)
+    last = len(dataset) % opt.BatchSize or opt.BatchSize
+    require_fitting(dataset.size, opt.Backbone, opt.FrameNum, fewest=max(last // distributed.size(), 1))
     metadata = {"data": "synthetic" if generated else str(root), "folder": str(root)}
     metadata |= {"fingerprint": dataset.fingerprint(), "clips": len(dataset), "frame_size": list(dataset.size)}
     name = setting_name(opt)

@@ -116,9 +116,15 @@ def clip_errors(output: Tensor, x: Tensor, model_name: str) -> Tensor:
     return error_maps(output, x, model_name).flatten(1).mean(dim=1)
 
 
-def require_fitting(size: tuple[int, int], backbone: str) -> None:
-    """Raise UserError unless frames of `size` (height, width) survive the network's strides."""
+def require_fitting(size: tuple[int, int], backbone: str, frame_num: int = 16, fewest: int = 2) -> None:
+    """Raise UserError unless frames of `size` (height, width) survive the network's strides; fewest: clips that a
+    process is given in a training step, of which batch norms need more than one value."""
     step = 16 if backbone == "conv3d" else 32
+    if fewest == 1 and (frame_num, *size) == (8, step, step):
+        raise UserError(
+            f"a single clip of 8 x {step} x {step}, which remains for a process in some batch, is too small for batch "
+            "norms: use more frames (--FrameNum), larger ones, or another --BatchSize"
+        )
     if size[0] % step or size[1] % step:
         raise UserError(
             f"frames of {size[1]} x {size[0]} pixels: width and height must be multiples of {step} for "
