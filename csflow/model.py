@@ -259,8 +259,9 @@ def load_training(path: Path, count: int, weights: str) -> dict[str, Any]:
     content["weights"] = weights
     with using(path, "csflow"):
         sub_epochs, batch_size = (content["settings"][name] for name in ("sub_epochs", "batch_size"))
-        if len(content["history"]) != content["epoch"] // sub_epochs:
-            raise ValueError(f"its history has {len(content['history'])} evaluations, not those of its epochs")
+        regular = [entry for entry in content["history"] if entry["epoch"] % sub_epochs == 0]  # not an earlier end's
+        if len(regular) != content["epoch"] // sub_epochs:
+            raise ValueError(f"its history has {len(regular)} evaluations, not those of {content['epoch']} epochs")
         if "loss_sum" in content:  # of versions that kept the sum of the losses, not the number of images
             images = content["epoch"] % sub_epochs * count + min(content["step"] * batch_size, count)
             content["sums"] = {"train_loss": content["loss_sum"], "weight": float(images)} if images else {}
