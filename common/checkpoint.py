@@ -68,8 +68,8 @@ class Training:
         layout: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         **extra: Any,
     ):
-        """path: of the checkpoint, None: nothing is saved; minutes: after so many, the training ends with the epoch it
-        is in; shorter: options of a short one, for who learns that it takes long; stored: what `load` read of the
+        """path: of the checkpoint, None: nothing is saved; minutes: after which the training ends, with an epoch cut
+        short; shorter: options of a short one, for who learns that it takes long; stored: what `load` read of the
         checkpoint, to resume; binding: settings in which it must agree; otherwise: what to do where it does not;
         history_file: the history as a table; layout: renames what is saved, where a paper's files promise other names,
         which `stored` then has no more."""
@@ -124,7 +124,8 @@ class Training:
         elif self.resumed:
             say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
         self._count, self._steps, self._total = count, steps, total
-        self._bar = progress(range(self.epoch * steps + self.step, total), "training", hide=self.hide)
+        left = range(self.epoch * steps + self.step, total)
+        self._bar = progress(left if self.minutes == math.inf else iter(left), "training", hide=self.hide)
         self._first, self._told = self.epoch * steps + self.step, self.minutes < math.inf
         self.started = self.saved = time.monotonic()
         with stop_on_request() as self._stop:
@@ -142,7 +143,7 @@ class Training:
     def steps(self) -> Iterator[int]:
         """The steps that are left of the epoch. All random numbers of a step follow from (seed, epoch, step), so that
         a training that was interrupted anywhere ends with the same numbers."""
-        last = min(self._steps, self._total - self.epoch * self._steps)
+        last, cut_short = min(self._steps, self._total - self.epoch * self._steps), False
         for step in range(self.step, last):
             next(self._bar)
             seed_all(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + step) % 2**63)
@@ -151,14 +152,14 @@ class Training:
             self.step = step + 1
             self._say_duration()
             self._ask_to_stop()
+            if self.minutes < math.inf and distributed.anywhere(self._time_is_up(), self.device):
+                self.step, cut_short = last, True  # the rest of the epoch is left out
+                break
             if self.step < last and (self.stopping or self._due()):
                 self.save()
                 if self.stopping:
                     raise KeyboardInterrupt
-
-        self.over = self.epoch * self._steps + self.step == self._total or distributed.anywhere(
-            self._time_is_up(), self.device
-        )
+        self.over = cut_short or self.epoch * self._steps + self.step == self._total
 
     def _time_is_up(self) -> bool:
         return self.seconds + time.monotonic() - self.started >= 60 * self.minutes

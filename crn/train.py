@@ -116,9 +116,10 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
     epochs, total = plan(count, opt.batch_size, opt.training_steps, opt.epochs, model.steps_per_batch)
     learning_rate = create_scheduler(opt.lr_scheduler, opt.lr, opt.lr_factor, opt.lr_steps, epochs)
     pictures, version = opt.image_output_path, f"version_{training.extra['version']}_epoch"
+    length = f"{opt.minutes:g} minutes in" if opt.minutes else total
     say(
         f"training {opt.model} on {count} good images, {len(images.held_out)} held out for the threshold, "
-        f"{opt.imsize} x {opt.imsize}: {total} batches of {opt.batch_size} ({device}, {opt.precision})"
+        f"{opt.imsize} x {opt.imsize}: {length} batches of {opt.batch_size} ({device}, {opt.precision})"
     )
     said = time.monotonic()
     for epoch in training.epochs(epochs, steps, total):

@@ -105,7 +105,8 @@ def tiny(path, seconds_a_step, monkeypatch, stored=None, epochs=100, **options):
 
 def test_a_training_of_so_many_minutes(tmp_path, monkeypatch, capsys):
     path = tmp_path / "m.pt"
-    assert tiny(path, 10, monkeypatch, minutes=1.5) == [False, False, True]  # with the epoch of the 90th second
+    assert tiny(path, 10, monkeypatch, minutes=1.5) == [False, False, True]  # the third after the first of its steps
+    assert load(path, "x")["seconds"] == 90
     assert tiny(path, 10, monkeypatch, load(path, "x"), minutes=1.5) == []
     assert "is trained for 3 epochs already" in capsys.readouterr().out
     assert tiny(path, 10, monkeypatch, load(path, "x"), epochs=4, minutes=9) == [True]
