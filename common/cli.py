@@ -153,11 +153,19 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
+# Options by how much they matter, of all scripts: --help shows the first ten that a script has before the others.
+FIRST = (
+    "data", "dataset", "data_path", "dataset_path", "Dataset", "class_name", "modelname", "model_input", "checkpoint",
+    "images", "boards", "output", "ModelName", "algorithm", "protocol", "cycle", "img_size", "imsize", "epochs",
+    "num_epochs", "EpochNum", "training_steps", "minutes", "precision", "fpr", "report", "device", "resume", "seed",
+)  # fmt: skip
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with errors of one line: wrong options raise UserError, with the nearest option as a hint.
 
-    --help names what must be given, then each option, in its group and with its default, at last the `example`, a
-    command line as typed in the repository's root.
+    --help names what must be given, then ten options that matter most, if there are many, then each other one in its
+    group, with its default, at last the `example`, a command line as typed in the repository's root.
     """
 
     def __init__(self, *, example: str = "", **kwargs):
@@ -167,7 +175,22 @@ class ArgumentParser(argparse.ArgumentParser):
     def format_help(self):
         needed = [(action.option_strings[:1], action.dest.upper()) for action in self._actions if action.required]
         self.usage = " ".join([self.prog, *(" ".join([*name, value]) for name, value in needed), "[options]"])
-        return super().format_help()
+        ranked = [action for action in self._actions if action.required and action.option_strings]
+        ranked += [action for name in FIRST for action in self._actions if action.dest == name and not action.required]
+        first = ranked[:10] if len(self._actions) > 14 else []
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        sections = [("options that matter most", first)] if first else []
+        for group in self._action_groups:
+            left = [action for action in group._group_actions if action not in first]
+            sections.append((f"more: {group.title}" if first else group.title, left))
+        for title, actions in sections:
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def parse_known_args(self, args=None, namespace=None):
         for argument in sys.argv[1:] if args is None else args:
@@ -198,12 +221,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return action.help + ("" if unseen else default_text(action.default).replace("%", "%%"))
 
 
+def shown_path(path: Path) -> Path:
+    """A default path as --help shows it: relative to the repository, if it is in it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def default_text(value: object) -> str:
     """What --help says of a default: " (default: 30 60 90)"; nothing where there is none (None, "" and [])."""
     if value is None or value == "" or value == []:
         return ""
     if isinstance(value, bool):
         value = "yes" if value else "no"
+    if isinstance(value, Path):
+        value = shown_path(value)
     return f" (default: {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value})"
 
 
@@ -285,13 +315,14 @@ MAX_PIXELS = {
     "default": 89478485,  # Pillow's
     "help": "refuse images of more pixels, since a small file may hold many",
 }
+ROOT = Path(__file__).resolve().parents[1]
 REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 
 
 MINUTES = {
     "type": positive,
     "default": None,
-    "help": "end with the epoch in which so many minutes are over; unset: never",
+    "help": "end after so many minutes; unset: after all epochs",
 }
 
 

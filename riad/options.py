@@ -60,7 +60,9 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--algorithm", choices=tuple(DEFAULTS), default="repo", help="the published code's variant, or the paper's")
     add("--dataset", choices=("mnist", "digits", "mvtec"), help="unset: mnist, or digits where it cannot be had")
-    folder = f"MNIST's folder, or mvtec's category folder; unset, of MNIST: {HERE / 'data'}".replace("%", "%%")
+    folder = f"MNIST's folder, or mvtec's category folder; unset, of MNIST: {cli.shown_path(HERE / 'data')}".replace(
+        "%", "%%"
+    )
     add("--data", "--data_path", dest="data_path", type=Path, help=folder)
     add("--select_norm", type=whole(0, 9), default=1, help="the digit that is normal (not for mvtec)")
     first = "use the first so many {}; 0: all"
