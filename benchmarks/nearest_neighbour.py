@@ -79,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     if not dataset.test and not paths:
         raise UserError(f"{dataset.root} has no test images, and nothing is trained here: give --images to score")
     start = time.monotonic()
-    train, test = load_features(options, dataset, device)
+    train, test = load_features(
+        options.feature_dir, dataset, device, options.extraction, stored=options.pre_extracted,
+        batch_size=options.batch_size, hide=options.hide_tqdm_bar,
+    )  # fmt: skip
     extracted = time.monotonic()
     name = f"nearest_neighbour_{options.class_name}_{train.extractor}_{'x'.join(map(str, options.img_size))}"
     output = options.output or Path(__file__).resolve().parent / "results" / name

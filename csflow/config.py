@@ -112,9 +112,9 @@ TRAINING_SETTINGS = (
 BROUGHT = (*MODEL_SETTINGS, *TRAINING_SETTINGS, "dataset_path", "meta_epochs", "epochs", "score", "fpr")
 # What the scripts use.
 MACHINE = ("hide_tqdm_bar", "device", "gpu_ids", "cpu")
+EXTRACTION = ("extractor", "extractor_weights", "n_scales", "img_size", "norm_mean", "norm_std")
 FEATURES = (
-    "dataset_path", "class_name", "feature_path", "max_value", "max_pixels", "img_size", "extractor",
-    "extractor_weights", "n_scales", "norm_mean", "norm_std", "batch_size", *MACHINE,
+    "dataset_path", "class_name", "feature_path", "max_value", "max_pixels", *EXTRACTION, "batch_size", *MACHINE,
 )  # fmt: skip
 TRAINED = ("modelname", "checkpoint", "output_path", *MODEL_SETTINGS, "extractor_weights", "score", "fpr")
 # Of each script: what it does, options of its example, its settings, and which of them --output stands for, too.
@@ -147,6 +147,11 @@ class Config(Namespace):
     results.json, scores.csv and report.html; score_picture_dir: of the histogram and the ROC curves; map_picture_dir:
     of images with their anomaly maps; flow: what `csflow.model.get_cs_flow_model` takes. Nobody changes any of them.
     """
+
+    @property
+    def extraction(self) -> dict[str, Any]:
+        """What `csflow.extract_features.compute_features` takes."""
+        return {name: getattr(self, name) for name in EXTRACTION}
 
     def but(self, **changes: Any) -> "Config":
         """The same settings but for these."""

@@ -178,7 +178,10 @@ def main(argv: list[str] | None = None) -> None:
     flow, options, content = load_model(options.model_file, options, device)
     ensure_dummy_data(options.root)
     dataset = load_dataset(options.root, options.max_value, options.img_size)
-    _, test_set = load_features(options, dataset, device)
+    _, test_set = load_features(
+        options.feature_dir, dataset, device, options.extraction, stored=options.pre_extracted,
+        batch_size=options.batch_size, hide=options.hide_tqdm_bar,
+    )  # fmt: skip
     require_same_weights(test_set.weights, content, options.model_file)
     for folder in (options.score_picture_dir, options.map_picture_dir):
         require_writable(folder)

@@ -10,14 +10,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.cli import answer_early
-from csflow.config import Config, parse_extract
+from csflow.config import parse_extract
 
 answer_early(__name__, parse_extract)
 
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,10 +43,20 @@ def feature_file(folder: Path, name: str) -> Path:
     return folder / f"{folder.name}_{name}"
 
 
-def compute_features(options: Config, dataset: Dataset, device: torch.device) -> dict[str, ComputedFeatures]:
-    """Features of the parts "train" and "test", to be computed from the images with the extractor of the options."""
-    extractor = load_extractor(options.extractor, options.extractor_weights, options.n_scales, device)
-    how = (extractor, device, options.img_size, options.norm_mean, options.norm_std, dataset.max_value)
+def compute_features(
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    extractor: str,
+    extractor_weights: Path | None,
+    n_scales: int,
+    img_size: Sequence[int],
+    norm_mean: Sequence[float],
+    norm_std: Sequence[float],
+) -> dict[str, ComputedFeatures]:
+    """Features of the parts "train" and "test", to be computed from the images."""
+    network = load_extractor(extractor, extractor_weights, n_scales, device)
+    how = (network, device, img_size, norm_mean, norm_std, dataset.max_value)
     parts = {"train": dataset.good, "test": dataset.test}
     return {part: ComputedFeatures([sample.path for sample in parts[part]], *how) for part in parts}
 
@@ -142,12 +152,13 @@ def _done_before(path: Path, metadata: dict[str, Any], shapes: Sequence[tuple[in
     return done
 
 
-def open_features(options: Config, dataset: Dataset) -> tuple[StoredFeatures, StoredFeatures]:
-    """Stored features of train and test part, mapped into memory.
+def open_features(
+    folder: Path, dataset: Dataset, extraction: Mapping[str, Any]
+) -> tuple[StoredFeatures, StoredFeatures]:
+    """Stored features of train and test part in `folder`, mapped into memory.
 
-    Raises UserError unless they belong to these images, this extractor and its settings.
+    Raises UserError unless they belong to these images, this extractor and its settings (`Config.extraction`).
     """
-    folder = options.feature_dir
     path = feature_file(folder, "features.json")
     again = "extract them again with extract_features.py and the same options"
     metadata = read_json(path)
@@ -155,7 +166,7 @@ def open_features(options: Config, dataset: Dataset) -> tuple[StoredFeatures, St
     extractor, weights, digests = (metadata.get(key) for key in ("extractor", "weights", "digests"))
     if not isinstance(extractor, str) or not isinstance(weights, str) or extractor not in N_FEAT:
         raise UserError(f"{path} does not describe features of ours: {again}")
-    settings = options.but(max_value=dataset.max_value).as_dict()
+    settings = plain({**extraction, "max_value": dataset.max_value})
     wanted = {name: settings[name] for name in (*PREPARATION, "n_scales", "extractor") if settings[name] != "auto"}
     unlike = [f"{key} {metadata.get(key)}, not {value}" for key, value in wanted.items() if metadata.get(key) != value]
     if unlike:
@@ -167,7 +178,7 @@ def open_features(options: Config, dataset: Dataset) -> tuple[StoredFeatures, St
     parts = []
     for part, count in {"train": len(dataset.good), "test": len(dataset.test)}.items():
         maps = []
-        for scale, shape in enumerate(_shapes(options.img_size, options.n_scales, extractor)):
+        for scale, shape in enumerate(_shapes(extraction["img_size"], extraction["n_scales"], extractor)):
             file = feature_file(folder, f"scale_{scale}_{part}.npy")
             maps.append(_map_array(file, (count, *shape), again))
             if isinstance(digests, dict) and digests.get(file.name) != digest(file):
@@ -190,17 +201,25 @@ def _map_array(path: Path, shape: tuple[int, ...], again: str) -> np.ndarray:
     return array
 
 
-def load_features(options: Config, dataset: Dataset, device: torch.device) -> tuple[Features, Features]:
-    """Features of train and test part: stored ones, extracted first where there are none, or, with pre_extracted False,
-    computed from the images whenever they are needed."""
-    stored = feature_file(options.feature_dir, "features.json").is_file()
-    if not (stored and options.pre_extracted):
-        parts = compute_features(options, dataset, device)
-        if not options.pre_extracted:
+def load_features(
+    folder: Path,
+    dataset: Dataset,
+    device: torch.device,
+    extraction: Mapping[str, Any],
+    *,
+    stored: bool,
+    batch_size: int,
+    hide: bool,
+) -> tuple[Features, Features]:
+    """Features of train and test part: those in `folder`, extracted first where there are none, or, with stored False,
+    computed from the images whenever they are needed; extraction: `Config.extraction`."""
+    if not (stored and feature_file(folder, "features.json").is_file()):
+        parts = compute_features(dataset, device, **extraction)
+        if not stored:
             return parts["train"], parts["test"]
-        say(f"no features of {options.class_name} in {options.feature_path} yet: extracting them")
-        extract(options.feature_dir, dataset, parts, options.batch_size, options.hide_tqdm_bar)
-    return open_features(options, dataset)
+        say(f"no features in {folder} yet: extracting them")
+        extract(folder, dataset, parts, batch_size, hide)
+    return open_features(folder, dataset, extraction)
 
 
 @script(memory="a smaller --batch_size")
@@ -211,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(options.device, options.gpu_ids, options.cpu)
     ensure_dummy_data(options.root)
     dataset = load_dataset(options.root, options.max_value, options.img_size)
-    parts = compute_features(options, dataset, device)
+    parts = compute_features(dataset, device, **options.extraction)
     extract(options.feature_dir, dataset, parts, options.batch_size, options.hide_tqdm_bar)
 
 

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> None:
         folders = (options.result_dir, options.score_picture_dir, options.map_picture_dir)
         for folder in (options.model_file.parent, *folders):
             require_writable(folder)
-        train_set, test_set = load_features(options, dataset, device)
+        train_set, test_set = load_features(
+            options.feature_dir, dataset, device, options.extraction, stored=options.pre_extracted,
+            batch_size=options.batch_size, hide=options.hide_tqdm_bar,
+        )  # fmt: skip
     options = options.but(extractor=train_set.extractor, max_value=dataset.max_value)  # which may have been "auto"
 
     path = options.model_file if options.save_model else None

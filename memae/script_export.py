@@ -38,7 +38,7 @@ answer_early(__name__, parse)
 from torch import Tensor, nn
 
 from common.scoring import Exported, examples, export
-from memae.utils import error_maps, load_weights, make_model, model_path, require_fitting
+from memae.utils import error_maps, load_weights, make_model, model_path, reconstruct, require_fitting
 
 
 class Scorer(nn.Module):
@@ -50,8 +50,7 @@ class Scorer(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         x = (clips - 0.5) / 0.5
-        out = self.model(x)
-        errors = error_maps(out["output"] if isinstance(out, dict) else out, x, self.name)
+        errors = error_maps(reconstruct(self.model, x)[0], x, self.name)
         return errors.flatten(1).mean(dim=1), errors
 
 

@@ -213,10 +213,8 @@ def main(argv: list[str] | None = None) -> None:
         if first_process():
             write_scores(output, datasets, scores, {"method": opt.ModelName, **metadata})
             for video, dataset in datasets.items() if opt.WorstFrames else ():
-                picture = output / f"maps/{dataset.videos[0]}.jpg"
-                if not picture.is_file():
-                    values, title = np.array(scores[video]), f"{opt.ModelName} on {opt.Dataset}"
-                    draw_worst(picture, scorer, dataset, values, opt.WorstFrames, title)
+                picture, title = output / f"maps/{dataset.videos[0]}.jpg", f"{opt.ModelName} on {opt.Dataset}"
+                draw_worst(picture, scorer, dataset, np.array(scores[video]), opt.WorstFrames, title)
     say(f"scores of {sum(map(len, datasets.values()))} clips: {output}")
 
 

@@ -25,7 +25,6 @@ def make_encoder(chnum_in: int, backbone: str, depth: int | None) -> tuple[nn.Mo
     """Encoder (B, chnum_in, 16, H, W) -> (B, C, 2, H / s, W / s), and C. s is 16 for conv3d, else 32.
 
     backbone: conv3d, slowonly, csn or resnet3d; depth: of the latter three, None for their default.
-    Raises UserError for unknown names and depths.
     """
     if backbone != "conv3d":
         encoder = make_backbone(backbone, depth, chnum_in)
@@ -63,7 +62,7 @@ class AutoEncoderCov3D(nn.Module):
     """The autoencoder without memory (AE)."""
 
     def __init__(self, chnum_in: int, backbone: str = "conv3d", depth: int | None = None):
-        """chnum_in: channels of the frames; backbone, depth: see `make_encoder`. Raises UserError as that does."""
+        """chnum_in: channels of the frames; backbone, depth: see `make_encoder`."""
         super().__init__()
         self.encoder, channels = make_encoder(chnum_in, backbone, depth)
         self.decoder = make_decoder(chnum_in, channels)

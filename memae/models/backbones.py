@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.files import UserError
 from memae.models.convolutions import convolve, longer_than
 from memae.options.base_options import DEPTHS
 
@@ -126,11 +125,7 @@ class ResNet3d(nn.Module):
 
 
 def make_backbone(name: str, depth: int | None = None, in_channels: int = 1) -> ResNet3d:
-    """slowonly, csn or resnet3d of a depth, None for 18, 152 and 18. UserError for unknown names and depths."""
-    if name not in PLANS:
-        raise UserError(f"backbone {name!r} is unknown: use conv3d, {', '.join(PLANS)}")
-    if depth is not None and depth not in DEPTHS[name]:
-        raise UserError(f"there is no {name} of depth {depth}: use {', '.join(map(str, DEPTHS[name]))}")
+    """slowonly, csn or resnet3d of one of its `DEPTHS`, None for 18, 152 and 18."""
     return ResNet3d(PLANS[name], depth or DEPTHS[name][0], in_channels)
 
 

@@ -18,7 +18,7 @@ class AutoEncoderCov3DMem(nn.Module):
         depth: int | None = None,
     ):
         """chnum_in: channels of the frames; mem_dim: items of the memory; shrink_thres: lambda of equation 6, 0 for
-        none; backbone, depth: see `make_encoder`. Raises UserError as that does."""
+        none; backbone, depth: see `make_encoder`."""
         super().__init__()
         self.encoder, channels = make_encoder(chnum_in, backbone, depth)
         self.mem_rep = MemModule(mem_dim=mem_dim, fea_dim=channels, shrink_thres=shrink_thres)

@@ -46,16 +46,16 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
     """
     criterion, batches, device = data.criterion, -(-len(data.train) // settings.batch), agent.device
     optimizer = make_optimizer(settings.mode_optim, agent.network.parameters(), settings.lr, settings.weight_decay)
-    path = settings.output / PATH_CKPT / STATE
+    path, per_batch = settings.output / PATH_CKPT / STATE, agent.steps_per_batch
+    stored = state_to_resume(path, data, settings.batch, per_batch) if settings.resume else None
     training = Training(
         path, "riad", plain(vars(settings)), data.fingerprint, agent.network, [optimizer], device, seed=settings.seed,
         precision=settings.precision, save_every=settings.save_every, minutes=settings.minutes, shorter="--epochs 3",
-        binding=TRAINING,
-        stored=state_to_resume(settings, data, agent.steps_per_batch), otherwise="give another --output",
+        binding=TRAINING, stored=stored, otherwise="give another --output",
         data=data.data, channels=data.channels,
     )  # fmt: skip
     training.remedy = " (--lr)" + training.remedy
-    board = start(training, settings, data, agent)
+    board = start(training, settings.epochs, settings.figures_every > 0, data, agent)
     weight_l2, weight_msgms, weight_ssim = settings.weights
     for epoch in training.epochs(settings.epochs, batches):
         order = checkpoint.shuffled(len(data.train), settings.batch, settings.seed, epoch)
@@ -64,8 +64,7 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
             rows = torch.tensor(order[step])  # numbers of the batch's images
             # repo: a step of the optimizer for each slice of the masked images; paper: one for all n masks
             for number, (x, masks) in enumerate(agent.training_passes(data.train[rows], rows, epoch), start=1):
-                taken = (epoch * batches + step) * agent.steps_per_batch + number
-                trained = taken / (batches * agent.steps_per_batch)  # epochs
+                trained = ((epoch * batches + step) * per_batch + number) / (batches * per_batch)  # epochs
                 optimizer.param_groups[0]["lr"] = learning_rate(settings.mode_lr, settings.lr, trained)
                 (x, share), (masks, _) = distributed.weighted_share(x), distributed.weighted_share(masks)
                 with autocast(device, settings.precision):
@@ -82,25 +81,26 @@ def training(settings: Namespace, data: DataSet, agent: Agent) -> list[dict[str,
         if not math.isfinite(value):
             raise training.diverged(f"the validation loss is {value}")
         training.finish_epoch(rate=optimizer.param_groups[0]["lr"], **{criterion: value})
-        finish_epoch(training, settings, data, agent, scores, board)
+        if training.over or (epoch + 1) % max(settings.epochs // 10, 1) == 0:
+            entry = training.history[-1]
+            say(f"epoch {epoch + 1:4d}: loss {entry['loss']:.5f}, validation {criterion} {value:.5f}")
+        finish_epoch(training, settings.figures_every, data, agent, scores, board)
     return training.history
 
 
-def state_to_resume(settings: Namespace, data: DataSet, steps_per_batch: int) -> dict[str, Any] | None:
-    """What the training of this output was saved with, None where it starts; UserError where it cannot go on."""
-    path = settings.output / PATH_CKPT / STATE
-    if not settings.resume:
-        return None
+def state_to_resume(path: Path, data: DataSet, batch: int, steps_per_batch: int) -> dict[str, Any] | None:
+    """What the training was saved with in `path`, None where it starts; UserError where it cannot go on."""
+    output = path.parent.parent
     if not path.exists():
-        if any(path.parent.glob("*.pth")) or (settings.output / "result.json").exists():
+        if any(path.parent.glob("*.pth")) or (output / "result.json").exists():
             otherwise = "give another --output, or --resume no to replace them"
-            raise UserError(f"{settings.output} holds results that cannot be resumed: {otherwise}")
+            raise UserError(f"{output} holds results that cannot be resumed: {otherwise}")
         return None
     stored = load(path)
     with using(path, "riad"):
         if "step" not in stored:  # of an older version
             total = len(data.train) * steps_per_batch
-            seen = min(stored["batch"] * settings.batch * steps_per_batch, total)
+            seen = min(stored["batch"] * batch * steps_per_batch, total)
             sums = {name: value * total for name, value in stored["sums"].items()} | {"weight": float(seen)}
             stored |= {"step": stored["batch"], "sums": sums if seen else {}, "optimizer": [stored["optimizer"]]}
             stored["history"] = [{**entry, "seconds": entry["time"]} for entry in stored["history"]]
@@ -111,16 +111,16 @@ def state_to_resume(settings: Namespace, data: DataSet, steps_per_batch: int) ->
     return stored
 
 
-def start(training: Training, settings: Namespace, data: DataSet, agent: Agent) -> Any:
+def start(training: Training, epochs: int, figures: bool, data: DataSet, agent: Agent) -> Any:
     """Write what a training begins with; returns TensorBoard's writer, or None."""
     distributed.anywhere(False, agent.device)  # all processes have looked before the first one writes
     if not training.resumed:
         training.save()
     if training.epoch == training.step == 0:  # also where a kill came right after the first state
         save_network(training.path.with_name("base.pth"), agent.network, 0, about(training))
-        if settings.figures_every:
-            utils.draw_masks(settings.output / "results_tr", agent, data.train[:1])
-    if distributed.rank() or training.epoch >= settings.epochs:
+        if figures:
+            utils.draw_masks(training.path.parent.parent / "results_tr", agent, data.train[:1])
+    if distributed.rank() or training.epoch >= epochs:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -131,21 +131,21 @@ def start(training: Training, settings: Namespace, data: DataSet, agent: Agent) 
 
 
 def finish_epoch(
-    training: Training, settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray | None, board: Any
+    training: Training, figures_every: int, data: DataSet, agent: Agent, scores: np.ndarray | None, board: Any
 ) -> None:
     """Write networks, history and pictures of the last epoch; scores: of labelled validation images.
 
     This comes before the state is saved: a training killed in between comes here again with the same numbers.
     """
-    history, criterion, folder = seeds_history(training.history), data.criterion, settings.output / "results_tr"
-    entry = history[-1]
-    epoch, last = entry["epoch"], training.over
+    history, criterion = seeds_history(training.history), data.criterion
+    entry, folder, last = history[-1], training.path.parent.parent / "results_tr", training.over
+    epoch = entry["epoch"]
     if not checkpoint.finite(agent.network):  # which may still give finite scores
         raise training.diverged("the parameters are not finite")
     for name in best_now(history, criterion) + [LAST_EPOCH] * (last or training.stopping):
         save_network(training.path.with_name(name), agent.network, epoch, about(training))
     write_csv(folder / "history.csv", list(entry), [[row[name] for name in entry] for row in history])
-    if settings.figures_every and (last or epoch % settings.figures_every == 0):
+    if figures_every and (last or epoch % figures_every == 0):
         utils.loss_curves(folder / "history.png", history, criterion)
         picture, title = folder / f"gen/generation_{epoch:08d}.png", f"epoch {epoch}, test images"
         utils.draw_images(picture, agent, data.test, data.class_names, title)
@@ -156,8 +156,6 @@ def finish_epoch(
         for name in entry.keys() - {"epoch", "time"}:
             board.add_scalar(name, entry[name], epoch)
         board.flush()  # whatever ends the training
-    if last or epoch % max(settings.epochs // 10, 1) == 0:
-        say(f"epoch {epoch:4d}: loss {entry['loss']:.5f}, validation {criterion} {entry[criterion]:.5f}")
 
 
 def about(training: Training) -> dict[str, Any]:
@@ -291,7 +289,9 @@ def test(settings: Namespace, data: DataSet, agent: Agent, history: Sequence[Map
     say_results(results, best)
     say(f"results: {settings.output / 'results.json'} and {settings.output / 'results_te'}")
     if settings.report:
-        report.write(settings, data, agent, scores, results | seeds)
+        mvtec = settings.dataset == "mvtec"
+        subject = settings.data_path.resolve().name if mvtec else f"digits, {settings.select_norm} is good"
+        report.write(settings.output / "report.html", f"RIAD on {subject}", data, agent, scores, results | seeds)
 
 
 def score_test(

@@ -1,6 +1,6 @@
 """The report of a test: report.html beside result.json."""
 
-from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from riad.source.agent import Agent
 from riad.source.datamanager import DataSet
 
 
-def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, result: dict[str, Any]) -> None:
+def write(path: Path, title: str, data: DataSet, agent: Agent, scores: np.ndarray, result: dict[str, Any]) -> None:
     """Write it; agent: with the network that the validation images chose; scores: (N,), its scores of the test images;
     result: as in result.json."""
     part = data.test
@@ -30,9 +30,9 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
     good = int((part.labels == 0).sum())
     paragraphs = [
         f"{images['train']} good images to train on, {images['validation']} to validate, {good} good and "
-        f"{len(part.labels) - good} others to test, {settings.img_size} x {settings.img_size} pixels. The score is the "
+        f"{len(part.labels) - good} others to test, {agent.size[0]} x {agent.size[1]} pixels. The score is the "
         "map's maximum.",
-        f"The model is that of epoch {model['epoch']} of {settings.epochs}, chosen by: {model['chosen_by']}. "
+        f"The model is that of epoch {model['epoch']} of {len(result['history'])}, chosen by: {model['chosen_by']}. "
         "The threshold comes from good validation images; a pixel F1 is the highest on the test images themselves.",
     ]
     more = [
@@ -40,11 +40,8 @@ def write(settings: Namespace, data: DataSet, agent: Agent, scores: np.ndarray, 
         for name, other in result["models"].items()
         if name != result["name_best"]
     ]
-    title = "RIAD on " + (
-        settings.data_path.resolve().name if settings.dataset == "mvtec" else f"digits, {settings.select_norm} is good"
-    )
     write_image_report(
-        settings.output / "report.html", title, result, paragraphs,
+        path, title, result, paragraphs,
         [picture(image) for image in spread(data.train)], part.labels, scores, column, more=more,
     )  # fmt: skip
 

@@ -171,7 +171,7 @@ def test_a_file_of_the_first_version_is_resumed_and_used(bricks, trained, capsys
 def test_features_have_the_promised_layout_and_are_read_row_by_row(trained, bricks):
     config = csflow.config.parse(options(bricks, trained, *LITE))
     dataset = utils.load_dataset(config.root, 65535, config.img_size)
-    parts = extract_features.open_features(config, dataset)
+    parts = extract_features.open_features(config.feature_dir, dataset, config.extraction)
     for count, part in zip((8, 9), parts):
         assert [array.shape for array in part.maps] == [(count, 192, size, size) for size in (4, 2, 1)]
         assert all(isinstance(array, np.memmap) for array in part.maps) and part.extractor == "lite0"

@@ -183,15 +183,6 @@ def test_csn_interaction_preserved():
     assert block.conv2[1].conv.groups == 64 and block.conv2[1].relu
 
 
-def test_unknown_backbones_and_depths():
-    with pytest.raises(UserError, match="unknown"):
-        make_backbone("resnet2d")
-    with pytest.raises(UserError, match="depth 18"):
-        make_backbone("csn", 18)
-    with pytest.raises(UserError, match="depth 19"):
-        make_backbone("slowonly", 19)
-
-
 @pytest.mark.parametrize(
     "backbone", ["slowonly", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet3d", "csn"))]
 )
