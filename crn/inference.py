@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import distributed
+from common import distributed, metrics
 from common.checkpoint import versions
 from common.cli import notes, progress, say
 from common.files import UserError, locked, require_writable, using, write_csv, write_json
 from common.images import image_size
-from common.metrics import MaskedPixels, evaluate, image_auroc, say_results, thresholds, upsample, verdict_of
 from common.runtime import autocast, channels_last
 from crn import report
 from crn.options import SCORES, plain
@@ -69,6 +69,20 @@ def score_all(model: Model, images: Images, batch_size: int, device: torch.devic
     return dict(zip((*SCORES, "map", "median"), distributed.gathered(torch.cat(rows).cpu().double().numpy()).T))
 
 
+def aurocs_of(images: Images, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The image AUROC of either score, (N,) each."""
+    return {name: metrics.image_auroc([item.label for item in images.items], scores[name]) for name in SCORES}
+
+
+def validation_line(entry: Mapping[str, Any]) -> str:
+    """What is printed of an entry of the training's history."""
+    auroc = metrics.in_words(entry["metrics/score"])
+    if not np.isnan(entry["metrics/score"]):
+        best = f"best {entry['metrics/max_roc_auc']:.4f}, chosen on the test set"
+        auroc += f" (validation score), {entry['metrics/inference_roc_auc']:.4f} (inference score); {best}"
+    return f"epoch {entry['epoch']}, batch {entry['batch']}: {auroc}"
+
+
 def thresholds_of(content: Mapping[str, Any], opt: Namespace, fpr: float, score: str) -> dict[str, Any] | None:
     """`common.metrics.thresholds` from the held-out good images of a checkpoint; None, and a line, without such, or
     where images are prepared in another way than those were: the scores do not compare."""
@@ -81,7 +95,7 @@ def thresholds_of(content: Mapping[str, Any], opt: Namespace, fpr: float, score:
                 say(f"no threshold, no verdicts: the good images held out for them were scored with --{name} {trained}")
                 return None
         stored = content["calibration"]
-        return thresholds(stored[score], stored["map"], fpr, stored.get("median", ()))
+        return metrics.thresholds(stored[score], stored["map"], fpr, stored.get("median", ()))
 
 
 def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[str, Any], device: torch.device) -> None:
@@ -100,7 +114,7 @@ def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[s
         require_writable(folder)
     model.to(device, memory_format=channels_last(device))
     threshold = thresholds_of(content, opt, opt.fpr, "inference")
-    pixels = MaskedPixels() if any(item.mask for item in dataset.test) else None
+    pixels = metrics.MaskedPixels() if any(item.mask for item in dataset.test) else None
     rows: list[list[Any]] = []
     unfinished = table.with_suffix(".unfinished.csv")
     header = ["file_name", "anomaly_score", "validation_score", "part", "label", "verdict"]
@@ -108,12 +122,10 @@ def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[s
         try:
             for part, items in {"test": dataset.test, "train": dataset.train}.items():
                 images = Images(items, dataset.kind, opt.imsize, opt.antialias, opt.num_workers, limit_gib=0)
-                batches = score_batches(
-                    model, images, range(len(items)), opt.batch_size, device, f"scoring the {part} part"
-                )
-                for index, x, shown, difference, *scores in _images_of(batches):
-                    item = items[index]
-                    rows.append([item.name, *scores, part, item.label, verdict_of(scores[0], threshold)])
+                title = f"scoring the {part} part"
+                batches = score_batches(model, images, range(len(items)), opt.batch_size, device, title)
+                for item, (x, shown, difference, *scores) in zip(items, _images_of(batches)):
+                    rows.append([item.name, *scores, part, item.label, metrics.verdict_of(scores[0], threshold)])
                     _save_pictures(pictures, dataset.kind, item, x, shown, difference)
                     if pixels is not None and part == "test":
                         pixels.update(item.path, item.label, item.mask, difference)
@@ -125,39 +137,33 @@ def inference(opt: Namespace, dataset: Dataset, model: Model, content: Mapping[s
         tested = [row for row in rows if row[3] == "test"]
         labels, scores = np.array([row[4] for row in tested]), np.array([row[1] for row in tested])
         results = {
-            "method": opt.model,
-            "data": dataset.data,
-            "trained_on": content.get("data"),
-            "chosen_on": content.get("chosen_on"),
-            "model": str(opt.model_input),
-            "batches_trained": content.get("batch"),
-            "score": "inference",
-            **evaluate(labels, scores, threshold, pixels, [item.defect for item in dataset.test]),
-            "image_auroc_validation": image_auroc(labels, [row[2] for row in tested]),
-            "device": str(device),
-            "settings": plain(opt),
-            "versions": versions(),
-            "notes": notes(),
-        }
+            "method": opt.model, "data": dataset.data, "trained_on": content.get("data"),
+            "chosen_on": content.get("chosen_on"), "model": str(opt.model_input),
+            "batches_trained": content.get("batch"), "score": "inference",
+            **metrics.evaluate(labels, scores, threshold, pixels, [item.defect for item in dataset.test]),
+            "image_auroc_validation": metrics.image_auroc(labels, [row[2] for row in tested]),
+            "device": str(device), "settings": plain(opt), "versions": versions(), "notes": notes(),
+        }  # fmt: skip
         for path in (table.with_suffix(".json"), table.with_name("results.json")):
             write_json(path, results)
-        say_results(results, "inference score")
+        metrics.say_results(results, "inference score")
         say(f"results: {table}, {table.with_suffix('.json').name} and results.json, pictures in {pictures}")
         if opt.report:
-            report.write(opt, dataset, model, scores, results, device)
+            images = partial(Images, kind=dataset.kind, imsize=opt.imsize, antialias=opt.antialias, limit_gib=0)
+            report.write(table.with_suffix(".html"), dataset, images, model, scores, results, device)
 
 
 def _images_of(batches: Iterator[tuple[Sequence[int], Tensor, dict[str, Tensor]]]) -> Iterator[tuple]:
-    """Of each image: its number, what the network was given, what is shown for it, the map (h, w), and both scores."""
-    for numbers, x, scored in batches:
-        for row, number in enumerate(numbers):
+    """Of each image: what the network was given, what is shown for it, the map (h, w), and both scores."""
+    for _, x, scored in batches:
+        for row, image in enumerate(x):
             difference = scored["difference"][row].mean(dim=0)
-            yield number, x[row], scored["shown"][row], difference, *(float(scored[name][row]) for name in SCORES)
+            yield image, scored["shown"][row], difference, *(float(scored[name][row]) for name in SCORES)
 
 
 def _save_pictures(folder: Path, kind: str, item: Item, x: Tensor, shown: Tensor, difference: Tensor) -> None:
     grey = (difference / 2).expand(3, -1, -1)  # (v + 1) / 2
     panels = [*viewable(torch.stack((x, shown)), kind), grey]
     save_grid(folder / "inference" / f"{item.name}.png", [torch.stack(panels)])
-    difference = torch.from_numpy(upsample(grey[0], image_size(item.path)))
+    difference = torch.from_numpy(metrics.upsample(grey[0], image_size(item.path)))
     save_picture(folder / "diff" / f"{item.name}.png", to_bytes(difference))

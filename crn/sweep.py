@@ -22,6 +22,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -33,12 +34,12 @@ METHODS = ("bayes", "grid", "random")
 # Distributions of Weights & Biases; those with q_ round to multiples of q.
 RANGES = ("int_uniform", "uniform", "log_uniform", "log_uniform_values", "normal", "log_normal")
 RANGES += ("q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal")
-DEFAULTS = {"mu": 0, "sigma": 1, "q": 1}
 ENDS = (1e-9, 1 - 1e-9)  # of the quantiles that are drawn: at 0 and 1, a normal distribution is infinite
 COMMAND = ["${program}", "--mode=train", "--model=crn", "--auto-set-name", "${args}"]  # of a file without one
 METRIC = {"name": "metrics/max_roc_auc", "goal": "maximize"}  # likewise of a file without one
 PYTHON = ("${env}", "/usr/bin/env", "${interpreter}", "python", "python3")  # what a command may begin with
-IDLE = {"name", "description", "project", "entity"}  # entries for Weights & Biases alone
+READ = {"method", "metric", "parameters", "program", "command"}  # entries of a sweep file
+IDLE = {"name", "description", "project", "entity"}  # those for Weights & Biases alone
 LARGEST_GRID = 10_000  # trials
 # Exit statuses of trials that Ctrl-C or SIGTERM ended.
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -71,8 +72,6 @@ def read_sweep(path: Path) -> dict[str, Any]:
             note(f"{path} has no metric: the best trial is that of the highest {METRIC['name']}")
         method, metric, goal = content["method"], content["metric"]["name"], content["metric"]["goal"]
         entries = {str(name): dict(entry) for name, entry in content["parameters"].items()}
-        unknown = {*content} - {"method", "metric", "parameters", "program", "command"}
-        unknown |= {f"the metric's {name}" for name in content["metric"] if name not in ("name", "goal")}
         if method not in METHODS or goal not in ("maximize", "minimize") or not isinstance(metric, str):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -80,18 +79,18 @@ def read_sweep(path: Path) -> dict[str, Any]:
             f"{path} is no sweep of this kind: expected method ({', '.join(METHODS)}), metric (name: a column of "
             "metrics.csv, goal: maximize or minimize) and parameters, each with values, value, or min and max"
         ) from error
-    if idle := sorted(unknown & IDLE):
+    if idle := sorted(IDLE.intersection(content)):
         note(f"{path}: {', '.join(idle)}: for Weights & Biases, without effect here")
-    if unknown := sorted(map(str, unknown - IDLE)):
-        hint = " (--trials says how many)" if unknown[0] == "run_cap" else ""
-        raise UserError(f"{path}: {unknown[0]} is not supported here{hint}")
+    unknown = [*(content.keys() - IDLE - READ), *(content["metric"].keys() - {"name", "goal"})]
     try:
+        if unknown:
+            raise UserError(f"{unknown[0]} is not supported here{' (use --trials)' * (unknown[0] == 'run_cap')}")
         command = read_command(content.get("command", COMMAND), content.get("program", "train.py"))
         parameters = {name: read_parameter(name, entry, method) for name, entry in entries.items()}
+        if method == "grid" and math.prod(map(len, parameters.values())) > LARGEST_GRID:
+            raise UserError(f"a grid of more than {LARGEST_GRID} trials")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if method == "grid" and math.prod(map(len, parameters.values())) > LARGEST_GRID:
-        raise UserError(f"{path}: a grid of more than {LARGEST_GRID} trials")
     return {"method": method, "metric": metric, "goal": goal, "command": command, "parameters": parameters}
 
 
@@ -104,11 +103,10 @@ def read_command(words: Any, program: Any) -> list[str]:
         raise UserError(f"program {program} is not supported: expected train.py")
     words = [*map(str, words)] if isinstance(words, list) else [str(words)]
     called, *words = [*itertools.dropwhile(PYTHON.__contains__, words)] or [""]
-    wrong = [called] if called not in ("${program}", program) else []
-    wrong += [word for word in words if "${" in word and word != "${args}"]
-    if wrong or words.count("${args}") != 1:
-        words = f"{wrong[0]!r} is not supported" if wrong else "expected ${args} once"
-        raise UserError(f"command: {words}, as in {' '.join(['${env} ${interpreter}', *COMMAND])}")
+    macros = [word for word in words if "${" in word]
+    if called not in ("${program}", program) or macros != ["${args}"]:
+        wrong = " ".join([called, *macros])
+        raise UserError(f"command: {wrong!r} is not supported: {' '.join(['${env} ${interpreter}', *COMMAND])} is")
     kept = [word for word in words if word.partition("=")[0] != "--wandb"]
     if kept != words:
         note("--wandb in the command is left out (to log there, give it behind --)")
@@ -128,12 +126,13 @@ def read_parameter(name: str, entry: dict[str, Any], method: str) -> list[Any] |
         return values
     whole = type(entry.get("min")) is type(entry.get("max")) is int
     kind = str(kind) if "distribution" in entry else "int_uniform" if whole else "uniform"
-    keys = ["mu", "sigma"] if kind.endswith("normal") else ["min", "max"]
-    keys += ["q"] if kind.startswith("q_") else []
-    spread = {key: DEFAULTS[key] for key in keys if key in DEFAULTS} | entry | {"distribution": kind}
+    usual = {"mu": 0, "sigma": 1} if kind.endswith("normal") else {}
+    usual |= {"q": 1} if kind.startswith("q_") else {}
+    spread = usual | entry | {"distribution": kind}
+    keys = {"distribution", *usual} | (set() if kind.endswith("normal") else {"min", "max"})
     told = f"parameter {name}, {reprlib.repr(entry)},"
     try:
-        if kind not in RANGES or spread.keys() != {"distribution", *keys} or (kind == "int_uniform" and not whole):
+        if kind not in RANGES or spread.keys() != keys or (kind == "int_uniform" and not whole):
             raise ValueError
         if spread.get("min", 0) > spread.get("max", math.inf):
             raise UserError(f"{told} is wrong: min is above max")
@@ -190,10 +189,10 @@ def require_options(sweep: Mapping[str, Any], path: Path, more: Sequence[str]) -
     for name, value in ((name, value) for name, values in tried.items() for value in values):
         try:
             opt = parse(trial_command(sweep, {**first, name: value}, Path(), more)[2:])
+            if opt.mode != "train" or opt.log_dir != Path():
+                raise UserError(f"--mode {opt.mode} --log-dir {opt.log_dir}: trials train, each in --output")
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        if opt.mode != "train" or opt.log_dir != Path():
-            raise UserError(f"{path}: --mode {opt.mode} --log-dir {opt.log_dir}: trials train, each in --output")
 
 
 def run_trial(
@@ -221,15 +220,15 @@ def run_trial(
         file.write(said)
     if process.returncode in STOPPED:
         sys.exit(130)
-    if process.returncode:
-        last = (said.strip().splitlines() or ["no output"])[-1]
-        say(f"trial {trial.number} failed (status {process.returncode}): {last}")
-        raise UserError(last)
-    try:
-        table = max(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1])) / "metrics.csv"
-        value = float(read_csv(table)[-1][sweep["metric"]])
-    except (ValueError, LookupError) as error:
-        raise UserError(f"no metrics.csv in {folder}/version_* holds {sweep['metric']}") from error
+    problem, value = (said.strip().splitlines() or ["no output"])[-1], math.nan
+    if process.returncode == 0:
+        problem = f"no metrics.csv in {folder}/version_* holds a number as {sweep['metric']}"
+        with suppress(ValueError, LookupError, UserError):
+            table = max(folder.glob("version_*"), key=lambda path: int(path.name.split("_")[1])) / "metrics.csv"
+            value = float(read_csv(table)[-1][sweep["metric"]])
+    if math.isnan(value):
+        say(f"trial {trial.number} failed (status {process.returncode}): {problem}")
+        raise UserError(problem)
     say(f"trial {trial.number}: {sweep['metric']} {value:.4f}")
     return value
 
@@ -240,7 +239,7 @@ def open_study(sweep: Mapping[str, Any], name: str, storage: str, path: Path) ->
         import optuna
     except ImportError as error:
         raise UserError("sweep.py needs the package optuna: pip install optuna") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # warnings are tracebacks of trials whose failure we say
     choices = sweep["choices"]
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction=sweep["goal"], load_if_exists=True)

@@ -30,11 +30,10 @@ from common import checkpoint, distributed
 from common.cli import note, notes, printable, resumable, say, script
 from common.files import UserError, first_process, locked, naming, require_writable, write_json
 from common.images import note_squeezed, set_max_pixels
-from common.metrics import image_auroc, in_words
 from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
 from crn.demo_data import ensure_data
-from crn.inference import inference, score_all
-from crn.options import DEMO_IMAGES, SCORES, UNUSED, plain
+from crn.inference import aurocs_of, inference, score_all, validation_line
+from crn.options import DEMO_IMAGES, UNUSED, plain
 from crn.training import utils
 from crn.training.dataset import Dataset, Images, load_dataset, viewable
 from crn.training.networks import create_optimizer, create_scheduler
@@ -163,7 +162,7 @@ def train(opt: Namespace, images: Parts, kind: str, model: Model, training: chec
             utils.log_to(board, batch, entry)
             if training.over or time.monotonic() - said >= 10:
                 said = time.monotonic()
-                say(in_line(entry))
+                say(validation_line(entry))
 
 
 @torch.no_grad()
@@ -184,8 +183,7 @@ def validate(
     if len(images.held_out):
         held_out = score_all(model, images.held_out, batch_size, training.device)
         training.extra["calibration"] = {name: values.tolist() for name, values in held_out.items()}
-    labels = [item.label for item in images.test.items]
-    aurocs = {name: image_auroc(labels, test[name]) for name in SCORES}
+    aurocs = aurocs_of(images.test, test)
     best = max((entry["metrics/max_roc_auc"] for entry in training.history), default=-1.0)
     values = {
         "epoch": epochs_done,
@@ -209,42 +207,20 @@ def validate(
     return entry
 
 
-def in_line(entry: dict[str, Any]) -> str:
-    """What is printed of a validation."""
-    auroc = in_words(entry["metrics/score"])
-    if not np.isnan(entry["metrics/score"]):
-        auroc += (
-            f" (validation score), {entry['metrics/inference_roc_auc']:.4f} (inference score); best "
-            f"{entry['metrics/max_roc_auc']:.4f}, chosen on the test set"
-        )
-    return f"epoch {entry['epoch']}, batch {entry['batch']}: {auroc}"
-
-
 def write_results(opt: Namespace, training: checkpoint.Training) -> None:
     """results.json beside the table of the validations."""
     last, best = training.history[-1], max(training.history, key=lambda entry: entry["metrics/score"])
     folder, checkpoints = training.history_file.parent, training.path.parent if training.path else None
-    write_json(
-        folder / "results.json",
-        {
-            "method": opt.model,
-            "experiment": opt.experiment,
-            "data": training.extra["data"],
-            "batches": training.extra["batch"],
-            "last_auroc": last["metrics/score"],
-            "best_auroc": best["metrics/score"],
-            "best_auroc_batch": None if np.isnan(best["metrics/score"]) else best["batch"],
-            "last_auroc_inference": last["metrics/inference_roc_auc"],
-            "best_auroc_inference": max(entry["metrics/inference_roc_auc"] for entry in training.history),
-            "best_chosen_on": "test set",
-            "training_seconds": training.seconds,
-            "device": str(training.device),
-            "checkpoints": checkpoints,
-            "notes": notes(),
-            "settings": plain(opt),
-            "versions": checkpoint.versions(),
-        },
-    )
+    results = {
+        "method": opt.model, "experiment": opt.experiment, "data": training.extra["data"],
+        "batches": training.extra["batch"], "last_auroc": last["metrics/score"], "best_auroc": best["metrics/score"],
+        "best_auroc_batch": None if np.isnan(best["metrics/score"]) else best["batch"],
+        "last_auroc_inference": last["metrics/inference_roc_auc"],
+        "best_auroc_inference": max(entry["metrics/inference_roc_auc"] for entry in training.history),
+        "best_chosen_on": "test set", "training_seconds": training.seconds, "device": str(training.device),
+        "checkpoints": checkpoints, "notes": notes(), "settings": plain(opt), "versions": checkpoint.versions(),
+    }  # fmt: skip
+    write_json(folder / "results.json", results)
     say(f"results: {folder}" + (f", checkpoints: {checkpoints}" if checkpoints else ""))
 
 

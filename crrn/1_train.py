@@ -125,12 +125,10 @@ def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     chosen = "test sequences; the saved model is the last"
     lowest = f"best {test_loss[best]:.4f} after epoch {best + 1} (chosen on the {chosen})"
     say(f"test loss: last {test_loss[-1]:.4f}, {lowest}")
-    best_loss = {
-        "best_test_loss": test_loss[best],
-        "best_test_loss_epoch": best + 1,
-        "best_test_loss_chosen_on": chosen,
-    }
-    return {"last_test_loss": test_loss[-1], **best_loss, "train_loss": train_loss, "test_loss": test_loss}
+    return {
+        "last_test_loss": test_loss[-1], "best_test_loss": test_loss[best], "best_test_loss_epoch": best + 1,
+        "best_test_loss_chosen_on": chosen, "train_loss": train_loss, "test_loss": test_loss,
+    }  # fmt: skip
 
 
 def use_several_gpus(gpu_ids: Sequence[int], argv: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     with locked(folder):
         counted, curves, z_curves, (lowest, highest) = test(rebuild, sequences, prepared, generator)
         pixels = prepared.mask.nonzero(as_tuple=True)
-        clean = at_pads(sequences[:1], *pixels)
+        clean = at_pads(sequences[:1], *pixels)  # (1, T, P)
         added = sum(inject(clean, 0.05, shift, generator) for shift in (-4, 4))
         shifts = place(added, *pixels, prepared.height, prepared.width)  # (1, T, 1, H, W)
         images = sequences[:1] + shifts
@@ -144,9 +144,7 @@ def main(argv: list[str] | None = None) -> None:
             say(f"best F1 (threshold chosen on the test set; in brackets: z-score alone), {kind}: {', '.join(pairs)}")
         say(f"results, curves and pictures: {folder}")
         if options.report:
-            report.write(
-                folder, prepared, at_pads(sequences[0], *prepared.mask.nonzero(as_tuple=True)), lowest, results
-            )
+            report.write(folder, prepared, clean[0], lowest, results)
         elif (folder / "report.html").exists():
             say(f"{folder / 'report.html'} is of an earlier test: --report replaces it")
 

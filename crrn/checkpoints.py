@@ -102,6 +102,8 @@ def load_trained(
     others.
     """
     if not path.exists():
+        if options.get("checkpoint"):
+            raise UserError(f"there is no {path}")
         others = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{path.name}"))
         there = f"trained there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else ""
         there += " (--protocol measured)" if f"{path.parent.name}_measured" in others else ""
@@ -132,6 +134,6 @@ def load_trained(
         steps = f" and {number_of(step, 'step')}" if step else ""
         note(f"{path} is of a training stopped after {done} of {planned} epochs{steps}")
     model.eval().to(device, memory_format=channels_last(device))
-    results = {"epochs": done, "epochs_planned": planned, "chosen_on": "no measure, the last epoch"}
+    results = {"epochs": done, "epochs_planned": planned, "chosen_on": "last epoch"}
     results |= {"model_sha256": sha256, "trained_on": stored.get("data"), "trained_on_these_boards": same}
     return model, held_out, results

@@ -200,7 +200,8 @@ def _read_prepared(folder: Path, cycle: int | None, output: Path) -> Prepared:
         rows = read_csv(output / "df_info.csv")
         columns = {name: [row[name] for row in rows] for name in COLUMNS}
         table = {name: np.array(cells, np.float64) for name, cells in columns.items() if name != "Group"}
-        pads = int((table["Timestep"] == 0).sum())
+        if not (pads := int((table["Timestep"] == 0).sum())):
+            raise ValueError("no pads of the first board")
         boards, times = len(rows) // pads, np.arange(len(rows)) // pads
         ids, x, y = table["PadID"][:pads], table["X"], table["Y"]
         unlike = (ids != ids.round()).any() or np.abs(ids).max() > 2**53 or len(np.unique(ids)) < pads
@@ -208,9 +209,8 @@ def _read_prepared(folder: Path, cycle: int | None, output: Path) -> Prepared:
             raise ValueError("not the same pads in the same order on all boards")
         if boards % ages or (table["Timestep"] != times).any() or (table["Age"] != times % ages).any():
             raise ValueError("Timestep or Age out of order")
-        if not (
-            min(x.min(), y.min()) >= 0 and x.max() < width and y.max() < height and np.isfinite(table["Vol"]).all()
-        ):
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        if not (inside & np.isfinite(table["Vol"])).all():
             raise ValueError("pads off the board, or volumes that are not finite")
     files: list[Path] = []
     if (folder / "spi_measurement").is_dir():

@@ -24,6 +24,11 @@ from crn.training.skipnetworks import FEWEST_LEVELS
 
 Model = CompetitiveReconstructionNetwork | DAGAN
 
+# What a file may say of images and network.
+ALLOWED = {
+    "model": MODELS, "dataset": DATASETS, "norm": NORMS, "imsize": range(1, LARGEST_SIDE + 1),
+    "max_value": range(1, 65536), "levels": range(FEWEST_LEVELS, int(math.log2(LARGEST_SIDE)) + 1),
+}  # fmt: skip
 READING = ("imsize", "antialias", "max_value")  # of images
 # What a model is made of, and with what else a training can be continued.
 ARCHITECTURE = ("model", "num_competitive_units", "max_network_depth", "ngf", "improved", "use_dropout", "norm")
@@ -43,16 +48,12 @@ ONLY_WITH = {
 }  # fmt: skip
 
 
-def counts(name: str, opt: Namespace) -> bool:
-    """Whether a setting changes the training that the others describe."""
-    other, *values = ONLY_WITH.get(name, ("model", opt.model))
-    return getattr(opt, other) in values
-
-
 def binding(opt: Namespace) -> list[str]:
-    """The settings in which a training and the file that it resumes must agree."""
+    """The settings in which a training and the file that it resumes must agree: those that change the training that the
+    others describe."""
     names = BINDING + (("epochs", "training_steps") if opt.lr_scheduler == "cosine" else ())
-    return [name for name in names if counts(name, opt)]
+    conditions = {name: ONLY_WITH.get(name, ("model", opt.model)) for name in names}
+    return [name for name, (other, *values) in conditions.items() if getattr(opt, other) in values]
 
 
 def make_model(opt: Namespace, levels: int | None = None) -> Model:
@@ -85,14 +86,9 @@ def read(path: Path) -> dict[str, Any]:
         require_like(content, {"settings": {}, "model": {}, "bookkeeping": {}, "levels": 0})
         settings = {"max_value": 65535, **content["settings"]}  # which older versions do not tell
         require_like(settings, {name: value for name, value in defaults().items() if name in BINDING})
-        for name, choices in (("model", MODELS), ("dataset", DATASETS), ("norm", NORMS)):
-            if settings[name] not in choices:
-                raise ValueError(f"{name} is {settings[name]}")
-        for name, highest in (("imsize", LARGEST_SIDE), ("max_value", 65535)):
-            if not 1 <= settings[name] <= highest:
-                raise ValueError(f"{name} is {settings[name]}")
-        if not FEWEST_LEVELS <= content["levels"] <= math.log2(LARGEST_SIDE):
-            raise ValueError(f"levels is {content['levels']}")
+        for name, allowed in ALLOWED.items():
+            if (value := content["levels"] if name == "levels" else settings[name]) not in allowed:
+                raise ValueError(f"{name} is {value}")
         return {**content, "settings": settings, "model": stored_parameters(content)}
 
 
@@ -142,11 +138,11 @@ def load_model(opt: Namespace, content: Mapping[str, Any]) -> tuple[Model, Names
     else:
         if stored["dataset"] != opt.dataset:
             say(f"{path} was trained on {stored['dataset']}, not on {opt.dataset}")
-        for name in opt.given & {*ARCHITECTURE, *READING}:
+        for name in [name for name in (*ARCHITECTURE, *READING) if name in opt.given]:
             given, option = getattr(opt, name), name.replace("_", "-")
             if given != stored[name] and name in READING:
                 say(f"--{option} {given}, though {path} was trained with {stored[name]}")
-            elif given != stored[name] and counts(name, opt):
+            elif given != stored[name] and name in binding(opt):
                 raise UserError(f"{path} has {option} {stored[name]}, not {given}")
         taken = {name: stored[name] for name in {*ARCHITECTURE} | ({*READING} - opt.given)}
         hint = ""

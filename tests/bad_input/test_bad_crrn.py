@@ -244,7 +244,7 @@ CASES = [
         (f"--boards {LONG}", "too long"), ("--boards 'ä\nö'", "ä ö"), ("--boards {place}/data", "other boards"),
         ("--output {place}/new/spi_measurement/out", "--output"), ("--output {place}/data/job.json", "job.json"),
         ("--output {place}/data/compare/seed0/ConvLSTM", "holds a model"), "--outptu x",
-        ("--protocol measured", "1_train.py"), ("--data none", "--data none"), ("--checkpoint {place}/m.pt", "m.pt"),
+        ("--protocol measured", "1_train.py"), ("--data none", "--data none"), ("--checkpoint {place}/m.pt", "/m.pt\n"),
     ),
     *files(
         "3_score_boards", NEW,

@@ -200,6 +200,15 @@ def test_a_grid_comes_back_to_the_trial_that_was_stopped(place, trials, capsys, 
     assert sweep.main([*argv, "--name", "part", "--trials", "1"]) == 0 and not statuses
 
 
+def test_trials_that_fail_are_told_in_a_line_each(place, trials, capfd):
+    pytest.importorskip("optuna")
+    write_sweep("grid", [0.1, 0.01, 0.001])
+    trials[1].extend([2, "no AUROC", 0])
+    assert sweep.main(["s.yml", "--output", "sw"]) == 0
+    told, warned = capfd.readouterr()
+    assert "failed (status 2): words\n" in told and "holds a number as metrics/score\n" in told and not warned
+
+
 def test_the_seed_of_a_sweep(place, trials):
     pytest.importorskip("optuna")
     rates, statuses = trials

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint
 from common import scoring as journals
 from common.cli import notes
 from common.files import UserError, digest, locked
@@ -30,7 +28,7 @@ from crrn.options import MODES
 from crrn.pictures import draw_boards, draw_errors, draw_precision_recall
 from crrn.preprocess import load_prepared
 from crrn.scoring import score_boards
-from crrn.utils import Counts, corrupt, device_of, draw_sequences, inject, make_colormaps, place
+from crrn.utils import corrupt, device_of, draw_sequences, inject, make_colormaps, place
 from tests.bad_input.cases import obeying_permissions
 from tests.helpers import Report, refused, run_readme
 
@@ -288,16 +286,6 @@ def test_boards_in_a_folder_that_can_only_be_read(data, tmp_path, capsys):
         refused(capsys, testing.main, where, "have changed", f"remove {tmp_path / 'out/pcb_info.pt'}")
 
 
-def test_time_does_not_grow_with_the_square_of_pads(tmp_path):
-    ids = [*range(30_000), 29_999]
-    job = {"PCBInfo": {"PCBLenth": [200], "PCBWidth": [200]}, "Pad": {"ID": ids, "ShapeID": ids}}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    start = time.process_time()
-    with pytest.raises(UserError, match="pad 29999 stands more than once"):
-        read_layout(tmp_path / "job.json")
-    assert time.process_time() - start < 3  # 6 s to count each pad in the list
-
-
 def test_names_and_paths_of_data(tmp_path, monkeypatch):
     monkeypatch.setattr("common.cli._notes", [])
     monkeypatch.setattr(boards, "HERE", tmp_path / "crrn")
@@ -337,7 +325,6 @@ def test_demo_boards(tmp_path, capsys):
     near = np.hypot(*(a[0][:, None] - a[0] for a in (one.x, one.y)))
     correlation = np.corrcoef(relative.T)
     assert correlation[(near > 0) & (near < 2)].mean() > 0.5 > correlation[near > 20].mean() + 0.2
-    refused(capsys, demo_boards.main, ["--output", tmp_path / "one"], "already holds files")
     (tmp_path / "one/spi_measurement/spi_200.json").write_text("{}")
     with pytest.raises(UserError, match="real files beside generated ones"):
         is_synthetic(tmp_path / "one")
@@ -406,9 +393,6 @@ def test_reduced_precision_and_other_networks_train(data, capsys):
         losses.append(content["history"][0]["loss"])
         assert all(value.dtype != torch.bfloat16 for value in content["state_dict"].values())
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)  # norms over a few pixels
-    for script in (training, testing):
-        refused(capsys, script.main, cpu(data, "--precision", "fp16"), "fp16", "GPU")
-    refused(capsys, training.main, cpu(data, "--sync_bn"), "--sync_bn", "GPU")
     assert set(MODES) == set(CELLS)
     more = ["--mode", "ConvSTLSTM", "--is_attn", "--gates", "textbook", "--protocol", "measured"]
     assert training.main(cpu(data, *more, *TRAINED)) == 0
@@ -437,9 +421,6 @@ def test_an_authors_checkpoint_is_resumed_and_tested(data, capsys):
     assert content["optimizer"]["param_groups"][0]["lr"] == 1e-3  # the option's, not theirs
     steps = {int(value["step"]) for value in content["optimizer"]["state"].values()}
     assert max(steps) == 3  # theirs and two of ours
-    del state["module.st_decoder.s_dec.layer.3.bias"]
-    torch.save(theirs, path)
-    refused(capsys, testing.main, cpu(data), path, "s_dec.layer.3.bias is missing")
 
 
 def test_interrupted_it_ends_with_the_same_numbers(trained, tmp_path, capsys, monkeypatch):
@@ -506,19 +487,9 @@ def test_what_is_not_finite_is_never_saved(trained, capsys, monkeypatch, spoiled
 
 def test_checkpoints_of_something_else(trained, capsys):
     path, again, before = trained / MODEL, cpu(trained, *TRAINED), (trained / MODEL).read_bytes()
-    for more, words in (
-        (["--seed", 1], "seed 0, not 1"), (["--n_layers", 3], "n_layers 2, not 3"), (["--num_epochs", 1], "2 epochs"),
-    ):  # fmt: skip
-        refused(capsys, training.main, [*again, *more], path, words, "--resume no")
-    refused(capsys, testing.main, cpu(trained, "--n_layers", "1"), "n_layers 2, not 1", "--result")
+    refused(capsys, training.main, [*again, "--num_epochs", "1"], path, "2 epochs", "--resume no")
     refused(capsys, testing.main, cpu(trained, "--is_attn"), "1_train.py", "--is_attn makes it")
     assert path.read_bytes() == before
-    (trained / "result/ConvLSTM").mkdir()
-    shutil.copy(path, trained / "result/ConvLSTM")
-    refused(capsys, testing.main, cpu(trained, "--mode", "ConvLSTM"), "mode ConvConjLSTM, not ConvLSTM")
-    checkpoint.save(path, "csflow", epoch=0, test_loss=[], state_dict={}, optimizer={})
-    refused(capsys, testing.main, cpu(trained), "of another method")
-    path.write_bytes(before)
     # The same pads on a larger board, on one that is too small; then other volumes, and another training in its place.
     for width, words in ((20, "height 13, not 21"), (8, "9 x 17 pixels are too small")):
         change(trained / "job.json", lambda job, width=width: job["PCBInfo"].update(PCBWidth=[width]))
@@ -543,16 +514,14 @@ def test_measured_models_belong_to_their_held_out_share_and_boards(data, tmp_pat
     scored = measured(data, "--boards", data, "--output", data / "scores")
     assert scoring.main(scored) == 0
     assert read(data / "scores/results.json")["thresholds_by_cycle"][0]["held_out_cycles"] == 2
-    for script, argv in ((testing, measured(data)), (scoring, scored)):
-        refused(capsys, script.main, [*argv, "--held_out", "0.3"], "held_out 0.6, not 0.3")
+    refused(capsys, testing.main, measured(data, "--held_out", "0.3"), "held_out 0.6, not 0.3")
     for same in (True, False):  # drawn models are used, saying so
         assert testing.main(cpu(data)) == 0
         assert ("was trained on other boards" in capsys.readouterr().out) != same
         assert read(data / "result/ConvConjLSTM/results.json")["trained_on_these_boards"] is same
         change_pad(data, 1, 0, Volume=48.0)
         assert preprocessing.main(args(data)) == 0
-    for script, argv in ((testing, measured(data)), (scoring, scored)):
-        refused(capsys, script.main, argv, "other boards")
+    refused(capsys, scoring.main, scored, "other boards")
 
 
 def test_what_an_earlier_test_wrote_stays(trained, capsys, monkeypatch):
@@ -614,13 +583,12 @@ def test_compare(data, capsys, monkeypatch):
             assert compare.main(argv) == status
         shown = capsys.readouterr()
         assert words in shown.out + shown.err and summary.read_bytes() == complete
-    refused(capsys, compare.main, [*argv, "--mode", "ConvLSTM"], "--models says that")
 
 
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 
-def test_scoring_new_boards(trained, tmp_path, with_pictures):
+def test_scoring_new_boards(trained, tmp_path, with_pictures, monkeypatch):
     new = write_boards(tmp_path / "new", boards=5, seed=1)
     source = new / "spi_measurement"
     change_pad(new, 4, 2, Volume=500.0)
@@ -643,6 +611,7 @@ def test_scoring_new_boards(trained, tmp_path, with_pictures):
         expected = "excessive" if error > limit["excessive"] else "fine"
         assert row["verdict"] == ("insufficient" if error < limit["insufficient"] else expected)
     assert results["boards"] == str(source) and results["epochs"] == 2 and results["versions"]
+    assert results["chosen_on"] == "last epoch"
     assert results["settings"]["fpr"] == 0.2 and results["settings"]["held_out"] == 0.3
     assert results["pads"]["fine"] == sum(row["verdict"] == "fine" for row in table)
     judged = rows(folder / "scores.csv")
@@ -680,6 +649,11 @@ def test_scoring_new_boards(trained, tmp_path, with_pictures):
     volumes[1][2] = math.nan
     with pytest.raises(UserError, match="board 1, pad 3: its volume cannot be normalised"):
         score_boards(volumes, model)
+    with monkeypatch.context() as patch:  # as half precision would, beyond 65504
+        patch.setattr(verdicts, "reconstruct", lambda _, images, *rest: images * math.nan)
+        volumes[1][2] = 1e7
+        with pytest.raises(UserError, match=r"no finite reconstruction in --precision fp32; pad 3 in board 1"):
+            score_boards(volumes, model)
     with pytest.raises(TypeError, match="datas: expected"):
         verdicts.load(datas="my_boards")
 
@@ -743,35 +717,6 @@ def test_outputs_are_their_own(trained, tmp_path, capsys, monkeypatch):
     assert scoring.main([*argv, "--boards", str(demo[0])]) == 0
     assert sorted(path.name for path in out.glob("*.png")) == ["boards_000.png", "boards_own.png"]
     assert titles[-1].startswith("signed error")
-    own = [*argv[:-2], "--boards", demo[1], "--output"]
-    refused(capsys, scoring.main, [*own, trained / "result/ConvConjLSTM"], "holds a model")
-    refused(capsys, scoring.main, [*own, demo[1] / "spi_measurement/out"], "among the boards")
-    for n in range(5):
-        change(demo[1] / f"spi_measurement/spi_{n:03d}.json", lambda board: board["PADINFO"].pop())
-    refused(capsys, scoring.main, [*own, tmp_path / "new"], "pad 6", "alike")
-    assert not (tmp_path / "new").exists()
-
-
-def test_volumes_beyond_the_numbers_are_named_not_called_fine(trained, tmp_path, capsys, monkeypatch):
-    new = write_boards(tmp_path / "new", boards=5, seed=1)
-    real = verdicts.reconstruct
-
-    def half(model, images, *rest):  # as half precision would, beyond 65504
-        return real(model, images, *rest) * (1 if images.abs().max() < 65504 else math.nan)
-
-    monkeypatch.setattr(verdicts, "reconstruct", half)
-    for volume, words in (
-        (1e300, ["spi_001.json, pad 3", "cannot be normalised"]),
-        (1e7, ["no finite reconstruction in --precision fp32", "pad 3 in spi_001.json"]),
-    ):
-        change_pad(new, 1, 2, Volume=volume)
-        refused(capsys, scoring.main, cpu(trained, "--boards", new, "--fpr", "0.2"), *words)
-        assert not (trained / "result/ConvConjLSTM/new/pads.csv").exists()
-    limits = {"excessive": 1.0, "insufficient": -1.0}
-    assert [verdicts.verdict_of(error, limits) for error in (0, 2, -2)] == ["fine", "excessive", "insufficient"]
-    for error, wrong in ((math.nan, limits), (0.0, limits | {"excessive": math.nan})):
-        with pytest.raises(ValueError, match="no verdict"):
-            verdicts.verdict_of(error, wrong)
 
 
 def test_each_held_out_cycle_is_judged_by_the_others():
@@ -825,15 +770,6 @@ def test_corruption_anomalies_and_drawing():
     assert image.tolist() == [[[[8, 0, 0], [0, 0, 7]]]]
 
 
-def test_counts_leave_out_thresholds_where_nothing_is_found():
-    counts = Counts(1)
-    counts.update(torch.tensor([3.05, 1.05, -4.0, 0.55]), torch.tensor([4.0, 0.0, -4.0, 2.0]))
-    curve = counts.curve()
-    assert len(curve["F1"]) == 31 and max(curve["Threshold"]) == pytest.approx(3.0)
-    assert (curve["Precision"][20], curve["Recall"][20], curve["F1"][20]) == pytest.approx((1, 0.5, 2 / 3))  # at 2
-    assert Counts(1).curve()["F1"] == []
-
-
 def test_make_colormaps():
     colours = make_colormaps(torch.tensor([[[-2.0, -1.0, 0.0, 0.5, 1.0, 9.0]]]))
     assert colours.shape == (1, 3, 1, 6) and colours.dtype == np.float64 and colours[0, :, 0, 2].min() > 0.98
@@ -857,8 +793,7 @@ def test_several_gpus_get_a_process_each(data, monkeypatch, capsys):
     assert "--nproc_per_node=2" in started[0] and started[0][-len(asked) :] == asked
     for device in (["--cpu"], ["--device", "cpu"]):
         assert training.main(args(data, *TRAINED, *device)) == 0 and len(started) == 1
-    for script in (training, testing, compare):
-        refused(capsys, script.main, args(data, "--gpu_ids", "0", "--cpu"), "--cpu", "not allowed with", "--gpu_ids")
+    refused(capsys, training.main, args(data, "--gpu_ids", "0", "--cpu"), "--cpu", "not allowed with", "--gpu_ids")
     for asked, device, words in (([1, 2, 7], "cuda:1", "no GPU 7: using GPU 1"), ([5], "cuda:0", "no GPU 5")):
         assert str(device_of(asked)) == device and words in capsys.readouterr().out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
