@@ -5,6 +5,7 @@ Writes to <OutRoot>/res_<setting>/: acc.txt, results.json, scores.csv (a row per
 scores and plots, no AUC.
 """
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from scipy.io import savemat
 from common.checkpoint import versions
 from common.files import UserError, atomic_write, digest, locked, plain, read_json, write_csv, write_json
 from common.images import synthetic
-from common.metrics import evaluate, image_auroc
+from common.metrics import evaluate, image_auroc, rates, thresholds, verdict_of
 from common.report import Column
 from common.runtime import pick_device
 from memae import report
@@ -222,7 +223,7 @@ def error_maps_of(opt: Namespace, tested: Mapping[str, Any]) -> Callable[[Scored
 
     @cache
     def dataset(name: str) -> VideoDatasetOneDir:
-        return open_video(opt.DataRoot / opt.Dataset, name, opt.FrameNum, opt.ImgChnNum, opt.CacheGiB)
+        return open_video(opt.DataRoot / opt.Dataset / "Test" / name, opt.FrameNum, opt.ImgChnNum, opt.CacheGiB)
 
     def column(video: Scored, clip: int) -> Column:
         image, error = middle_frame(scorer, dataset(video.name), clip)
@@ -238,27 +239,52 @@ def normal_frames(folder: Path, channels: int) -> list[np.ndarray]:
     return [np.broadcast_to(frame, (*frame.shape[:2], 3)) for frame in frames]
 
 
-def write_videos(folder: Path, videos: Sequence[Scored], baseline: Sequence[Scored], method: str, data: str) -> None:
+def alarm_of(folder: Path, videos: Sequence[Scored], fpr: float) -> dict[str, Any] | None:
+    """The threshold of the alarm, on raw errors, which need no look at the whole video, and how often it is met on the
+    labelled frames. It comes from the scores of normal videos that took no part in training, `folder`/*.npy; None
+    without any. Clips of a video overlap and are alike: the rate is an estimate."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        return None
+    normal = np.concatenate([read_scores(path) for path in files])
+    threshold = {**thresholds(normal, normal, fpr), "normal_videos": len(files)}
+    known = [video for video in videos if video.labels is not None]
+    labels = np.concatenate([video.labels for video in known]) if known else np.empty(0)
+    return rates(threshold, labels.astype(int), np.concatenate([video.scores for video in known] or [np.empty(0)]))
+
+
+def write_videos(
+    folder: Path,
+    videos: Sequence[Scored],
+    baseline: Sequence[Scored],
+    method: str,
+    data: str,
+    alarm: Mapping[str, Any] | None,
+) -> None:
     """scores.csv, and each video's plot and .mat files."""
-    rows = []
+    rows, limit = [], alarm["image"] if alarm else None
     for video, difference in zip(videos, baseline):
         labels = [""] * len(video.scores) if video.labels is None else video.labels.astype(int).tolist()
         score, numbers = scaled(video.scores), video.numbers[video.frames - 1]
-        for row in zip(numbers.tolist(), video.scores, score, 1 - score, difference.scores, labels):
-            rows.append([video.name, *row])
+        for row in zip(numbers.tolist(), labels, video.scores, score, 1 - score, difference.scores):
+            rows.append([video.name, row[0], "", *row[1:], limit, verdict_of(row[2], alarm), ""])
         with atomic_write(folder / f"{video.name}_score.mat") as file:
             savemat(file, {"score": video.scores, "regularity": 1 - score, "frame": numbers})
         if video.labels is not None:
             with atomic_write(folder / f"{video.name}_label.mat") as file:
                 savemat(file, {"l": video.labels.astype(np.float64)})
         curves = {method: (numbers, score), "frame difference": (numbers, scaled(difference.scores))}
+        if alarm and np.ptp(video.scores):  # as high as it is among this video's errors
+            height = (limit - video.scores.min()) / np.ptp(video.scores)
+            curves["alarm above"] = (numbers[[0, -1]], np.full(2, height))
         runs = [] if video.all_labels is None else spans(video.all_labels)
         shaded = [(video.numbers[first - 1], video.numbers[last - 1]) for first, last in runs]
         curve_figure(
             folder / "plots" / f"{video.name}.png", curves, f"{video.name} of {data}",
             "frame", "error, scaled to 0..1", shaded, "abnormal",
         )  # fmt: skip
-    header = ["video", "frame", "error", "error_scaled", "regularity", "frame_difference", "label"]
+    scores = ["score", "score_scaled", "regularity", "frame_difference"]
+    header = ["path", "frame", "class", "label", *scores, "threshold", "verdict", "error"]
     write_csv(folder / "scores.csv", header, rows)
 
 
@@ -278,6 +304,14 @@ def say_results(results: Mapping[str, Any]) -> None:
         )
         say(f"best F1 {results['image_best_f1']:.4f} (its threshold is chosen on the test set)")
         say(f"baseline (frame difference) {results['baseline_auc']:.4f} scaled, {results['baseline_auc_raw']:.4f} raw")
+    if alarm := results["alarm"]:
+        words = f"alarm above an error of {alarm['image']:.4g}, from {alarm['images']} clips of "
+        words += f"{number_of(alarm['normal_videos'], 'normal video')} (--fpr {alarm['fpr']:g})"
+        for name, value in (("normal", alarm["fpr_on_test_good"]), ("abnormal", alarm["detection_rate"])):
+            words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test frames raise it"
+        say(words)
+    else:
+        say("no alarm: its threshold needs normal videos that are not trained on (script_img_prep.py --Normal)")
 
 
 @script
@@ -305,6 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             "chosen_on": "last epoch" if last else "by --ModelFilePath" if tested else "unknown",
             "tested_on_training_videos": prepared.get("same_videos") is True,
             **results_of(videos, baseline),
+            "alarm": alarm_of(folder / "Normal", videos, opt.fpr),
             "settings": plain_settings(opt),
             "tested_with": settings or None,
             "versions": versions(),
@@ -313,7 +348,7 @@ def main(argv: list[str] | None = None) -> None:
         results["notes"] = [*dict.fromkeys(str(line) for lines in (*before, notes()) for line in lines)]
         with atomic_write(folder / "acc.txt", "w") as file:
             file.write(f"{root}\nAUC: {results.get('auc', float('nan'))}\n")
-        write_videos(folder, videos, baseline, opt.ModelName, opt.Dataset)
+        write_videos(folder, videos, baseline, opt.ModelName, opt.Dataset, results["alarm"])
         write_json(folder / "results.json", results)
         say_results(results)
         if opt.report:

@@ -1,9 +1,9 @@
-"""Prepare videos: frames of one size, numbered from 001, in <DataRoot>/<Dataset>/{Train,Test}/<video>/, and labels.
+"""Prepare videos: numbered frames of one size in <DataRoot>/<Dataset>/{Train,Normal,Test}/<video>/, and labels.
 
     python script_img_prep.py --Input UCSDped2 --Dataset UCSD_P2_256                 UCSD's layout: Train, Test, *_gt
-    python script_img_prep.py --Train normal_videos --Test other_videos --Dataset mine
+    python script_img_prep.py --Train normal_videos --Normal more_normal_videos --Test other_videos --Dataset mine
 
-Each of --Train and --Test is a folder of videos or one video. A video is a folder of frames or, where PyAV is
+Each of --Train, --Normal and --Test is a folder of videos or one video. A video is a folder of frames or, where PyAV is
 installed, a video file. Labels of the test videos come from masks (UCSD's <video>_gt folders) or from --Labels: a file
 of frame intervals, or arrays of 0 and 1. The same command resumes an interrupted run.
 """
@@ -34,6 +34,7 @@ from common.files import UserError, atomic_write, locked, plain, read_json, read
 from memae.data.matlab import read_mat
 from memae.data.video_datasets import file_numbers, frame_size, read_npy, recorded, require_labels
 
+PARTS = ("Train", "Test", "Normal")
 VIDEO_FILES = frozenset([
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
     ".wmv",
@@ -264,16 +265,21 @@ def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, i
     lines = [line for line in (re.split("[%#]", line)[0].strip() for line in read_text(path).splitlines()) if line]
     ordered = [line for line in lines if re.search(r"gt_frame\s*=", line)]
     if ordered:
-        if len(ordered) != len(videos):
+        if len(ordered) < len(videos):
             raise UserError(f"{path} has intervals for {len(ordered)} videos, there are {len(videos)} test videos")
+        ordered = _lines_of(ordered, videos, path)
         pairs = [(video, line.split("=", 1)[1].strip(" ;[]")) for video, line in zip(videos, ordered)]
     else:
         pairs = [(name.strip().replace("/", "_"), text) for name, _, text in (line.partition(":") for line in lines)]
     intervals: dict[str, list[tuple[int, int]]] = {}
-    known = set(videos)
+    known, others = set(videos), [name for name, _ in pairs if name not in videos]
+    if len(others) == len(pairs) and pairs:
+        raise UserError(f"{path}: there is no test video {short(others[0])} (there are {', '.join(videos[:5])} ...)")
+    if others:
+        note(f"{path} has labels of {number_of(len(others), 'video')} not among those to test, such as {others[0]}")
     for video, text in pairs:
         if video not in known:
-            raise UserError(f"{path}: there is no test video {short(video)} (there are {', '.join(videos[:5])} ...)")
+            continue
         found = intervals.setdefault(video, [])
         text = "-".join(part.strip() for part in text.replace(":", "-").split("-"))
         for part in filter(None, re.split(r"[,;\s]+", text)):
@@ -283,6 +289,18 @@ def read_intervals(path: Path, videos: list[str]) -> dict[str, list[tuple[int, i
                 raise UserError(f"{path}: {short(part)} of {video} is no interval of frames, such as 61:180")
             found.append((first, last))
     return intervals
+
+
+def _lines_of(lines: list[str], videos: list[str], path: Path) -> list[str]:
+    """Of a published file's lines, one for each test video, those of `videos`: all, or, where some videos are missing,
+    those of the numbers in the videos' names (Test003: the third line). UserError where names have no such numbers."""
+    if len(lines) == len(videos):
+        return lines
+    numbers = [int((re.findall(r"[0-9]+", name) or ["0"])[-1]) for name in videos]
+    if len(set(numbers)) < len(numbers) or not all(1 <= number <= len(lines) for number in numbers):
+        raise UserError(f"{path} has intervals for {len(lines)} videos, there are {len(videos)} test videos")
+    note(f"{path} has labels of {len(lines)} videos, {len(videos)} are tested: the lines {numbers} are theirs")
+    return [lines[number - 1] for number in numbers]
 
 
 def labels_from_intervals(intervals: list[tuple[int, int]], numbers: Sequence[int], video: str) -> np.ndarray:
@@ -368,16 +386,18 @@ def _files(video: Path) -> list[Path]:
 
 def prepare(opt: Namespace) -> Path:
     """Everything this script does; returns <DataRoot>/<Dataset>. opt: of `PreparationOptions`."""
-    root, places = opt.DataRoot / opt.Dataset, {"Train": opt.Train, "Test": opt.Test}
+    root, places = opt.DataRoot / opt.Dataset, {"Train": opt.Train, "Test": opt.Test, "Normal": opt.Normal}
     parts = {part: find_videos(place) if place else {} for part, place in places.items()}
     sources = {f"{part}/{name}": video for part, videos in parts.items() for name, video in videos.items()}
     # What can be refused is refused before anything is written.
     _note_unlike_shapes({video: frame_shape(video) for video in sources.values()})
     labels = read_labels(opt.Labels, parts["Test"])
-    train, test = ([path for video in videos.values() for path in _files(video)] for videos in parts.values())
-    max_value = images.resolve_max_value(train or test, opt.max_value, train and test)
+    train, *others = ([path for video in videos.values() for path in _files(video)] for videos in parts.values())
+    others = [path for files in others for path in files]
+    max_value = images.resolve_max_value(train or others, opt.max_value, train and others)
     resolved = {name: place and place.resolve() for name, place in {**places, "Labels": opt.Labels}.items()}
     settings = {"Size": str(opt.Size), "ImgChnNum": str(opt.ImgChnNum), **{k: str(v) for k, v in resolved.items()}}
+    settings = {name: value for name, value in settings.items() if (name, value) != ("Normal", "None")}  # as before it
     settings |= {"max_value": max_value, "same_videos": resolved["Train"] == resolved["Test"]}
     settings["labels"] = {name: zlib.crc32(values.tobytes()) for name, values in labels.items()}
     settings["sources"] = {key: images.fingerprint(_files(video), video.parent) for key, video in sources.items()}
@@ -421,9 +441,9 @@ def _begin(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     Removes what a killed run was making. UserError where `root` holds something else.
     """
-    path, parts = root / "prepared.json", [root / part for part in ("Train", "Test") if (root / part).is_dir()]
+    path, parts = root / "prepared.json", [root / part for part in PARTS if (root / part).is_dir()]
     begun = [folder for part in parts for folder in images.visible(part)]
-    others = [entry for entry in images.visible(root) if entry.name not in ("Train", "Test", images.MARK)]
+    others = [entry for entry in images.visible(root) if entry.name not in (*PARTS, images.MARK)]
     if (begun or others) and not path.exists():
         raise UserError(f"{root} already holds files that this script did not make: use another --Dataset")
     record = read_json(path) if begun else {**settings, "videos": {}, "notes": []}
@@ -456,10 +476,12 @@ def main(argv: list[str] | None = None) -> None:
     images.set_max_pixels(opt.max_pixels)
     with resumable(opt.DataRoot / opt.Dataset):
         root = prepare(opt)
-    counts = [
-        len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in ("Train", "Test", "Test_gt")
-    ]
-    say(f"{root}: {counts[0]} training videos, {counts[1]} test videos, {counts[2]} with labels")
+    parts = ("Train", "Test", "Test_gt", "Normal")
+    train, test, labelled, normal = (
+        len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in parts
+    )
+    held_out = f", {normal} normal ones for the alarm" if normal else ""
+    say(f"{root}: {train} training videos, {test} test videos, {labelled} with labels{held_out}")
 
 
 if __name__ == "__main__":

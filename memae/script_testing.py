@@ -52,17 +52,17 @@ PART = 128  # clips, about, that are decoded at once and after which their score
 DONE = "all is scored"  # progress.jsonl's last line
 # Of one model's scores, and of what script_eval_video.py makes of them: never mixed with another's.
 RESULTS = (
-    "*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat", "*_label.mat",
-    "plots/*.png", "report.html",
+    "*.npy", "Normal/*.npy", "maps/*.jpg", "testing.json", "acc.txt", "results.json", "scores.csv", "*_score.mat",
+    "*_label.mat", "plots/*.png", "report.html",
 )  # fmt: skip
 
 
-def open_video(root: Path, video: str, frame_num: int, channels: int, limit_gib: float) -> VideoDatasetOneDir:
-    """The clips of a test video of the data set `root`, their frames not decoded yet."""
-    idx_root = index_root(root, "Test")
+def open_video(folder: Path, frame_num: int, channels: int, limit_gib: float) -> VideoDatasetOneDir:
+    """The clips of a prepared video, such as <data set>/Test/<video>, their frames not decoded yet."""
+    idx_root, video = index_root(folder.parent.parent, folder.parent.name), folder.name
     idx_dir = idx_root / video if idx_root else None
     return VideoDatasetOneDir(
-        idx_dir, root / "Test" / video, frame_num=frame_num, channels=channels, limit_gib=limit_gib, decode=False
+        idx_dir, folder, frame_num=frame_num, channels=channels, limit_gib=limit_gib, decode=False
     )
 
 
@@ -169,10 +169,10 @@ def score(
 def write_scores(
     output: Path, datasets: dict[str, VideoDatasetOneDir], scores: dict[str, list[float]], metadata: dict[str, Any]
 ) -> None:
-    """Each video's scores, <video>.npy, and testing.json."""
+    """Each video's scores, <video>.npy, those of normal videos in Normal/, and testing.json."""
     videos = {}
     for video, dataset in datasets.items():
-        file = output / f"{dataset.videos[0]}.npy"
+        file = output / ("Normal" if video.startswith("Normal/") else "") / f"{dataset.videos[0]}.npy"
         with atomic_write(file) as target:
             np.save(target, np.array(scores[video]), allow_pickle=False)
         middles = [numbers[len(numbers) // 2] for _, numbers in dataset.clips]
@@ -199,9 +199,12 @@ def main(argv: list[str] | None = None) -> None:
     generated = synthetic(root)
     if generated:
         say(f"the videos in {root} are generated stand-ins, not real data")
-    videos, how = subfolders(root / "Test"), (opt.FrameNum, opt.ImgChnNum, opt.CacheGiB)
-    datasets = {plain(video): dataset for video in videos if len(dataset := open_video(root, video, *how))}
-    if not datasets:
+    how, normal = (opt.FrameNum, opt.ImgChnNum, opt.CacheGiB), root / "Normal"
+    folders = {plain(video): root / "Test" / video for video in subfolders(root / "Test")}
+    folders |= {f"Normal/{plain(video)}": normal / video for video in (subfolders(normal) if normal.is_dir() else ())}
+    datasets = {name: dataset for name, folder in folders.items() if len(dataset := open_video(folder, *how))}
+    tested = [name for name in datasets if not name.startswith("Normal/")]
+    if not tested:
         raise UserError(f"no video in {root / 'Test'} has the {opt.FrameNum} frames of a clip")
     for dataset in datasets.values():
         require_fitting(dataset.size, opt.Backbone)
@@ -212,7 +215,8 @@ def main(argv: list[str] | None = None) -> None:
         scores = score(output, datasets, scorer, metadata)
         if first_process():
             write_scores(output, datasets, scores, {"method": opt.ModelName, **metadata})
-            for video, dataset in datasets.items() if opt.WorstFrames else ():
+            for video in tested if opt.WorstFrames else ():
+                dataset = datasets[video]
                 picture, title = output / f"maps/{dataset.videos[0]}.jpg", f"{opt.ModelName} on {opt.Dataset}"
                 draw_worst(picture, scorer, dataset, np.array(scores[video]), opt.WorstFrames, title)
     say(f"scores of {sum(map(len, datasets.values()))} clips: {output}")

@@ -21,6 +21,8 @@ class PreparationOptions(BaseOptions):
         add("--Input", type=Path, help="folder with Train and Test in UCSD's layout; unset: --Train and --Test say")
         add("--Train", type=Path, help="normal videos to learn from: a folder of videos, or one video; unset: none")
         add("--Test", type=Path, help="videos to score; unset: none")
+        normal = "normal videos that are not trained on, from which the alarm's threshold comes; unset: none"
+        add("--Normal", type=Path, help=normal)
         labels = "labels of the test videos' frames, such as data/UCSDped2.m; unset: masks or none"
         add("--Labels", type=Path, help=labels)
         size = "width and height of the prepared frames, a multiple of 16 (of 32 for backbones)"
@@ -33,7 +35,7 @@ class PreparationOptions(BaseOptions):
         opt = super().parse(argv)
         if opt.Input and (opt.Train or opt.Test):
             raise UserError("give --Input, or --Train and --Test, not both")
-        if not (opt.Input or opt.Train or opt.Test):
+        if not (opt.Input or opt.Train or opt.Test or opt.Normal):
             raise UserError("nothing to prepare: give --Input, or --Train and --Test")
         parts = {"Train": opt.Input / "Train", "Test": opt.Input / "Test"} if opt.Input else {}
         return Namespace(**vars(opt) | parts)

@@ -4,14 +4,14 @@ from argparse import SUPPRESS
 from collections.abc import Collection
 from pathlib import Path
 
-from common.cli import REPORT_HELP, YES_NO, whole
+from common.cli import REPORT_HELP, YES_NO, share, whole
 from memae.options.base_options import HERE, BaseOptions
 
 # What script_eval_video.py uses; it takes the rest, too.
 EVALUATION = {
     "data", "DataRoot", "Dataset", "ImgChnNum", "FrameNum", "ModelName", "ModelSetting", "Backbone", "BackboneDepth",
     "MemDim", "ShrinkThres", "EntropyLossWeight", "Seed", "Suffix", "UseCUDA", "cpu", "device", "IsDeter", "precision",
-    "ModelRoot", "ModelFilePath", "OutRoot", "report",
+    "ModelRoot", "ModelFilePath", "OutRoot", "report", "fpr",
 }  # fmt: skip
 
 
@@ -39,6 +39,8 @@ class TestOptions(BaseOptions):
         worst = "frames per video to draw with their error maps; 0: none"
         add("--WorstFrames", type=whole(0, 1000), default=6, help=worst)
         # script_testing.py takes it, too, so that both can be started with the same options.
+        alarms = "share of normal clips that may raise an alarm; its threshold comes from the videos in Normal"
+        add("--fpr", type=share, default=0.01, help=alarms if only else SUPPRESS)
         add("--report", **YES_NO, default=False, help=REPORT_HELP if only else SUPPRESS)
 
 

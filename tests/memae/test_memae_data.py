@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from common import cli
 from common.cli import MAX_PIXELS
 from common.files import UserError, locked
 from common.images import set_max_pixels, synthetic
@@ -123,6 +124,16 @@ def test_the_published_interval_file(tmp_path):
     assert found["Test001"] == [(61, 180)] and found["Test009"] == [(1, 120)] and found["Test012"] == [(88, 180)]
     (tmp_path / "x.m").write_text("T{end+1}.gt_frame = [5:90, 140:200];\nT{end+1}.gt_frame = [];\n")
     assert read_intervals(tmp_path / "x.m", ["a", "b"]) == {"a": [(5, 90), (140, 200)], "b": []}
+    # Of those that are there, by the numbers in their names.
+    assert read_intervals(HERE / "data/UCSDped2.m", ["Test002", "Test009"]) == {
+        "Test002": [(95, 180)], "Test009": [(1, 120)],
+    }  # fmt: skip
+    assert any("labels of 12 videos, 2 are tested: the lines [2, 9] are theirs" in line for line in cli.notes())
+    with pytest.raises(UserError, match="12 videos, there are 1 test videos"):
+        read_intervals(HERE / "data/UCSDped2.m", ["morning"])
+    (tmp_path / "y.txt").write_text("a: 5-90\nother: 1-2\n")
+    assert read_intervals(tmp_path / "y.txt", ["a"]) == {"a": [(5, 90)]}
+    assert any("1 video not among those to test, such as other" in line for line in cli.notes())
     assert labels_from_intervals([(2, 3)], range(1, 5), "a").tolist() == [0, 1, 1, 0]
     with pytest.raises(
         UserError, match="frames 51 to 54, of which there are none: the next ones have the numbers 50 and 55"

@@ -268,7 +268,7 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     rows = rows_of(folder / "scores.csv")
     assert [row["frame"] for row in rows] == [str(k) for k in range(9, 18)]
     assert [row["label"] for row in rows] == ["0"] * 2 + ["1"] * 4 + ["0"] * 3
-    assert float(rows[3]["regularity"]) == pytest.approx(1 - float(rows[3]["error_scaled"]))
+    assert float(rows[3]["regularity"]) == pytest.approx(1 - float(rows[3]["score_scaled"]))
     assert loadmat(folder / "c_label.mat")["l"].ravel().tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
     np.testing.assert_allclose(loadmat(folder / "c_score.mat")["score"].ravel(), scores)
     assert Image.open(folder / "plots/c.png").width > 500
@@ -280,6 +280,20 @@ def test_testing_and_evaluation(videos, trained, tmp_path, capsys):
     assert {path.name for path in folder.rglob("*.*") if path.name[0] != "."} == {
         "c.npy", "testing.json", "progress.jsonl"
     }  # fmt: skip
+
+
+def test_the_alarm_comes_from_normal_videos(copied, trained, tmp_path, capsys):
+    shutil.copytree(copied / "stripes/Train/a", copied / "stripes/Normal/n")
+    argv = scoring(copied, trained, tmp_path, "--fpr", "0.34")
+    folder = tmp_path / f"res_{NAME}"
+    assert script_testing.main(argv) == 0 and np.load(folder / "Normal/n.npy").shape == (3,)
+    assert script_eval_video.main([*argv, "--report"]) == 0
+    alarm, normal = results(tmp_path)["alarm"], np.sort(np.load(folder / "Normal/n.npy"))
+    assert alarm["image"] == normal[2] and (alarm["images"], alarm["normal_videos"]) == (3, 1)
+    for row in rows_of(folder / "scores.csv"):
+        assert row["verdict"] == ("defective" if float(row["score"]) > alarm["image"] else "good")
+    assert alarm["detection_rate"] == 1 and alarm["fpr_on_test_good"] <= 1  # the frames of noise are all far above
+    assert "of 1 normal video (--fpr 0.34)" in capsys.readouterr().out
 
 
 def test_frames_in_memory(videos, trained, tested):
@@ -365,8 +379,8 @@ def test_results_tell_the_numbers_of_the_files_and_what_was_left_out(copied, tra
     assert script_eval_video.main([*argv[:-2], "--report"]) == 0  # by the model that gave the scores
     assert [name for _, _, name, _ in drawn] == ["c, frame 90"]
     rows = rows_of(folder / "scores.csv")
-    assert [int(row["frame"]) for row in rows if row["video"] == "c"] == list(range(80, 170, 10))
-    assert [int(row["frame"]) for row in rows if row["video"] == "d"] == list(range(10, 19))
+    assert [int(row["frame"]) for row in rows if row["path"] == "c"] == list(range(80, 170, 10))
+    assert [int(row["frame"]) for row in rows if row["path"] == "d"] == list(range(10, 19))
     assert [row["label"] for row in rows[:9]] == ["0"] * 2 + ["1"] * 4 + ["0"] * 3
     assert loadmat(folder / "c_score.mat")["frame"].ravel().tolist() == list(range(80, 170, 10))
     found = results(tmp_path)

@@ -26,6 +26,9 @@ RENAMED: dict[str, str] = {
     "pixel_f1_error": "pixel_best_f1_error",
     "result.json: average_precision": "image_ap",
     # One schema for all CSVs of scores (issue 26): "score" is the one that the verdict is about.
+    "results/res_MemAE_Conv3DSpar_stripes_MemDim8_EntW0.0002_ShrThres0.0025_Seed1_Non/scores.csv: error": "score",
+    "results/res_AE_Conv3D_stripes_Non/scores.csv: error": "score",  # "error" is now why there is no score
+    "error_scaled": "score_scaled",
     "scored/scores.csv: score_std": "score",
     "scored/scores.csv: score_inference": "score",
 }
@@ -49,7 +52,7 @@ OTHERS = [
     (r"f1_threshold$|_error$", math.inf),
     # Shares and counts: one of a few hundred pads or pixels on the other side of a threshold.
     (r"auroc$|auc$|auc_raw$|f1$|aupro|_ap$|average_precision$|fpr", 5e-3),
-    (r"error_scaled$|regularity$", 1e-2),  # by a video's lowest and highest error
+    (r"_scaled$|regularity$", 1e-2),  # by a video's lowest and highest error
 ]
 WEIGHTS = [
     (r"\.bias$", 0.2),  # those before a batch norm have no gradient but rounding, of which Adam makes steps of --lr
