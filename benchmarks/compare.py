@@ -505,7 +505,8 @@ def compare(options: Namespace, categories: list[Category]) -> None:
         held = held_out(category, options.held_out)
         told = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
         header, rows = kinds_table({m: [numbers[name, m, seed] for seed in options.seeds] for m in methods})
-        sections.append(Section(name, [*verdict(of_category, options), told], header, rows))
+        best = verdict(of_category, options) if len(categories) > 1 else []  # of one, the first section tells
+        sections.append(Section(name, [*best, told], header, rows))
         commands_of = [[entry["method"], entry["command"]] for entry in of_category]
         sections.append(Section("To score new images", (), ["method", "command"], commands_of))
         sections.append(Section("Curves and maps", pictures=drawn))
