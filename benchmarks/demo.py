@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.scripts import ROOT, commands, key_of, number_at, read_record, run, table
-from common.cli import ArgumentParser, answer_early, resumable, say, script
+from common.cli import ArgumentParser, answer_early, in_hours, resumable, say, script
 from common.files import UserError, digest, locked, read_json, require_writable, write_json
 
 
@@ -187,11 +187,6 @@ def numbers_of(method: Method, folder: Path) -> list[tuple[str, float]]:
     return numbers
 
 
-def in_words(seconds: float) -> str:
-    """A duration."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     """Run the methods one after the other."""
@@ -206,12 +201,12 @@ def main(argv: list[str] | None = None) -> None:
             left = sum(METHODS[other].seconds for other in names[count - 1 :]) * (taken / expected if expected else 1)
             pace = "at the pace so far" if expected else "on two quiet cores"
             say(f"--- {count} of {len(names)}: {method.title} on {method.data}")
-            say(f"about {in_words(left)} left in all, {pace}")
+            say(f"about {in_hours(left)} left in all, {pace}")
             seconds = run_method(name, folder)
             taken, expected = taken + seconds, expected + method.seconds
             folders[name], numbers[name] = folder, numbers_of(method, folder)
             for who, value in numbers[name]:
-                rows.append([who, method.data, method.metric, value, in_words(seconds) if who == method.title else ""])
+                rows.append([who, method.data, method.metric, value, in_hours(seconds) if who == method.title else ""])
         for line in table(HEADER, rows):
             say(line)
         write_json(output / "demo.json", [dict(zip(HEADER, row)) for row in rows])
@@ -223,18 +218,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw_overview(path: Path, methods: Sequence[Method], numbers: Sequence, pages: Sequence[Path]) -> None:
-    """What each method found best, three beside each other: the pictures of their reports."""
-    columns, lines = 3, -(-len(methods) // 3)
-    figure = Figure((3.2 * columns, 3.7 * lines), dpi=100)
+    """What each method found best, two beside each other: the pictures of their reports."""
+    columns, lines = 2, -(-len(methods) // 2)
+    figure = Figure((4.8 * columns, 5.3 * lines), dpi=100)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, method, values, page in zip(grid, methods, numbers, pages):
         picture = re.search(r';base64,([^"]*)"[^>]*\salt="Best found', page.read_text(encoding="utf-8"))
         axes.imshow(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
-        axes.set_title(f"{method.title}: {method.data}", fontsize=10)
+        axes.set_title(f"{method.title}: {method.data}", fontsize=13)
         text = f"{method.metric}: {', '.join(f'{who} {value:.3f}' for who, value in values)}"
-        axes.text(0.5, -0.02, text, fontsize=8, ha="center", va="top", transform=axes.transAxes)
+        axes.text(0.5, -0.02, text, fontsize=11, ha="center", va="top", transform=axes.transAxes)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.04, top=0.95, wspace=0.03, hspace=0.12)
     save_figure(figure, path)
 

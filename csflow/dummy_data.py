@@ -10,12 +10,13 @@ from common.images import new_synthetic_folder
 from csflow.config import HERE
 
 SIZE = 448  # px
+FOLDER, EPOCHS = HERE / "data/images/dummy_data", 60  # its place, and how long to train on it
 PARTS = {"train/good": 4, "test/good": 8, "test/anomaly": 8}  # images
 
 
 def ensure_dummy_data(folder: Path) -> None:
     """Draw the dummy data where `folder`, which is asked for, is their default place and not there yet."""
-    if folder == HERE / "data/images/dummy_data" and not folder.exists():
+    if folder == FOLDER and not folder.exists():
         make_dummy_data(folder)
         say(f"drew the dummy data: {folder}")
 

@@ -20,8 +20,7 @@ from common.cli import resumable, say, script
 from common.files import locked, require_writable
 from common.images import set_max_pixels
 from common.runtime import autocast, channels_last, pick_device, seed_all
-from csflow import report
-from csflow.dummy_data import ensure_dummy_data
+from csflow import dummy_data, report
 from csflow.evaluate import evaluate
 from csflow.extract_features import load_features
 from csflow.model import N_FEAT, get_cs_flow_model, load_training
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.join(pick_device(options.device, options.gpu_ids, options.cpu, options.deterministic))
     autocast(device, options.precision)  # refuses what this device cannot do
     with distributed.first_alone():
-        ensure_dummy_data(options.root)
+        dummy_data.ensure_dummy_data(options.root)
         dataset = load_dataset(options.root, options.max_value, options.img_size)
         folders = (options.result_dir, options.score_picture_dir, options.map_picture_dir)
         for folder in (options.model_file.parent, *folders):
@@ -47,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
             batch_size=options.batch_size, hide=options.hide_tqdm_bar,
         )  # fmt: skip
     options = options.but(extractor=train_set.extractor, max_value=dataset.max_value)  # which may have been "auto"
+    if options.root == dummy_data.FOLDER and not options.given & {"epochs", "meta_epochs", "sub_epochs", "minutes"}:
+        options = options.but(epochs=dummy_data.EPOCHS)
+        say(f"{dummy_data.EPOCHS} epochs are enough for the dummy data (--epochs chooses)")
 
     path = options.model_file if options.save_model else None
     with locked(options.result_dir), resumable(path, argv, options.resume) if path else nullcontext():

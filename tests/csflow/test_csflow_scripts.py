@@ -447,11 +447,12 @@ def run_in_a_copy(folder, *command):
 
 @pytest.mark.slow
 def test_main_without_data_draws_its_own(tmp_path):
-    small = "--img_size 128 --fc_internal 8 --meta_epochs 2 --sub_epochs 1 --extractor lite0"
+    small = "--img_size 128 --fc_internal 8 --extractor lite0"
     here, said = run_in_a_copy(tmp_path, "main.py", *small.split())
     assert "drew the dummy data" in said and "not real data" in said
     assert "training on 3 good images of dummy_data, 1 held out" in said
     result = results(here, "dummy_test")
+    assert "60 epochs are enough for the dummy data" in said and result["epochs_trained"] == 60
     assert result["data"] == "synthetic" and result["images"] == {"good": 8, "defective": 8}
     assert (here / "viz/scores/dummy_test/all.png").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["repo"]
@@ -478,7 +479,7 @@ def test_two_processes_train_like_one(bricks, trained, tmp_path, monkeypatch, ca
 
 
 def test_dummy_data(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dummy_data, "HERE", tmp_path)
+    monkeypatch.setattr(dummy_data, "FOLDER", tmp_path / "data/images/dummy_data")
     one = tmp_path / "data/images/dummy_data"
     for folder in (one, one, tmp_path / "elsewhere"):
         dummy_data.ensure_dummy_data(folder)
