@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> Any:
         require_plain(yaml.BaseLoader(text).get_single_data(), path)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers of thousands of digits, impossible dates
-        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     require_plain(content, path)
     return content
 
@@ -76,7 +76,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is no sweep of this kind: expected method ({', '.join(METHODS)}), metric (name: a column of "
+            f"{path} is not a sweep file: expected method ({', '.join(METHODS)}), metric (name: a column of "
             "metrics.csv, goal: maximize or minimize) and parameters, each with values, value, or min and max"
         ) from error
     if idle := sorted(IDLE.intersection(content)):
@@ -147,7 +147,7 @@ def read_parameter(name: str, entry: dict[str, Any], method: str) -> list[Any] |
     if method != "grid":
         return spread | {"examples": ends if "min" in entry else [quantile(spread, 0.5)]}
     if kind != "int_uniform" or ends[1] - ends[0] >= LARGEST_GRID:
-        raise UserError(f"{told} is no part of a grid: expected values, or a few integers")
+        raise UserError(f"{told} does not fit a grid: expected values, or a small range of integers")
     return list(range(entry["min"], entry["max"] + 1))
 
 

@@ -43,7 +43,7 @@ def read_new_boards(folder: Path, prepared: Prepared) -> Boards:
     boards = read_boards(folder, read_layout(prepared.folder / "job.json"))
     column = {pad: number for number, pad in enumerate(boards.pad_ids.tolist())}
     if odd := column.keys() ^ set(prepared.pad_ids):
-        raise UserError(f"{folder}: pad {min(odd)} is not on these boards and on those of {prepared.folder} alike")
+        raise UserError(f"{folder}: pad {min(odd)} is on these boards or on those of {prepared.folder}, not on both")
     order = [column[pad] for pad in prepared.pad_ids]
     arrays = {name: getattr(boards, name)[:, order] for name in ("x", "y", "volume")}
     return replace(boards, pad_ids=boards.pad_ids[order], groups=[boards.groups[n] for n in order], **arrays)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     source = folder / "spi_measurement" if (folder / "spi_measurement").is_dir() else folder
     read = digest_of([prepared.folder / "job.json", *board_files(source)])  # before they are: changes are noticed later
     boards = read_new_boards(source, prepared)
-    artificial = is_synthetic(source.parent)
+    artificial, measured = is_synthetic(source.parent), (prepared.folder / "spi_measurement").resolve()
     output = options["output"] or model.path.with_name(folder.name)
     if not options["output"] and not is_of(output, boards=source):
         output = model.path.with_name(f"{folder.parent.name}_{folder.name}")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = {
             **journal.key, "method": "CRRN", "data": "synthetic" if artificial else str(source),
             "normalised_and_thresholds_by": prepared.source, **model.results, "model": str(model.path),
-            "trained_on_these_boards": model.results["trained_on_these_boards"] and read == prepared.fingerprint,
+            "trained_on_these_boards": model.results["trained_on_these_boards"] and source == measured,
             "thresholds_by_cycle": [one.threshold for one in scored],
             "boards_judged": dict(Counter(judged)),
             "pads": {verdict: counts[verdict] for verdict in ("fine", "excessive", "insufficient")},

@@ -45,7 +45,7 @@ def data_folder(name: str | None) -> Path:
         return path
     if bare and not path.exists() and (path.name in CYCLES or inside.is_dir()):
         return inside
-    places = f"neither {path.absolute()} nor {inside} is a folder" if bare else f"{name} is no folder"
+    places = f"neither {path.absolute()} nor {inside} is a folder" if bare else f"{name} is not a folder"
     raise UserError(f"--data {name}: {places}; it has to hold job.json and spi_measurement/spi_000.json ...")
 
 
@@ -133,8 +133,8 @@ def read_boards(folder: Path, layout: Layout) -> Boards:
     place = np.argsort(np.argsort(ids))  # of each pad among the sorted ones
     for number, (path, table) in enumerate(zip(paths, tables)):
         if odd := set(table[-1]) ^ set(ids):
-            alike = f"on this board and on {paths[0].name} alike: all boards need the same pads"
-            raise UserError(f"{path}: pad {min(odd):.0f} is not {alike}")
+            one = f"pad {min(odd):.0f} is on this board or on {paths[0].name}, not on both"
+            raise UserError(f"{path}: {one}: all boards need the same pads")
         tables[number] = table[:, np.argsort(table[-1])[place]]
     x, y, volume, _ = np.stack(tables, axis=1)  # (N, P) each
     pad_ids = ids.astype(np.int64)
@@ -149,7 +149,7 @@ def _read_board(path: Path, layout: Layout) -> np.ndarray:
     content = read_json(path)
     pads = content.get("PADINFO") if isinstance(content, dict) else None
     if not isinstance(pads, list) or not pads:
-        raise UserError(f"{path}: PADINFO is missing, no list, or empty")
+        raise UserError(f"{path}: PADINFO is missing, not a list, or empty")
     for number, pad in enumerate(pads):
         where = f"{path}: PADINFO[{number}]"
         for name in FIELDS:

@@ -91,7 +91,7 @@ def normalise(
     population's; 1 for constant pads. UserError where all are constant, or numbers are not finite."""
     constant = (reference == reference[0]).all(dim=0)
     if constant.all():
-        raise UserError(f"{source}: no pad's volume changes {where}, nothing is to be learned")
+        raise UserError(f"{source}: no pad's volume changes {where}, there is nothing to learn")
     mean, std = reference.mean(dim=0), torch.where(constant, 1.0, reference.std(dim=0, correction=0))
     values = (volume - mean) / std
     finite = values.float().isfinite().all(dim=0) & mean.isfinite() & std.isfinite()
@@ -119,7 +119,7 @@ def _note_left_out(files: Sequence[Path], cycle: int, pads: list[int], pixels: S
         note(f"{len(files)} boards are {cycles} of {cycle} and {more} more, left out, from {files[-more]} on")
     first = dict(zip(reversed(pixels), reversed(pads)))
     if hidden := [pad for pad, pixel in zip(pads, pixels) if first[pixel] != pad]:
-        note(f"on the pixel of another pad, so hidden by it or hiding it: {_named(hidden)}")
+        note(f"on the same pixel as another pad, of which the network sees only one: {_named(hidden)}")
     if constant := _constant(volume, pads):
         note(f"the same volume on all boards, so that its normalised volume is 0: {_named(constant)}")
 

@@ -114,15 +114,15 @@ class CompetitiveReconstructionNetwork(nn.Module):
             "adversarial": adversarial,
         }
 
-    def finish_step(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
-        """Enter what a step has found: running statistics (statistics.py says why now), each unit's last losses by the
-        mean losses of its pairs (g, d), and which units are best."""
-        for g, d in self.orders(next(iter(found))):
+    def finish_step(self, losses: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
+        """After a step, enter running statistics (statistics.py says why now), each unit's last losses by the mean
+        losses of its pairs (g, d), and which units are best."""
+        for g, d in self.orders(next(iter(losses))):
             on_reconstruction = self.on_reconstruction[d]
             apply_statistics(self.competitive_units[g], self.on_image[g])
             apply_statistics(self.competitive_units[d], on_reconstruction, self.on_image[d], on_reconstruction)
-            self.reconstruction_losses[g] = found[g, d]["reconstruction"]
-            self.advantages[d] = found[g, d]["adversarial"] - found[d, g]["reconstruction"]  # that is |x - D(x)|
+            self.reconstruction_losses[g] = losses[g, d]["reconstruction"]
+            self.advantages[d] = losses[g, d]["adversarial"] - losses[d, g]["reconstruction"]  # that is |x - D(x)|
         average_statistics(self.competitive_units[unit] for unit in self.on_image)
         self.on_image, self.on_reconstruction = {}, {}
         self.choose_best()

@@ -77,14 +77,9 @@ class Dataset:
     train: list[Item]
     held_out: list[Item]
     test: list[Item]
-    synthetic: bool
+    data: str  # what results say they were computed on: "synthetic", or the folder
     fingerprint: str
     max_value: int
-
-    @property
-    def data(self) -> str:
-        """What results say they were computed on: "synthetic", or the folder."""
-        return "synthetic" if self.synthetic else str(self.root.resolve())
 
 
 def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int | str = 65535) -> Dataset:
@@ -99,7 +94,7 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
     held_out = []
     if kind == "MVTec":
         textures = mvtec_dataset(root, max_value)
-        max_value, made = textures.max_value, textures.synthetic
+        max_value, generated = textures.max_value, textures.synthetic
         train, held_out, test = (_items(part, root) for part in (textures.train, textures.held_out, textures.test))
     else:
         good = _street_items(kind, root, "good_ones", 0)
@@ -117,7 +112,7 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
             note(f"{of}: {BAD_PER_TRAINED} a training image are tested")
         if not bad:
             note(f"{root} has no bad images: there is no AUROC")
-        if made := synthetic(root):
+        if generated := synthetic(root):
             say(f"the images in {root} are generated stand-ins, not real data")
         others = [path for path in visible(root) if path.name not in ("good_ones", "bad_ones", MARK)]
         note_left_out(others, f"in {root} beside good_ones and bad_ones")
@@ -133,7 +128,8 @@ def load_dataset(kind: str, root: Path, limit: int | None = None, max_value: int
     train, test = _thinned(train, limit), _thinned(test, limit)
     paths = [path for item in train + held_out + test for path in item.paths]
     parts = [[replace(item, max_value=max_value) for item in part] for part in (train, held_out, test)]
-    return Dataset(kind, root, *parts, made, fingerprint(paths, root), max_value)
+    data = "synthetic" if generated else str(root.resolve())
+    return Dataset(kind, root, *parts, data, fingerprint(paths, root), max_value)
 
 
 def _thinned(items: list[Item], limit: int | None) -> list[Item]:

@@ -76,7 +76,7 @@ class DAGAN(nn.Module):
             "discriminator_reconstruction": reconstruction,
         }
 
-    def finish_step(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
+    def finish_step(self, losses: Mapping[tuple[int, int], Mapping[str, float]]) -> None:
         """Enter D's running statistics, as `statistics` says; there is nothing to choose by the losses."""
         apply_statistics(self.discriminator, self.on_reconstruction, self.on_reconstruction, self.on_image)
         average_statistics(self.networks)

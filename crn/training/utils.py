@@ -80,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
         return {"model": content["state_dict"], "bookkeeping": best}
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if kind != "crn":
-        raise UserError(f"{path} is {f'a checkpoint of {kind}' if kind else 'no checkpoint'}, not one of crn")
+        raise UserError(f"{path} is not a checkpoint of crn{f' but of {kind}' if kind else ''}")
     checkpoint.require_known_format(content, path)
     with using(path, "crn"):
         require_like(content, {"settings": {}, "model": {}, "bookkeeping": {}, "levels": 0})
@@ -96,7 +96,7 @@ def read_training(path: Path) -> dict[str, Any]:
     """What `common.checkpoint.Training` resumes from: content of a last.ckpt, of older versions, too."""
     content = read(path)
     if "settings" not in content:
-        raise UserError(f"{path} is no checkpoint of ours: use it with --model-input")
+        raise UserError(f"{path} is a checkpoint of the authors, which cannot be resumed: use it with --model-input")
     with using(path, "crn"):
         entry = dict.fromkeys(("metrics/score", "metrics/max_roc_auc", "metrics/inference_roc_auc"), math.nan)
         require_like(content, {"history": [{"batch": 0, **entry}]})  # nan without good or defective test images
@@ -174,7 +174,7 @@ def set_bookkeeping(model: Model, stored: Mapping[str, Any], path: Path) -> None
             setattr(model, name, list(values))
         model.best_gen, model.best_disc = int(stored["best_gen"]), int(stored["best_disc"])
         if not {model.best_gen, model.best_disc} <= set(range(count)):
-            raise ValueError(f"its best units {model.best_gen} and {model.best_disc} are none of {count}")
+            raise ValueError(f"best_gen {model.best_gen} or best_disc {model.best_disc} is not one of {count} units")
 
 
 def new_version(log_dir: Path) -> int:

@@ -122,7 +122,7 @@ def test_splits(place, capsys):
     assert "p has no bad images: there is no AUROC" in capsys.readouterr().out
     brick = load_dataset("MVTec", Path(FOLDERS["MVTec"]))
     assert len(brick.train) == 20 and [i.name for i in brick.test] == sorted(i.name for i in brick.test)
-    assert brick.synthetic
+    assert brick.data == "synthetic"
 
 
 def test_the_demo_draws_what_is_missing(tmp_path, monkeypatch):

@@ -513,7 +513,8 @@ def test_measured_models_belong_to_their_held_out_share_and_boards(data, tmp_pat
     assert read(data / "result/ConvLSTM_measured/results.json")["settings"]["held_out"] == 0.6
     scored = measured(data, "--boards", data, "--output", data / "scores")
     assert scoring.main(scored) == 0
-    assert read(data / "scores/results.json")["thresholds_by_cycle"][0]["held_out_cycles"] == 2
+    results = read(data / "scores/results.json")
+    assert results["thresholds_by_cycle"][0]["held_out_cycles"] == 2 and results["trained_on_these_boards"] is True
     refused(capsys, testing.main, measured(data, "--held_out", "0.3"), "held_out 0.6, not 0.3")
     for same in (True, False):  # drawn models are used, saying so
         assert testing.main(cpu(data)) == 0
