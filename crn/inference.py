@@ -24,12 +24,7 @@ from crn.training.utils import Model, save_grid, save_picture, to_bytes
 
 @torch.no_grad()
 def score_batches(
-    model: Model,
-    images: Images,
-    numbers: Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    title: str | None = None,
+    model: Model, images: Images, numbers: Sequence[int], batch_size: int, device: torch.device, title: str = ""
 ) -> Iterator[tuple[Sequence[int], Tensor, dict[str, Tensor]]]:
     """Of each batch of the images `numbers`: which they are, the prepared images (B, 3, H, W) and `model.scores`, in
     float32 and eval mode.
@@ -41,7 +36,7 @@ def score_batches(
     batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
     loaded = images.batches(batches)
     try:
-        for batch, x in zip(progress(batches, title or "", hide=title is None), loaded):
+        for batch, x in zip(progress(batches, title, hide=not title), loaded):
             x = x.to(device, non_blocking=True)
             yield batch, x, finite_scores(model, x)
     finally:

@@ -144,10 +144,10 @@ def parse_compare(argv: list[str] | None = None) -> tuple[Namespace, list[str], 
         add(name, help="as in 1_train.py; unset: as there")
     _add_machine(parser, [0], FIRST, "compare/", "--output")
     options, training = parser.parse_known_args(argv)
-    for option in [word.split("=")[0] for word in training]:
-        if option in ("--mode", "--is_attn", "--gates", "--protocol", "--seed", "--test_set"):
-            plural = {"--protocol": "--protocols", "--test_set": "--protocols", "--seed": "--seeds"}
-            raise UserError(f"{option}: here, {plural.get(option, '--models')} says that")
+    here = {"--protocol": "--protocols", "--test_set": "--protocols", "--seed": "--seeds"}
+    here |= dict.fromkeys(("--mode", "--is_attn", "--gates"), "--models")
+    if taken := [word.split("=")[0] for word in training if word.split("=")[0] in here]:
+        raise UserError(f"{taken[0]}: use {here[taken[0]]} instead")
     both = ["--device", options.device] if options.device else ["--gpu_ids", *map(str, options.gpu_ids)]
     both = ["--cpu"] if options.cpu else both
     for name in ("n_layers", "held_out", "precision"):
