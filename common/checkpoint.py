@@ -81,6 +81,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.epoch, self.step, self.history, self.sums, self.seconds = 0, 0, [], {}, 0.0
         self.stopping, self.started, self.saved = False, time.monotonic(), time.monotonic()
+        self._steps: float = math.inf  # of an epoch, which `epochs` is told
         self.place = "epoch 1, step 1"  # of the last step
         self.remedy = "" if precision == "fp32" else ", or --precision fp32"
         self.resumed = stored is not None
@@ -129,10 +130,9 @@ class Training:
         self._first, self._told = self.epoch * steps + self.step, self.minutes < math.inf
         self.started = self.saved = time.monotonic()
         with stop_on_request() as self._stop:
-            while (self.epoch * steps + self.step < total and not self.over) or self.step == steps:
+            while self.epoch * steps + self.step < total and not self.over:
                 yield self.epoch
-                if self.step == steps:
-                    self.epoch, self.step = self.epoch + 1, 0
+                self._end_epoch()
                 self._ask_to_stop()
                 if self.stopping or self.over or self._due():
                     self.save()
@@ -160,6 +160,10 @@ class Training:
                 if self.stopping:
                     raise KeyboardInterrupt
         self.over = cut_short or self.epoch * self._steps + self.step == self._total
+
+    def _end_epoch(self) -> None:
+        if self.step == self._steps:
+            self.epoch, self.step = self.epoch + 1, 0
 
     def _time_is_up(self) -> bool:
         return self.seconds + time.monotonic() - self.started >= 60 * self.minutes
@@ -211,7 +215,11 @@ class Training:
 
     def save(self) -> None:
         """Write all that resuming needs. UserError where parameters or moments are not finite: a step may have spoiled
-        them after a finite loss, and only sound ones are worth saving."""
+        them after a finite loss, and only sound ones are worth saving.
+
+        After the last step of an epoch, what is saved begins with the next one: enter its values into the history
+        before."""
+        self._end_epoch()
         if not finite(self.model, *self.optimizers):
             raise self.diverged("the parameters are not finite")
         now = time.monotonic()

@@ -433,15 +433,23 @@ def command_to_continue(argv: list[str] | None, resume: bool) -> str:
     return shlex.join(["python", sys.argv[0], *words, *([] if resume else ["--resume", "yes"])])
 
 
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written again; None where there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+
+
 @contextmanager
 def resumable(path: str | Path, argv: list[str] | None = None, resume: bool = True) -> Iterator[None]:
     """Ctrl-C within the block tells how to go on from what is saved in `path`, if anything is.
 
-    argv: the script's; resume: whether its command would resume, else the option that does is added.
+    argv: the script's; resume: whether its command would resume, else the option that does is added, and a file that
+    was there before the block and has not been replaced since does not count.
     """
+    path = Path(path)
+    before = None if resume else _version(path)
     try:
         yield
     except KeyboardInterrupt:
         how = "run the same command to resume" if resume else f"to resume: {command_to_continue(argv, resume)}"
-        say(f"progress is saved in {path}; {how}" if Path(path).exists() else "nothing was saved yet")
+        say(f"progress is saved in {path}; {how}" if _version(path) not in (None, before) else "nothing was saved yet")
         raise

@@ -406,15 +406,22 @@ def test_second_ctrl_c_interrupts_at_once(monkeypatch):
 
 def test_ctrl_c_tells_how_to_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["riad/run.py", "--output", "a b"])
+    model = tmp_path / "model.pt"
     for path, argv, resume, words in (
-        (tmp_path, None, True, f"progress is saved in {tmp_path}; run the same command to resume"),
-        (tmp_path, None, False, "to resume: python riad/run.py --output 'a b' --resume yes"),
-        (tmp_path, ["--resume", "no"], False, "to resume: python riad/run.py --resume no --resume yes"),
+        (model, None, True, f"progress is saved in {model}; run the same command to resume"),
+        (model, None, False, "to resume: python riad/run.py --output 'a b' --resume yes"),
+        (model, ["--resume", "no"], False, "to resume: python riad/run.py --resume no --resume yes"),
         (tmp_path / "none", None, True, "nothing was saved yet"),
     ):
         with pytest.raises(KeyboardInterrupt), cli.resumable(path, argv, resume):
+            if path == model:
+                path.write_text(words)
             raise KeyboardInterrupt
         assert words in capsys.readouterr().out
+    for resume, words in ((True, "progress is saved in"), (False, "nothing was saved yet")):  # an older run's file
+        with pytest.raises(KeyboardInterrupt), cli.resumable(model, None, resume):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().out.startswith(words)
 
 
 def test_scripts_that_end_well_fail_or_are_stopped(tmp_path, capfd):

@@ -13,8 +13,9 @@ from common.files import UserError, read_csv
 EPOCHS, STEPS = 3, 4
 
 
-def train(path, epochs=EPOCHS, stop_at=None, lr=1e-2, fingerprint="f", save_every=1e9, spoil=None):
-    """Parameters and history (without seconds) of a tiny training; stop_at: the step in which Ctrl-C comes."""
+def train(path, epochs=EPOCHS, stop_at=None, lr=1e-2, fingerprint="f", save_every=1e9, spoil=None, killed=False):
+    """Parameters and history (without seconds) of a tiny training; stop_at: the step in which Ctrl-C comes; killed:
+    right after a save at the end of the first epoch."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr)
@@ -39,6 +40,9 @@ def train(path, epochs=EPOCHS, stop_at=None, lr=1e-2, fingerprint="f", save_ever
             if count == stop_at:
                 signal.raise_signal(signal.SIGINT)
         training.finish_epoch(test=epoch * 2.0)
+        if killed:
+            training.save()
+            raise SystemExit
     history = [{name: value for name, value in entry.items() if name != "seconds"} for entry in training.history]
     return model.weight.tolist(), history
 
@@ -56,6 +60,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_numbers(tmp_path, capsys):
     shorter = tmp_path / "shorter/m.pt"
     train(shorter, epochs=1, save_every=0)
     assert train(shorter) == whole
+
+
+def test_saved_after_an_epoch_it_goes_on_with_the_next(tmp_path):
+    with pytest.raises(SystemExit):
+        train(tmp_path / "m.pt", killed=True)
+    stored = load(tmp_path / "m.pt", "x")
+    assert (stored["epoch"], stored["step"], len(stored["history"])) == (1, 0, 1)
+    assert train(tmp_path / "m.pt") == train(tmp_path / "whole/m.pt")
 
 
 def test_what_does_not_belong_to_it_is_refused(tmp_path):
