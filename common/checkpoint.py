@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from common import distributed
 from common.cli import in_hours, number_of, progress, say, stop_on_request
@@ -339,7 +338,7 @@ def require_fitting(make: Callable[[], nn.Module], state: Mapping[str, Tensor], 
 
     counting = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"), _Uninitialised():
+        with torch.device("meta"):
             expected = make().state_dict()
     finally:
         counting.remove()
@@ -356,15 +355,6 @@ def require_fitting(make: Callable[[], nn.Module], state: Mapping[str, Tensor], 
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} does not fit the model: {'; '.join(problems[:3])}{more}")
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out the drawing of initial weights, which is slow on the meta device."""
-
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str | Path) -> None:

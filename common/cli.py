@@ -319,11 +319,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 
 
-MINUTES = {
-    "type": positive,
-    "default": None,
-    "help": "end after so many minutes; unset: after all epochs",
-}
+MINUTES = {"type": positive, "default": None, "help": "end after so many minutes; unset: after all epochs"}
 
 
 def add_scoring_options(parser: ArgumentParser, default: str | None) -> None:
@@ -363,16 +359,10 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
         if done and now - last >= every:
             last = now
             rate = done / (now - start)
-            left = f"/{total}, {_duration((total - done) / rate)} left" if total else ""
+            left = f"/{total}, {in_hours((total - done) / rate)} left" if total else ""
             pace = f"{rate:.1f} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
             complain(f"{title}: {done}{left}, {pace}")
         yield item
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def in_hours(seconds: float) -> str:

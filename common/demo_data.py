@@ -62,14 +62,8 @@ def make_textures(
     test/<defect>, for each of five kinds, with exact masks. All are 8-bit grey PNG files, byte for byte the same for
     the same arguments. Training images are crops of the source's columns 0..319, test images of 320..511: they share
     no pixel. Half of the crops are mirrored left to right, and brightness varies by 6 %. A texture generated earlier
-    is left as it is. Raises UserError for sizes, seeds and numbers out of range, and where real files are in the way.
+    is left as it is. Raises UserError where it was made with other arguments, or real files are in the way.
     """
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"size {size}: the images can be {SIZES[0]} to {SIZES[1]} pixels wide")
-    if seed < 0:
-        raise UserError(f"seed {seed}: use 0 or more")
-    if not (min(n_train, n_good) >= 1 and n_defect >= 0 and max(n_train, n_good, n_defect) <= MOST):
-        raise UserError(f"{n_train}, {n_good} and {n_defect} images: each part can have 1 to {MOST}, defects 0")
     options = f"--seed {seed} --size {size}"
     command = f"python common/demo_data.py {options} ({n_train} training, {n_good} good, {n_defect} of each defect)"
     for number, (texture, foreign_name) in enumerate(TEXTURES.items()):

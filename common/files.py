@@ -15,7 +15,6 @@ import secrets
 import shutil
 import stat
 import struct
-import tarfile
 import tempfile
 import time
 import warnings
@@ -299,8 +298,6 @@ def _unpickled(path: Path) -> Any:
             for part in [name for name in archive.namelist() if name.endswith("data.pkl")]:
                 with archive.open(part) as file:
                     _follow(file)
-    elif tarfile.is_tarfile(path):
-        raise UserError(f"{path} is a tar archive, not a checkpoint")
     else:  # of torch before 1.6: five pickles, and the values
         with path.open("rb") as file:
             for _ in range(5):

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import re
 
 import numpy as np
 import torch
@@ -30,11 +31,10 @@ def pick_device(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
     _multiply_float32("ieee")
-    if cpu and name not in ("auto", "cpu"):
-        raise UserError(f"--cpu and --device {name} contradict one another: give one of them")
-    if cpu and gpu_ids is not None:
-        raise UserError(f"--cpu and --gpu_ids {gpu_ids} contradict one another: give one of them")
     if cpu:
+        other = f"--gpu_ids {gpu_ids}" if gpu_ids is not None else f"--device {name}"
+        if other not in ("--device auto", "--device cpu"):
+            raise UserError(f"--cpu and {other} contradict one another: give one of them")
         return torch.device("cpu")
     ids, gpus = [], torch.cuda.device_count()
     if gpu_ids is not None:
@@ -49,10 +49,9 @@ def pick_device(
         name = f"cuda:{ids[0]}"
     elif name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:1 or mps") from None
+    if not re.fullmatch(r"(cpu|cuda|mps)(:(0|[1-9]\d?))?", name):
+        raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
+    device = torch.device(name)
     if device.type == "cuda" and gpus:
         return _gpu(ids or ([] if device.index is None else [device.index]), gpus)
     if device.type == "cuda":
@@ -62,8 +61,6 @@ def pick_device(
     if device.type == "mps" and not torch.backends.mps.is_available():
         say("no Apple MPS here: running on the CPU")
         return torch.device("cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
     return device
 
 
