@@ -293,10 +293,8 @@ def load_tensors(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 def require_known_format(content: Mapping[str, Any], path: str | Path) -> None:
     """Raise UserError for content that a newer version of this project has written."""
     number = content.get("format", FORMAT)
-    if not isinstance(number, int):
-        raise UserError(f"{path} is damaged: its format is {number!r}")
-    if number > FORMAT:
-        raise UserError(f"{path} was written by a newer version of this project (format {number}): update it")
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(f"{path} is of a newer version of this project (format {number!r}), or damaged: update it")
 
 
 def finite(model: nn.Module, *optimizers: Optimizer) -> bool:

@@ -29,6 +29,7 @@ from common.files import (
     write_csv,
     write_json,
 )
+from tests.bad_input import spoil
 
 
 def test_atomic_write_makes_folders_and_replaces(tmp_path):
@@ -192,26 +193,12 @@ def nested(levels: int, item: object) -> object:
     return item
 
 
-def shared(levels: int) -> list:
-    """A list of 2 ** levels entries that needs the memory of 2 * levels."""
-    value = [0]
-    for _ in range(levels):
-        value = [value, value]
-    return value
-
-
 def test_only_what_can_be_walked_is_plain():
-    for content in (
-        1,
-        -(2**63),
-        2**64 - 1,
-        {"a": [1.5, None, True, ("b", [])]},
-        nested(50, 0),
-    ):
+    for content in (1, -(2**63), 2**64 - 1, {"a": [1.5, None, True, ("b", [])]}, nested(50, 0)):
         require_plain(content, "file")
     for content, words in (
         (10**400, "number of 1329 bits"), (nested(51, 0), "nested"), (nested(200_000, 0), "nested"),
-        (shared(48), "parts"), ([0] * 10**6 + [0], "parts"), ([{"a": {1, 2}}], "holds a set"),
+        (spoil.shared(48), "parts"), ([0] * 10**6 + [0], "parts"), ([{"a": {1, 2}}], "holds a set"),
         ({"a": torch.ones(1)}, "holds a Tensor"), ({b"a": 1}, "holds a bytes"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^file cannot be used: .*{words}"):

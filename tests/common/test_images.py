@@ -1,6 +1,5 @@
 """Image folders: which files are found, in which order, and that each format is read, checked or refused rightly."""
 
-import argparse
 import os
 import runpy
 import shutil
@@ -367,14 +366,6 @@ def test_16_bit_big_endian_32_bit_within_range_and_turned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
-    [("f.tif", np.ones((2, 2), np.float32)), ("i.tif", np.full((2, 2), 65536, np.int32)), ("n.tif", np.int32([[-1]]))],
-)
-def test_pixels_without_a_fixed_range_are_refused(tmp_path, name, values):
-    refused(save(tmp_path / name, values), "convert it to 8 or 16 bits per channel")
-
-
-@pytest.mark.parametrize(
     ("mode", "name"),
     [
         ("1", "a.png"), ("1", "a.tif"), ("L", "a.jpg"), ("LA", "a.png"), ("RGBA", "a.png"), ("RGBA", "a.tga"),
@@ -501,13 +492,6 @@ def test_packed_12_bits_bring_their_own_scale(tmp_path, capsys):
     for max_value in (65535, 4095):
         assert np.asarray(read_image(tmp_path / "a.tif", max_value))[0, :, 0].tolist() == [0, 128, 255]
     assert resolve_max_value([tmp_path / "a.tif"], 65535) == 65535 and not capsys.readouterr().out
-
-
-def test_max_value_option():
-    assert cli.max_value("auto") == "auto" and cli.max_value("4095") == 4095
-    for text in ("0", "65536", "-1", "Auto", "1.5", "", "²", "1_0"):
-        with pytest.raises(argparse.ArgumentTypeError):
-            cli.max_value(text)
 
 
 @pytest.mark.parametrize("limit", [25, 10])  # Pillow only warns of 30 pixels at the first, and refuses at the second

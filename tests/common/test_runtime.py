@@ -17,15 +17,7 @@ import pytest
 import torch
 
 from common import cli, distributed, runtime
-from common.cli import (
-    ArgumentParser,
-    number_of,
-    progress,
-    run_script,
-    script,
-    stop_on_request,
-    yes_no,
-)
+from common.cli import ArgumentParser, number_of, progress, run_script, script, stop_on_request
 from common.files import UserError
 from common.runtime import autocast, channels_last, pick_device, reuse_memory, seed_all
 
@@ -436,24 +428,20 @@ def test_scripts_that_end_well_fail_or_are_stopped(tmp_path, capfd):
     assert stopped.value.args == (130,)
 
 
-def test_yes_no():
-    assert [yes_no(text) for text in ("True", "YES", "y", "t", "1", "on")] == [True] * 6
-    assert [yes_no(text) for text in ("False", "no", "N", "f", "0", "off")] == [False] * 6
-    for text in ("", "maybe", "2"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}': expected yes or no"):
-            yes_no(text)
-
-
 def test_types_of_options():
     for kind, text, value in (
         (cli.whole(1, 10), "10", 10), (cli.whole(-2), "-1", -1), (cli.number(), "-1e3", -1000), (cli.positive, "2", 2),
         (cli.share, "0.5", 0.5), (cli.multiple_of(8, 64), "64", 64), (cli.folder_name, "a b", "a b"),
+        (cli.max_value, "auto", "auto"), (cli.max_value, "4095", 4095),
+        *((cli.yes_no, text, True) for text in ("True", "YES", "y", "t", "1", "on")),
+        *((cli.yes_no, text, False) for text in ("False", "no", "N", "f", "0", "off")),
     ):  # fmt: skip
         assert kind(text) == value
     for kind, texts in (
         (cli.whole(1, 10), ("0", "11", "1.0", "", "²", "1_0", "nan")), (cli.number(), ("nan", "inf", "x")),
         (cli.positive, ("0", "-1")), (cli.share, ("0", "1")), (cli.multiple_of(8, 64), ("0", "9", "72")),
-        (cli.folder_name, ("", "..", "a/b", "a\\b", "a\n")),
+        (cli.folder_name, ("", "..", "a/b", "a\\b", "a\n")), (cli.yes_no, ("", "maybe", "2")),
+        (cli.max_value, ("0", "65536", "-1", "Auto", "1.5", "", "²", "1_0")),
     ):  # fmt: skip
         for text in texts:
             with pytest.raises(argparse.ArgumentTypeError, match="expected"):
