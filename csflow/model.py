@@ -21,6 +21,7 @@ from common import checkpoint
 from common.cli import say
 from common.files import UserError, require_like, using
 from csflow.config import Config
+from csflow.folding import fold
 from csflow.freia_funcs import ParallelGlowCoupling, ParallelPermute
 from csflow.winograd import with_minimal_filtering
 
@@ -104,27 +105,33 @@ class EfficientNetLite0(nn.Module):
 class FeatureExtractor(nn.Module):
     """Frozen features of one image at n_scales sizes: (B, 3, H, W) -> list of (B, C, H / 32 / 2^s, W / 32 / 2^s).
 
-    Images are normalised; the smaller ones are taken from the largest by nearest interpolation. name: "effnetB5" or
-    "lite0".
+    Images are normalised; the smaller ones are taken from the largest by nearest interpolation. network: is changed,
+    see `csflow.folding`; name: "effnetB5" or "lite0".
     """
 
     def __init__(self, network: nn.Module, n_scales: int = 3, name: str = ""):
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self._checksum = _checksum(network)  # of the weights as they were given
+        self.network = fold(network.eval())
         self.n_scales, self.name = n_scales, name
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
+        images = images.contiguous(memory_format=torch.channels_last)
         sizes = [(height >> s, width >> s) for s in range(self.n_scales)]
         return [self.network(images if s == 0 else F.interpolate(images, size)) for s, size in enumerate(sizes)]
 
     def checksum(self) -> str:
         """8 hexadecimal digits that tell other weights of the same network apart."""
-        crc = 0
-        for value in self.network.state_dict().values():
-            crc = zlib.crc32(value.cpu().numpy().tobytes(), crc)
-        return f"{crc:08x}"
+        return self._checksum
+
+
+def _checksum(network: nn.Module) -> str:
+    crc = 0
+    for value in network.state_dict().values():
+        crc = zlib.crc32(value.cpu().numpy().tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def load_extractor(name: str, weights: Path | None, n_scales: int, device: torch.device) -> FeatureExtractor:
