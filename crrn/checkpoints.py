@@ -34,11 +34,10 @@ def as_published(content: Mapping[str, Any]) -> dict[str, Any]:
     """What `Training` saves, under the names of the authors' files."""
     history = content["history"]
     published = {
-        "epoch": len(history) - 1,  # the last finished one, from 0; -1: none
+        "epoch": content["epoch"] - 1,  # the last finished one, from 0; -1: none
         "test_loss": [entry["test_loss"] for entry in history],
         "state_dict": content["model"],
         "optimizer": content["optimizer"][0],
-        "step": content["step"] if content["epoch"] == len(history) else 0,  # of the next epoch: those done
     }
     return {**published, **{name: content[name] for name in content if name not in (*published, "model")}}
 

@@ -66,9 +66,9 @@ def call(module: str, words: str, *more: object) -> int:
 def scores(method: str) -> list[float]:
     assert call(f"{method}.score", SCORING[method], "--images", "data/brick/test", "--output", f"{method}_scored") == 0
     with Path(f"{method}_scored/scores.csv").open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
+        rows = list(csv.DictReader(file))
     assert len(rows) > 5
-    return [float(row[1]) for row in rows]
+    return [float(row["score"]) for row in rows]
 
 
 @pytest.mark.parametrize(
