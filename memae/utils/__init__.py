@@ -70,8 +70,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Copy the state dict in `path` into `model`. UserError, with the options that may be off, where it does not
     fit."""
     if not path.exists():
+        others = sorted(other.stem for other in path.parent.glob("*.pt"))
+        trained = f" (trained are {', '.join(others[:5])})" if others else ""
         raise UserError(
-            f"there is no checkpoint {path}: run script_training.py with the same options, or name one by "
+            f"there is no checkpoint {path}{trained}: run script_training.py with the same options, or name one by "
             "--ModelFilePath"
         )
     state = checkpoint.load_tensors(path)
