@@ -130,7 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     def score_images(images: list[np.ndarray]) -> list[Scored]:
         return scored(images, score, threshold)
 
-    found = {name: metadata[name] for name in ("method", "trained_on", "extractor", "score", "settings")}
+    found = {name: metadata[name] for name in ("method", "trained_on", "extractor", "score")}
+    # What distances depend on beside the model's file: not the machine, nor --fpr, by which they are judged anew.
+    found["settings"] = {name: metadata["settings"][name] for name in ("img_size", "n_scales", "norm_mean", "norm_std")}
+    found["settings"]["max_value"] = white
     scorer = FolderScorer(model, score_images, {**found, "weights": train.weights}, threshold, 4, size, white)
     files = {name: [path] for name, path in paths.items()}
     folder = default_output(output / "scored", options.images)

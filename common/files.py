@@ -102,7 +102,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         raise UserError(f"cannot write {given}: {reason(error)}; what was there before is untouched") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # nor can be removed what a read-only file system has refused
+                temporary.unlink()
 
 
 def require_writable(folder: str | Path) -> None:

@@ -328,16 +328,25 @@ def score_folder(
             row for row in before if row.drawn != (pictures.state(row.score) if pictures.shows(row.score) else None)
         ]
         work += [([row.name], partial(pictures.stored, row)) for row in outdated if row.map]
+        told = read_json(output / RESULTS) if (output / RESULTS).exists() else {}
         if work:  # the pictures change: what an earlier call has found is not true of them
             for name in ("scores.csv", RESULTS):
                 (output / name).unlink(missing_ok=True)
         drawn: list[Future] = []  # the rows of the batch before, whose pictures are being written
         reduced: list[str] = []  # images whose overlays are
+        digests: dict[str, list[str]] = {}
+
+        def read_noted(name: str) -> np.ndarray:
+            digests[name] = _digests(files[name])  # before it is read: a change of the file meanwhile is noticed later
+            return read(name)
+
         start = time.monotonic()
         try:
-            for names, find, images in progress(_read_ahead(threads, read, work), "scoring", len(work), scorer.hide):
-                new = [rows.get(name) or _Row(name, _digests(files[name])) for name in names]
+            for names, find, images in progress(
+                _read_ahead(threads, read_noted, work), "scoring", len(work), scorer.hide
+            ):
                 found = _found(names, images, find)
+                new = [rows.get(name) or _Row(name, digests[name]) for name in names]
                 read_well = [(name, one[0]) for name, one in zip(names, found) if not isinstance(one, str)]
                 reduced += [name for name, image in read_well if max(image.shape) > LONGEST_JPEG]
                 _enter(journal, rows, drawn)
@@ -361,7 +370,8 @@ def score_folder(
             "scored": sum(row.score is not None for row in done),
             "defective": verdicts.count("defective"),
             "failed": sum(row.error != "" for row in done),
-            "seconds_per_image": (time.monotonic() - start) / len(left) if left else None,  # of those of this call
+            # Of those of this call; where there are none, of the last one that had some.
+            "seconds_per_image": (time.monotonic() - start) / len(left) if left else told.get("seconds_per_image"),
         }
         summary = {**journal.key, "model": str(scorer.file), "threshold": threshold, "finished": True, **counts}
         write_json(output / RESULTS, {**summary, "notes": notes()})

@@ -93,7 +93,9 @@ def evaluate(
         _draw_maps(options.map_picture_dir, dataset, scored["map"], sheets, title, threshold, options.hide_tqdm_bar)
 
     epoch, step = metadata.get("epoch"), metadata.get("step")
-    if epoch is not None and (step or epoch < options.epochs) and not options.minutes:
+    minutes = metadata.get("settings", {}).get("minutes")  # of the training
+    over = minutes is not None and metadata["seconds"] >= 60 * minutes
+    if epoch is not None and (step or epoch < options.epochs) and not over:
         done = number_of(epoch, "epoch") + (f" and {number_of(step, 'step')}" if step else "")
         say(f"the model's training is not finished: {done}")
     say_results(results, f"{options.score} score")

@@ -178,6 +178,9 @@ def write_scores(
         middles = [numbers[len(numbers) // 2] for _, numbers in dataset.clips]
         videos[video] = {"frames": len(dataset.numbers[dataset.videos[0]]), "scored_frames": middles}
         videos[video] |= {"fingerprint": dataset.fingerprint(), "sha256": digest(file)}
+    for old in (output / "Normal").glob("*.npy"):  # of a video that is there no more: no alarm is to come from it
+        if f"Normal/{plain(old.stem)}" not in datasets:
+            old.unlink()
     result = {**metadata, "versions": checkpoint.versions(), "videos": videos, "notes": notes()}
     write_json(output / "testing.json", result)
 

@@ -38,6 +38,9 @@ class PreparationOptions(BaseOptions):
         if not (opt.Input or opt.Train or opt.Test or opt.Normal):
             raise UserError("nothing to prepare: give --Input, or --Train and --Test")
         parts = {"Train": opt.Input / "Train", "Test": opt.Input / "Test"} if opt.Input else {}
+        train = parts.get("Train", opt.Train)
+        if opt.Normal and train and opt.Normal.resolve() == train.resolve():
+            raise UserError("--Normal is the folder to train on: the alarm needs normal videos that are not trained on")
         return Namespace(**vars(opt) | parts)
 
 

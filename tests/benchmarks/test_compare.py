@@ -118,6 +118,17 @@ def test_the_nearest_neighbour_with_two_seeds_on_doubtful_data(textures, tmp_pat
         assert set(run["settings"]) <= {"seed", "fpr", "calibration_share", *csflow.config.FEATURES}
     assert any(copies in note for note in content["notes"])
 
+    # Again, nothing is scored; the time that an image takes is told all the same.
+    assert compare.main([*argv, "1", *TINY]) == 0
+    (again,) = json.loads((tmp_path / "out/compare.json").read_text())["results"]
+    assert again["seconds_per_image"] == entry["seconds_per_image"] > 0
+    # Another --fpr judges the scores that are stored, on another number of images at once, too.
+    program, *command = shlex.split(entry["command"])[1:-2]
+    capsys.readouterr()
+    for more, resumed in (([], False), (["--fpr", "0.4", "--batch_size", "2"], True)):
+        compare.run(program, *command, "--images", root / "test/hole", *more)
+        assert ("resuming after 1 of 1 image" in capsys.readouterr().out) == resumed
+
 
 def test_found_at_a_rate_of_false_alarms():
     labels, scores = [0] * 20 + [1] * 4, [*range(20), 18.5, 30, 19, 2]

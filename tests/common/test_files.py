@@ -1,5 +1,6 @@
 """Files are whole or not there, and what cannot be read or written is said in one line."""
 
+import errno
 import json
 import os
 import socket
@@ -61,6 +62,17 @@ def test_impossible_places(tmp_path):
         with pytest.raises(UserError, match="cannot write"), atomic_write(path, "w") as file:
             file.write("new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_read_only_file_system(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        patch.setattr(Path, "unlink", refused)  # Linux answers so before it looks whether the file is there
+        with pytest.raises(UserError, match="cannot write .*: read-only file system"), atomic_write(tmp_path / "a"):
+            pass
 
 
 def test_what_killed_runs_left_goes_after_an_hour_and_what_others_write_stays(tmp_path):

@@ -262,6 +262,29 @@ def test_interrupted_scoring_goes_on(place, capsys):
     assert run(place) == (0, [9, 2, 4, 7])
     assert "2 images changed, or maps of theirs, such as part/1.png" in summary(place)["notes"][0]
     assert [row["score"] for row in rows(place)] == ["0.0", "9.0", "2.0", "3.0", "4.0", "5.0", "6.0", "7.0"]
+    # The time that an image took is told still where none is scored.
+    seconds = summary(place)["seconds_per_image"]
+    assert run(place, pixel_threshold=2.5) == (0, []) and summary(place)["seconds_per_image"] == seconds > 0
+
+
+def test_an_image_that_changes_while_it_is_scored_is_scored_again(place):
+    (place / "images/part/2.png").write_text("2")
+
+    def read(name):
+        text = (place / "images" / name).read_text()
+        (place / "images/part/3.png").write_text("8")  # the camera goes on
+        return np.full((4, 6, 3), int(text), np.uint8)
+
+    assert run(place, read=read, batch_size=1) == (0, [0, 1, 2, 8, 4, 5, 6])
+    (place / "images/part/3.png").write_text("3")
+
+    def read_late(name):
+        image = np.full((4, 6, 3), int((place / "images" / name).read_text()), np.uint8)
+        (place / "images" / name).write_text("9")
+        return image
+
+    assert run(place, read=read_late) == (0, [3])
+    assert run(place) == (0, [9])
 
 
 def test_results_do_not_stand_beside_pictures_of_another_model(place, capsys):

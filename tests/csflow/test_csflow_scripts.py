@@ -154,6 +154,19 @@ def test_main_writes_everything(bricks, trained, capsys):
     assert "already" in capsys.readouterr().out
 
 
+def test_a_training_of_so_many_minutes_is_finished(bricks, trained, capsys):
+    argv = [*options(bricks, trained, *TRAINED), "--modelname", "short"]
+    assert main.main([*argv, "--minutes", "1e-6"]) == 0 and results(trained, "short")["epochs_trained"] == 1
+    evaluation = ["--feature_path", str(trained / "features"), "--modelname", "short", "--cpu"]
+    assert evaluate.main(evaluation) == 0
+    assert "not finished" not in capsys.readouterr().out
+    file = trained / "models/tmp/short"
+    content = torch.load(file)
+    torch.save({**content, "settings": {**content["settings"], "minutes": 60.0}}, file)  # stopped before
+    assert evaluate.main(evaluation) == 0
+    assert "the model's training is not finished: 1 epoch" in capsys.readouterr().out
+
+
 def test_a_file_of_the_first_version_is_resumed_and_used(bricks, trained, capsys):
     """They had no scaler and no checksum of the extractor's weights, and other names for precisions (tests/net has
     files of the version before this one)."""

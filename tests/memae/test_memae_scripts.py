@@ -294,6 +294,11 @@ def test_the_alarm_comes_from_normal_videos(copied, trained, tmp_path, capsys):
         assert row["verdict"] == ("defective" if float(row["score"]) > alarm["image"] else "good")
     assert alarm["detection_rate"] == 1 and alarm["fpr_on_test_good"] <= 1  # the frames of noise are all far above
     assert "of 1 normal video (--fpr 0.34)" in capsys.readouterr().out
+    # A video that is taken away counts no more.
+    for change in (shutil.copytree(copied / "stripes/Test/c", copied / "stripes/Normal/odd"), None):
+        assert script_testing.main(argv) == 0 and script_eval_video.main(argv) == 0
+        assert results(tmp_path)["alarm"]["normal_videos"] == (2 if change else 1)
+        shutil.rmtree(copied / "stripes/Normal/odd", ignore_errors=True)
 
 
 def test_frames_in_memory(videos, trained, tested):
