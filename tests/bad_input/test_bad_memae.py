@@ -118,7 +118,8 @@ CASES = [
     *options(
         "img_prep",
         "--Size 24", "--Size x", "--ImgChnNum 2", "--Dataset ../x", (f"--Dataset {LONG}", "too long"),
-        ("--Normal {place}/raw/Train", "not trained on"), ("--Input {place}/none", "none"), ("--Input {place}/labels.txt", "labels.txt"),
+        ("--Normal {place}/raw/Train", "not trained on"),
+        ("--Input {place}/none", "none"), ("--Input {place}/labels.txt", "labels.txt"),
         ("--Train {place}/raw/Train", "not both"), ("--Labels {place}/none --Dataset e", "none"),
         ("--Size 32", "Size differs"), ("--Inptu x", "--Input"), ("--Input {place}/data", "data/Train"),
         ("--data {place}/e", "contradict"), ("--Dataset 'a\0b'", "NUL"),

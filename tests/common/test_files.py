@@ -71,7 +71,7 @@ def test_a_read_only_file_system(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
         patch.setattr(Path, "unlink", refused)  # Linux answers so before it looks whether the file is there
-        with pytest.raises(UserError, match="cannot write .*: read-only file system"), atomic_write(tmp_path / "a"):
+        with pytest.raises(UserError, match=r"cannot write .*: read-only file system"), atomic_write(tmp_path / "a"):
             pass
 
 
