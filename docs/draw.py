@@ -269,6 +269,8 @@ def riad() -> list[Section]:
 def finds(results: Path) -> None:
     """docs/<paper>_finds.jpg: what each method found best, from the reports of benchmarks/demo.py in `results`."""
     for page in sorted(results.glob("*_*/**/*.html"), key=lambda page: page.stat().st_mtime):  # the newest comes last
+        if "nearest" in page.parts:  # the baseline's
+            continue
         if found := re.search(r';base64,([^"]*)"[^>]*\salt="Best found', page.read_text(encoding="utf-8")):
             sheet = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
             name = page.relative_to(results).parts[0].rpartition("_")[0]

@@ -129,7 +129,7 @@ CASES = [
     *options(
         "nearest_neighbour",
         "--img_size 100", "--n_scales 0", "--calibration_share 1", ("--dataset_path {place}/none", "none"),
-        "--class_name ../x", ("--device toaster", "toaster"), ("--classname x", "--class_name"), ("--fpr 0.1", "--fpr"),
+        "--class_name ../x", ("--device toaster", "toaster"), ("--classname x", "--class_name"), ("--fpr 1", "--fpr"),
     ),
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from crn.demo_data import ensure_data
 from tests.crrn.test_crrn_scripts import CYCLE, write_boards
 from tests.robustness.processes import Script
 
-TIMES = {"time", "seconds", "training_seconds", "metrics/traintime"}
+TIMES = {"time", "seconds", "training_seconds", "seconds_per_image", "metrics/traintime"}
 
 
 @dataclass
