@@ -3,13 +3,19 @@
 For every method, one training step and scoring, in each precision and memory layout: the median of at least 5
 repetitions with the fastest and the slowest, peak memory, and the share of the machine's own peak: floating-point
 operations per second (torch.utils.flop_counter) over those of a large convolution, measured in the same process before
-and after. Writes a table and <output>.json. --only csflow crrn; --large takes the papers' sizes, for a GPU.
+and after; an asterisk marks the best layout. Then what users wait for besides: CS-Flow's feature extraction, whole
+scoring programs with and without pictures, --help. Beside each number stands that of the run recorded before (--before)
+with the same sizes, threads and device. Writes a table and <output>. --only csflow crrn; --large takes the papers'
+sizes, for a GPU.
 """
 
 import math
 import multiprocessing
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -20,11 +26,14 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.scripts import PROGRAMS, ROOT, commands
 from common.cli import PRECISIONS, ArgumentParser, answer_early, say, script, whole
-from common.files import UserError, require_writable, write_json
+from common.files import UserError, read_json, require_writable, write_json
 
 METHODS = ("csflow", "crrn", "memae", "crn", "riad")
-TASKS = ("step", "scoring")
+NETWORK = ("step", "scoring")  # in each precision and layout
+TASKS = (*NETWORK, "features", "program", "help")
+SCORED = ("csflow", "crn", "riad")  # whose scoring program is timed
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -46,9 +55,12 @@ def parse(argv: list[str] | None = None) -> Namespace:
     add("--large", action="store_true", help="the papers' sizes instead of those that fit two cores")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--output", type=Path, default=Path(__file__).parent / "results/speed.json", help="file of the results")
+    add("--before", type=Path, help="results of a run to compare with; unset: those that --output holds")
     options = parser.parse_args(argv)
     if options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: give a file")
+    if options.before and not options.before.is_file():
+        raise UserError(f"--before {options.before} is no file: give the results of an earlier run")
     return options
 
 
@@ -77,7 +89,7 @@ class Where(NamedTuple):
 
     def random(self, *shape: int) -> Tensor:
         """Numbers of a normal distribution."""
-        return self.put(torch.randn(shape, device=self.device), len(shape))
+        return self.put(torch.randn(shape), len(shape))  # of the CPU: the same on each device
 
     def autocast(self) -> torch.autocast:
         """In the precision."""
@@ -85,7 +97,7 @@ class Where(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is timed: a training step, a scoring, and how many images, cycles or clips that scores."""
+    """What is timed: a step -> its loss, a scoring -> its outputs, and how many images, cycles or clips that scores."""
 
     step: Callable[[], object]
     scoring: Callable[[], object]
@@ -108,6 +120,7 @@ def work(
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+        return value.detach()
 
     @torch.no_grad()
     def scoring():
@@ -139,7 +152,7 @@ def crrn(where: Where, height: int = 61, width: int = 77, boards: int = 20, batc
     from crrn.model.ConvRRN import ST_EncDec
 
     model = where.put(ST_EncDec("ConvConjLSTM", CHANNELS, KERNELS, 2))
-    x = torch.randn(batch, boards, 1, height, width, device=where.device)
+    x = torch.randn(batch, boards, 1, height, width).to(where.device)
 
     def forward():
         return model(x, 0.25) if model.training else model(x)
@@ -192,6 +205,7 @@ def crn(where: Where, image: int = 128, units: int = 2, batch: int = 8, depth: i
             scaler.step(optimizers[unit])
         scaler.update()
         model.finish_step(found)
+        return torch.tensor([loss for losses in found.values() for loss in losses.values()])
 
     @torch.no_grad()
     def scoring():
@@ -224,8 +238,17 @@ def riad(where: Where, image: int = 28, batch: int = 16, scored: int = 1000) -> 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        return loss.detach()
 
     return Work(step, lambda: [agent.score(part)[1] for part in images.split(settings.batch_score)], scored)
+
+
+def features(where: Where, image: int = 512, batch: int = 16) -> Work:
+    """CS-Flow's feature extraction, by EfficientNet-Lite0 at three scales, of images that are decoded."""
+    from csflow.model import load_extractor
+
+    extractor, x = load_extractor("lite0", None, 3, where.device), torch.randn(batch, 3, image, image).to(where.device)
+    return Work(lambda: None, lambda: extractor(x), batch)
 
 
 WORKS = {function.__name__: function for function in (csflow, crrn, memae, crn, riad)}
@@ -234,6 +257,16 @@ LARGE = {
     "csflow": {"image": 768, "blocks": 4, "hidden": 1024},
     "memae": {"image": 256, "batch": 14},
     "crn": {"units": 12, "batch": 64},
+}
+
+
+# As small as the networks allow: for tests, and where numbers count rather than times.
+TINY = {
+    "csflow": {"image": 128, "hidden": 4, "batch": 1},
+    "crrn": {"height": 13, "width": 17, "boards": 2, "batch": 1},
+    "memae": {"image": 16, "frames": 8, "items": 5, "batch": 2},
+    "crn": {"image": 32, "batch": 1, "depth": 3},
+    "riad": {"batch": 1, "scored": 2},
 }
 
 
@@ -287,7 +320,7 @@ def measure(case: Case) -> dict[str, object]:
     device = torch.device(device_name)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
-    what = WORKS[method](Where(device, precision, layout), **sizes)
+    what = (features if task == "features" else WORKS[method])(Where(device, precision, layout), **sizes)
     function = what.step if task == "step" else what.scoring
     before = peak(device, precision)
     durations = seconds(function, device, repeats)
@@ -297,11 +330,73 @@ def measure(case: Case) -> dict[str, object]:
     operations, median = counter.get_total_flops(), statistics.median(durations)
     return {
         "method": method, "task": task, "precision": precision, "layout": layout, "sizes": sizes, "items": what.items,
-        "median_s": median, "min_s": min(durations), "max_s": max(durations), "repeats": repeats,
-        "gflop": operations / 1e9, "gflops": operations / median / 1e9, "peak_gflops": highest / 1e9,
-        "share_of_peak": operations / median / highest, "memory_gib": memory(device),
+        **summary(durations), "gflop": operations / 1e9, "gflops": operations / median / 1e9,
+        "peak_gflops": highest / 1e9, "share_of_peak": operations / median / highest, "memory_gib": memory(device),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def summary(durations: list[float]) -> dict[str, float]:
+    """What is recorded of repetitions."""
+    return {
+        "median_s": statistics.median(durations), "min_s": min(durations), "max_s": max(durations),
+        "repeats": len(durations),
+    }  # fmt: skip
+
+
+def run_quietly(*command: object, threads: int = 0) -> float:
+    """Seconds that a script of this repository takes; UserError with its last line where it fails."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    started = time.perf_counter()
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise UserError(f"{command[0]} ended with status {done.returncode}: {last}")
+    return time.perf_counter() - started
+
+
+# What the timed programs score, and the sizes of the networks that do: as their users on two cores have them.
+IMAGES = 48
+GENERATED = "common/demo_data.py --output {at}/data --size 128 --train 16 --good {images} --defective 1"
+USUAL = {
+    "csflow": "--img_size 256 --fc_internal 128",
+    "crn": "--imsize 128 --num-competitive-units 2 --batch-size 8",
+    "riad": "--img_size 128 --batch 4",
+}
+
+
+def programs(method: str, device: str, sizes: str, images: int, repeats: int, threads: int) -> list[dict[str, object]]:
+    """A whole scoring program without and with pictures, from its start to its end: of one image and of `images` more,
+    whose difference is what an image takes."""
+    results = []
+    with tempfile.TemporaryDirectory() as at:
+        values = {"at": at, "device": device, "precision": "fp32", "epochs": 1, "images": images + 1}
+        program = PROGRAMS[method]
+        for command in commands([GENERATED, program.train], **values, size=sizes.split()):
+            run_quietly(*command, threads=threads)
+        many, one = Path(at, "data/brick/test/good"), Path(at, "one")
+        one.mkdir()
+        first = min(many.iterdir())
+        (one / first.name).write_bytes(first.read_bytes())
+        for pictures in ("none", "all"):
+
+            def timed(items: Path) -> float:
+                (command,) = commands(program.score, **values, items=items, out=tempfile.mkdtemp(dir=at))
+                return run_quietly(*command, "--pictures", pictures, threads=threads)  # noqa: B023
+
+            start = statistics.median(timed(one) for _ in range(repeats))
+            durations = [max(0.001, timed(many) - start) for _ in range(repeats)]
+            about = {"method": method, "task": f"program, pictures {pictures}", "sizes": sizes, "items": images}
+            about["threads"] = threads or torch.get_num_threads()
+            results.append({**about, "start_s": start, **summary(durations)})
+    return results
+
+
+def help_text(repeats: int) -> dict[str, object]:
+    """The time of --help of one script, which answers before it imports PyTorch."""
+    durations = [run_quietly("csflow/main.py", "--help") for _ in range(repeats + 1)][1:]
+    return {"method": "csflow", "task": "help", "items": 1, **summary(durations)}
 
 
 def alone(function: Callable, *arguments: object) -> Any:
@@ -315,12 +410,35 @@ def alone(function: Callable, *arguments: object) -> Any:
 
 
 HEADER = (
-    "| method | task | precision | layout | median | min to max | GFLOP/s | of peak | memory |\n" + 9 * "|---" + "|"
+    "| method | task | precision | layout | median | min to max | each | before | GFLOP/s | of peak | memory |\n"
+    + 11 * "|---"
+    + "|"
 )
-ROW = (
-    "| {method} | {task} | {precision} | {layout} | {median_s:.3f} s | {min_s:.3f} to {max_s:.3f} s | {gflops:.0f} "
-    "| {share_of_peak:.0%} | {memory_gib:.1f} GiB |"
-)
+SAME = ("method", "task", "precision", "layout", "sizes", "items", "threads")
+
+
+def row(result: dict[str, Any], before: list[dict[str, Any]], best: bool = False) -> str:
+    """A line of the table; before: the cases of the recorded run; best: of the layouts."""
+    found = [case for case in before if all(case.get(key) == result.get(key) for key in SAME)]
+    old = f"{found[0]['median_s']:.3f} s ({result['median_s'] / found[0]['median_s']:.2f} x)" if found else ""
+    rate = ["", "", ""]
+    if "gflops" in result:
+        rate = [f"{result['gflops']:.0f}", f"{result['share_of_peak']:.0%}", f"{result['memory_gib']:.1f} GiB"]
+    cells = [
+        result["method"], result["task"], result.get("precision", ""), result.get("layout", "") + best * " *",
+        f"{result['median_s']:.3f} s", f"{result['min_s']:.3f} to {result['max_s']:.3f} s",
+        f"{1000 * result['median_s'] / result['items']:.1f} ms", old, *rate,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def recorded(path: Path, device: str) -> list[dict[str, Any]]:
+    """The cases of an earlier run on this device; none where there is no such file. UserError where it is another's."""
+    content = read_json(path) if path.is_file() else {"cases": []}
+    cases = content.get("cases") if isinstance(content, dict) else None
+    if not isinstance(cases, list) or not all(isinstance(case, dict) and case.get("median_s") for case in cases):
+        raise UserError(f"{path} holds no results of speed.py: give another --before, or remove it")
+    return cases if content.get("device") == device else []
 
 
 @script
@@ -332,21 +450,37 @@ def main(argv: list[str] | None = None) -> None:
     if device.type != "cuda" and (wrong := {"fp16", "tf32"} & set(options.precisions)):
         raise UserError(f"--precisions {' '.join(sorted(wrong))} needs an NVIDIA GPU: use fp32 and bf16 elsewhere")
     sizes = LARGE if options.large else {}
-    cases = [
-        (method, task, precision, layout, str(device), sizes.get(method, {}), options.repeats, options.threads)
-        for method in options.only
-        for precision in options.precisions
-        for layout in options.layouts
-        for task in options.tasks
-    ]
-    say(HEADER)
-    results = []
-    for case in cases:
-        results.append(alone(measure, case))
-        say(ROW.format(**results[-1]))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    before = recorded(options.before or options.output, name)
+    results: list[dict[str, Any]] = []
+    ending = (str(device), options.repeats, options.threads)
+
+    def case(method: str, task: str, precision: str, layout: str, sizes: dict[str, int]) -> Case:
+        return (method, task, precision, layout, ending[0], sizes, *ending[1:])
+
+    def show(*new: dict[str, Any]) -> None:
+        fastest = min(result["median_s"] for result in new)
+        for result in new:
+            results.append(result)
+            say(row(result, before, len(new) > 1 and result["median_s"] == fastest))
+
+    say(HEADER)
+    for method in options.only:
+        for precision in options.precisions:
+            for task in [task for task in NETWORK if task in options.tasks]:
+                layouts = options.layouts
+                show(*[alone(measure, case(method, task, precision, one, sizes.get(method, {}))) for one in layouts])
+    if "features" in options.tasks and "csflow" in options.only:
+        show(alone(measure, case("csflow", "features", "fp32", "own", {})))
+    for method in [method for method in SCORED if method in options.only and "program" in options.tasks]:
+        for result in programs(method, str(device), USUAL[method], IMAGES, 3, options.threads):
+            show(result)
+    if "help" in options.tasks:
+        show(help_text(options.repeats))
     write_json(options.output, {"device": name, "versions": versions(), "large": options.large, "cases": results})
-    say(f"results: {options.output}")
+    say(f"results: {options.output}; each: per image, cycle or clip; before: {options.before or 'the run before'}")
+    if any("start_s" in result for result in results):
+        say("program: the time beyond that of one image, which starts the program; speed.json has it as start_s")
 
 
 if __name__ == "__main__":
