@@ -276,7 +276,8 @@ def write_videos(
         curves = {method: (numbers, score), "frame difference": (numbers, scaled(difference.scores))}
         if alarm and np.ptp(video.scores):  # as high as it is among this video's errors
             height = (limit - video.scores.min()) / np.ptp(video.scores)
-            curves["alarm above"] = (numbers[[0, -1]], np.full(2, height))
+            if -0.5 < height < 1.5:  # else it would squeeze the curves
+                curves["alarm above"] = (numbers[[0, -1]], np.full(2, height))
         runs = [] if video.all_labels is None else spans(video.all_labels)
         shaded = [(video.numbers[first - 1], video.numbers[last - 1]) for first, last in runs]
         curve_figure(

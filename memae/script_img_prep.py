@@ -480,7 +480,7 @@ def main(argv: list[str] | None = None) -> None:
     train, test, labelled, normal = (
         len(images.visible(root / part)) if (root / part).is_dir() else 0 for part in parts
     )
-    held_out = f", {normal} normal ones for the alarm" if normal else ""
+    held_out = f", {number_of(normal, 'normal one')} for the alarm" if normal else ""
     say(f"{root}: {train} training videos, {test} test videos, {labelled} with labels{held_out}")
 
 
