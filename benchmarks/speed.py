@@ -102,6 +102,7 @@ class Work(NamedTuple):
     step: Callable[[], object]
     scoring: Callable[[], object]
     items: int
+    network: nn.Module
 
 
 def work(
@@ -128,7 +129,7 @@ def work(
         with where.autocast():
             return score(forward())
 
-    return Work(step, scoring, items)
+    return Work(step, scoring, items, model)
 
 
 def csflow(where: Where, image: int = 512, blocks: int = 1, hidden: int = 512, batch: int = 16) -> Work:
@@ -213,7 +214,7 @@ def crn(where: Where, image: int = 128, units: int = 2, batch: int = 8, depth: i
         with where.autocast():
             return model.scores(x)["validation"]
 
-    return Work(step, scoring, batch)
+    return Work(step, scoring, batch, model)
 
 
 def riad(where: Where, image: int = 28, batch: int = 16, scored: int = 1000) -> Work:
@@ -231,16 +232,17 @@ def riad(where: Where, image: int = 28, batch: int = 16, scored: int = 1000) -> 
 
     def step():
         agent.network.train()
+        losses = []
         for x, masks in agent.training_passes(images[:batch], torch.arange(batch), 0):
             with where.autocast():
                 outputs = agent.inpaint(x, masks)
-            loss = sum(agent.losses(x, outputs, masks))
+            losses.append(loss := sum(agent.losses(x, outputs, masks)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return loss.detach()
+        return losses[0].detach()  # of the weights before the first update
 
-    return Work(step, lambda: [agent.score(part)[1] for part in images.split(settings.batch_score)], scored)
+    return Work(step, lambda: [agent.score(part) for part in images.split(settings.batch_score)], scored, agent.network)
 
 
 def features(where: Where, image: int = 512, batch: int = 16) -> Work:
@@ -248,7 +250,7 @@ def features(where: Where, image: int = 512, batch: int = 16) -> Work:
     from csflow.model import load_extractor
 
     extractor, x = load_extractor("lite0", None, 3, where.device), torch.randn(batch, 3, image, image).to(where.device)
-    return Work(lambda: None, lambda: extractor(x), batch)
+    return Work(lambda: None, lambda: extractor(x), batch, extractor)
 
 
 WORKS = {function.__name__: function for function in (csflow, crrn, memae, crn, riad)}
@@ -344,15 +346,21 @@ def summary(durations: list[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run_quietly(*command: object, threads: int = 0) -> float:
-    """Seconds that a script of this repository takes; UserError with its last line where it fails."""
+def output_of(*command: object, threads: int = 0) -> str:
+    """What a script of this repository prints; UserError with its last line where it fails."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    started = time.perf_counter()
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise UserError(f"{command[0]} ended with status {done.returncode}: {last}")
+    return done.stdout
+
+
+def run_quietly(*command: object, threads: int = 0) -> float:
+    """Seconds that such a script takes."""
+    started = time.perf_counter()
+    output_of(*command, threads=threads)
     return time.perf_counter() - started
 
 
