@@ -89,7 +89,9 @@ def wake(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if "gamma" in name or "running_mean" in name:
+            if "running_mean" in name:  # negative: after a ReLU, something is left
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1 - 0.5)
+            elif "gamma" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
             elif "running_var" in name:
                 value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
