@@ -157,7 +157,8 @@ def processes() -> int:
 FIRST = (
     "data", "dataset", "data_path", "dataset_path", "Dataset", "class_name", "modelname", "model_input", "checkpoint",
     "images", "boards", "output", "ModelName", "algorithm", "protocol", "cycle", "img_size", "imsize", "epochs",
-    "num_epochs", "EpochNum", "training_steps", "minutes", "precision", "fpr", "report", "device", "resume", "seed",
+    "num_epochs", "EpochNum", "training_steps", "minutes", "seeds", "only", "networks", "precision", "fpr", "report",
+    "pictures", "device", "resume", "seed", "batch_size", "BatchSize", "lr", "LR", "held_out", "extractor",
 )  # fmt: skip
 
 

@@ -20,6 +20,10 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ]
+TRAININGS = (
+    "benchmarks/compare.py", "crn/train.py", "crrn/1_train.py", "csflow/main.py", "memae/script_training.py",
+    "riad/run.py",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -57,6 +61,9 @@ def test_help(helped, name):
     options = [action for action in parser._actions if action.dest != "help"]
     grouped = [action for group in parser._action_groups[2:] for action in group._group_actions]
     assert options == grouped  # each lies in a group with a title of its own
+    if name in TRAININGS:
+        first = text.split("options that matter most:\n")[1].split("\n\n")[0]
+        assert sum(line.startswith("  --") for line in first.splitlines()) == 10
     flat = " ".join(text.split())
     for action in options:
         if action.help == argparse.SUPPRESS:  # taken without use, so that other scripts' command lines fit
