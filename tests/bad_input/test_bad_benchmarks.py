@@ -44,7 +44,7 @@ def good(tmp_path_factory):
 
 FILE = ("--output {place}/results/speed.json/x.json", "speed.json"), (f"--output {{place}}/{'n' * 300}/x", "too long")
 CLOSED = {"results that cannot be written": (lambda place: (place / "results").chmod(0o500), "cannot write in")}
-EXPERIMENT = next(one for one in accuracy.RIAD if one.data == "mtd")
+EXPERIMENT = next(one for one in accuracy.EXPERIMENTS if one.name == "riad, 128 px, small, 12 epochs")
 
 
 def recorded(content):

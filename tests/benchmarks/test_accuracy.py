@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks import accuracy
+from benchmarks import accuracy, published_data
 from common.files import UserError
 from common.images import mvtec_samples, read_mask
 from memae.script_img_prep import labels_from_intervals, read_intervals
@@ -134,6 +134,32 @@ def test_the_scripts_know_the_options(tmp_path, capsys, monkeypatch):
     check_commands(capsys, [words for words in commands if words[0] != "crrn/compare.py"])  # which takes any option
 
 
+def test_an_experiment_in_the_file_is_read_or_refused(tmp_path, capsys):
+    path = tmp_path / "experiments.toml"
+    path.write_text("""
+        [riad]
+        commands = ["train {data} {options} {cpu}"]
+        file = "{place}/{size}.json"
+        by_data.mtd.numbers = { AUROC = ["models", 0] }
+        numbers = { AUPRO = "aupro" }
+        [[riad.experiments]]
+        name = "riad, {size} px, {on}"
+        options = "--size {size}"
+        each = { on = ["mtd", "mvtec"], size = [64] }
+        """)
+    mtd, mvtec = accuracy.read_experiments(path)
+    numbers = {"AUROC": ("models", 0)}
+    assert mtd == accuracy.Experiment(
+        "riad, 64 px, mtd", "mtd", ("train {data} --size 64 {cpu}",), "{place}/64.json", numbers
+    )
+    assert mvtec.numbers == {"AUPRO": ("aupro",)}
+    for wrong in ("[riad", "[riad]", path.read_text().replace("file =", "folder ="), "riad = 3"):
+        path.write_text(wrong)
+        with pytest.raises(SystemExit):
+            accuracy.read_experiments(path)
+        assert f"error: {path} is no list of experiments" in capsys.readouterr().err
+
+
 def image(path, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.broadcast_to(np.uint8(value), (4, 6)).copy()).save(path)
@@ -149,11 +175,11 @@ def test_visa(tmp_path, capsys):
     rows = [f"candle,{part},normal,{images}/Normal/{n}.JPG," for n, part in enumerate(("train", "train", "test"))]
     rows.append(f"candle,test,anomaly,{images}/Anomaly/0.JPG,{masks}/Anomaly/0.png")
     with pytest.raises(UserError, match="published split"):
-        accuracy.visa(root, tmp_path / "out")
+        published_data.visa(root, tmp_path / "out")
     (root / "split_csv").mkdir()
     (root / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
     for _ in range(2):  # a second time, nothing is in the way
-        ((name, folder),) = accuracy.visa(root, tmp_path / "out").items()
+        ((name, folder),) = published_data.visa(root, tmp_path / "out").items()
     assert name == "candle" and len(mvtec_samples(folder, "train")[0]) == 2
     samples, kinds = mvtec_samples(folder, "test")
     assert kinds == ["good", "bad"] and [sample.label for sample in samples] == [0, 1]
@@ -163,7 +189,7 @@ def test_visa(tmp_path, capsys):
 def test_btad(tmp_path, capsys):
     for place in ("train/ok/0.bmp", "test/ok/1.bmp", "test/ko/2.bmp", "ground_truth/ko/2.png"):
         image(tmp_path / "BTAD/01" / place, 255)
-    ((name, folder),) = accuracy.btad(tmp_path / "BTAD", tmp_path / "out").items()
+    ((name, folder),) = published_data.btad(tmp_path / "BTAD", tmp_path / "out").items()
     samples, _ = mvtec_samples(folder, "test")
     assert name == "01" and len(mvtec_samples(folder, "train")[0]) == 1 and samples[1].mask[0].name == "2.png"
 
@@ -177,7 +203,7 @@ def test_avenue(tmp_path):
         for frame in range(10):
             masks[0, frame] = np.full((2, 2), frame in abnormal, np.uint8)
         savemat(root / f"ground_truth/testing_label_mask/{video}_label.mat", {"volLabel": masks})
-    folder = accuracy.avenue(root, tmp_path / "out")["avenue"]
+    folder = published_data.avenue(root, tmp_path / "out")["avenue"]
     assert (folder / "labels.txt").read_text().splitlines() == ["01: 2-4, 8-8", "02: 1-1, 6-6", "10: 10-10"]
     intervals = read_intervals(folder / "labels.txt", ["01", "02", "10"])
     labels = labels_from_intervals(intervals["01"], range(1, 11), "01")
