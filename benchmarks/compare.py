@@ -280,15 +280,17 @@ def rising(curve: Sequence[float]) -> bool:
     return third < 2 or statistics.fmean(curve[-third:]) > statistics.fmean(curve[-2 * third : -third]) + 0.01
 
 
-def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
-    """Train and test a method with one seed, unless that is done already; its numbers and the folder they are in.
-
-    The folder's name tells all options, images, masks and given weights apart.
-    """
+def place_of(method: str, category: Category, options: Namespace, seed: int) -> Path:
+    """The folder of a run; its name tells all options, images, masks and given weights apart."""
     masks = fingerprint([path for sample in category.test for path in sample.mask], category.root)
     key = [plan(method, category, options, seed, Path("run")), category.fingerprint, masks, str(category.root)]
     key += [digest(options.extractor_weights)] if options.extractor_weights else []
-    place = options.output / category.root.name / f"{method}_seed{seed}_{key_of(key)}"
+    return options.output / category.root.name / f"{method}_seed{seed}_{key_of(key)}"
+
+
+def run_once(method: str, category: Category, options: Namespace, seed: int) -> tuple[dict[str, Any], Path]:
+    """Train and test a method with one seed, unless that is done already; its numbers and the folder they are in."""
+    place = place_of(method, category, options, seed)
     if not (place / "run.json").exists():
         require_writable(place)
         todo = plan(method, category, options, seed, place)
@@ -483,7 +485,8 @@ def compare(options: Namespace, categories: list[Category]) -> None:
     methods = sorted(options.only, key=lambda method: method != "nearest")  # first what has an answer in seconds
     todo = [(s, c, m) for m in methods if m == "nearest" for s in options.seeds for c in categories]
     todo += [(s, c, m) for s in options.seeds for c in categories for m in methods if m != "nearest"]
-    trainings = sum(method != "nearest" for _, _, method in todo)
+    trained = [place_of(m, c, options, s) / "run.json" for s, c, m in todo if m != "nearest"]
+    trainings = sum(not path.exists() for path in trained)
     if trainings:
         hours = cli.in_hours(60 * options.minutes * trainings)
         say(f"{trainings} trainings of {options.minutes:g} minutes: {hours} in all, and what testing takes")

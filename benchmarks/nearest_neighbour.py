@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import add_scoring_options, answer_early
 from csflow.config import FEATURES, Config, build_parser, parse_with
 
+ROOT = Path(__file__).resolve().parent
 NAMES = (*FEATURES, "calibration_share", "fpr", "seed")
 
 
@@ -38,6 +39,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.neighbors import NearestNeighbors
 
 from common import checkpoint
@@ -50,10 +52,10 @@ from common.runtime import pick_device
 from common.scoring import FolderScorer, Scored, default_output, named_images, score_folder, scored
 from csflow.dummy_data import ensure_dummy_data
 from csflow.evaluate import pixels_of
-from csflow.extract_features import load_features
+from csflow.extract_features import feature_file, load_features, open_features
 from csflow.model import load_extractor
 from csflow.report import shown_image
-from csflow.utils import ComputedFeatures, Dataset, load_dataset
+from csflow.utils import ComputedFeatures, Dataset, Features, load_dataset
 
 
 def patches(maps: np.ndarray) -> np.ndarray:
@@ -79,13 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     if not dataset.test and not paths:
         raise UserError(f"{dataset.root} has no test images, and nothing is trained here: give --images to score")
     start = time.monotonic()
-    train, test = load_features(
-        options.feature_dir, dataset, device, options.extraction, stored=options.pre_extracted,
-        batch_size=options.batch_size, hide=options.hide_tqdm_bar,
-    )  # fmt: skip
+    train, test = features_of(options, dataset, device)
     extracted = time.monotonic()
     name = f"nearest_neighbour_{options.class_name}_{train.extractor}_{'x'.join(map(str, options.img_size))}"
-    output = options.output or Path(__file__).resolve().parent / "results" / name
+    output = options.output or ROOT / "results" / name
     require_writable(output)
 
     rows, held_out = dataset.split(options.calibration_share, options.seed)
@@ -138,6 +137,22 @@ def main(argv: list[str] | None = None) -> int:
     files = {name: [path] for name, path in paths.items()}
     folder = default_output(output / "scored", options.images)
     return score_folder(options, folder, scorer, files, lambda name: np.asarray(read_image(paths[name], white)))
+
+
+def features_of(options: Config, dataset: Dataset, device: torch.device) -> tuple[Features, Features]:
+    """Features of train and test part: of --feature_path; unset, from this program's own folder, where those of other
+    images or settings are replaced."""
+    how = {"stored": True, "batch_size": options.batch_size, "hide": options.hide_tqdm_bar}
+    if "feature_path" in options.given:
+        return load_features(options.feature_dir, dataset, device, options.extraction, **how)
+    folder = ROOT / "results/features" / options.class_name
+    if feature_file(folder, "features.json").is_file():
+        try:
+            return open_features(folder, dataset, options.extraction)
+        except UserError:
+            say("the stored features are of other images or settings: extracting them again")
+            feature_file(folder, "features.json").unlink()
+    return load_features(folder, dataset, device, options.extraction, **how)
 
 
 def test_images(

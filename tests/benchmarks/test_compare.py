@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import csflow.config
-from benchmarks import compare
+from benchmarks import compare, nearest_neighbour
 from common.demo_data import make_textures
 from crn.train import split_calibration as of_crn
 from csflow.utils import split_calibration as of_csflow
@@ -128,6 +128,19 @@ def test_the_nearest_neighbour_with_two_seeds_on_doubtful_data(textures, tmp_pat
     for more, resumed in (([], False), (["--fpr", "0.4", "--batch_size", "2"], True)):
         compare.run(program, *command, "--images", root / "test/hole", *more)
         assert ("resuming after 1 of 1 image" in capsys.readouterr().out) == resumed
+
+
+def test_the_nearest_neighbour_follows_its_images(textures, tmp_path, monkeypatch, capsys):
+    """With features of its own, it extracts them again where images or sizes have changed."""
+    shutil.copytree(textures / "brick", tmp_path / "brick", ignore=shutil.ignore_patterns("SYNTHETIC"))
+    monkeypatch.setattr(nearest_neighbour, "ROOT", tmp_path)
+    argv = ["--data", str(tmp_path / "brick"), "--extractor", "lite0", "--cpu", "--img_size"]
+    assert nearest_neighbour.main([*argv, "128"]) == 0 and nearest_neighbour.main([*argv, "128"]) == 0
+    assert "extracting them again" not in capsys.readouterr().out
+    (tmp_path / "brick/train/good/000.png").unlink()
+    for size in ("128", "256"):
+        assert nearest_neighbour.main([*argv, size]) == 0
+        assert "extracting them again" in capsys.readouterr().out
 
 
 def test_found_at_a_rate_of_false_alarms():
