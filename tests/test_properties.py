@@ -5,16 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import ndimage
 from scipy.io import savemat
-from sklearn import metrics as sklearn_metrics
 
 from common.checkpoint import shuffled
 from common.files import UserError, plain, read_json, write_json
-from common.metrics import PixelMetrics, average_precision, best_f1, image_auroc, threshold_for_fpr
+from common.metrics import average_precision, best_f1, image_auroc, threshold_for_fpr
 from crn.train import split_calibration
 from crn.training.dataset import prepare, viewable
 from crrn.boards import grid_side
@@ -97,46 +95,6 @@ def test_thresholds_keep_their_promise(scores, fpr):
         exceeding = sum(one > threshold_for_fpr(scores[:i] + scores[i + 1 :], fpr)[0] for i, one in enumerate(scores))
         promised_by_others = threshold_for_fpr(scores[1:], fpr)[1]
         assert exceeding <= promised_by_others * len(scores) + 1e-9
-
-
-@given(SEEDS, st.integers(2, 9), st.integers(2, 9), st.integers(1, 3), st.sampled_from([0, 2, 8]))
-def test_pixel_metrics_lie_within_their_bounds(seed, height, width, images, decimals):
-    random = np.random.default_rng(seed)
-    maps = random.gamma(1, 10.0 ** random.integers(-3, 4), (images, height, width)).round(decimals).astype(np.float32)
-    masks = random.random((images, height, width)) < 0.3
-    assume(masks.any() and not masks.all())
-    together, backwards = PixelMetrics(), PixelMetrics()
-    for i in range(images):
-        together.update(maps[i], masks[i] if masks[i].any() else None)
-        backwards.update(maps[-1 - i, ::-1], masks[-1 - i, ::-1])
-    found = together.compute()
-    other = backwards.compute()
-    assert all(other[name] == pytest.approx(value, rel=1e-6, abs=1e-9) for name, value in found.items())
-    labels, scores = masks.ravel(), maps.ravel()
-    exact = {
-        "pixel_auroc": sklearn_metrics.roc_auc_score(labels, scores),
-        "pixel_ap": sklearn_metrics.average_precision_score(labels, scores),
-        "pixel_best_f1": best_f1(labels, scores)[0],
-        "aupro": aupro(maps, masks, 0.3),
-    }
-    for name, value in exact.items():
-        assert abs(found[name] - value) <= found[f"{name}_error"] + 1e-6, name
-
-
-def aupro(maps, masks, limit):
-    """Its definition: mean share found of each region, over the false-positive rate up to `limit`, by trapezoids."""
-    owners, regions = [], []
-    for i, mask in enumerate(masks):
-        labelled, count = ndimage.label(mask, np.ones((3, 3)))
-        owners += [i] * count
-        regions += [labelled == k + 1 for k in range(count)]
-    x, y = [0.0], [0.0]
-    for threshold in np.unique(maps)[::-1]:
-        x.append((maps[~masks] >= threshold).mean())
-        y.append(np.mean([(maps[i][region] >= threshold).mean() for i, region in zip(owners, regions)]))
-    end = next(i for i, rate in enumerate(x) if rate >= limit)
-    at_limit = y[end - 1] + (limit - x[end - 1]) / (x[end] - x[end - 1]) * (y[end] - y[end - 1])
-    return np.trapezoid([*y[:end], at_limit], [*x[:end], limit]) / limit
 
 
 # ------------------------------------------------------------------------------------------------------------ masks

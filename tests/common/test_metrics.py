@@ -30,13 +30,6 @@ def test_image_metrics_by_hand():
     assert average_precision(labels, scores) == pytest.approx(0.5 * 1 + 0.5 * 2 / 4)
 
 
-def test_inverted_scores_are_not_folded():
-    assert image_auroc([1, 1, 0, 0], [1, 2, 3, 4]) == 0
-    pixels = PixelMetrics()
-    pixels.update(np.array([[4, 3], [2, 1]]), np.array([[0, 0], [1, 1]]))
-    assert pixels.compute()["pixel_auroc"] == 0
-
-
 def test_tensors_and_any_label_above_zero():
     scores = torch.tensor([0.5, 0.25, 1.0], dtype=torch.bfloat16, requires_grad=True)
     assert image_auroc(torch.tensor([0, 0, 7]), scores) == 1
