@@ -144,6 +144,7 @@ from common.report import Section, map_sheet, roc_figure, score_histogram, write
 
 SHOWN, TIMED = 6, 24  # images whose maps the report shows, and images that are scored to learn how long it takes
 FALSE_ALARMS = 0.05
+TYPED = "In the repository's root:"  # as the READMEs' commands
 MISSED = 0.75  # below this AUROC, a kind of defect is called missed
 RECOMMENDED = {"csflow": 15, "crn": 60, "riad": 120}  # minutes on two CPU cores, by the READMEs
 
@@ -307,6 +308,18 @@ def score_command(method: str, category: Category, numbers: dict[str, Any], opti
         (command,) = plan(method, category, options, options.seeds[0], Path(numbers["file"]))
         return command
     return [f"{method}/score.py", "--checkpoint", numbers["file"], *machine(options)]
+
+
+def printed_command(method: str, category: Category, numbers: dict[str, Any], place: Path, options: Namespace) -> str:
+    """`score_command` to be typed in the repository's root, into a folder of this run."""
+    words = list(map(str, score_command(method, category, numbers, options)))
+    if method == "nearest":
+        at = words.index("--dataset_path")
+        words[at : at + 4] = ["--data", str(category.root)]
+    elif method == "crn":  # whose own choice is called after the checkpoint, the same for all categories
+        words += ["--output", str(place / "scored/my_new_images")]
+    words = [word.removeprefix(f"{ROOT}/") for word in words]
+    return f"python {shlex.join(words)} --images my_new_images"
 
 
 def shown_maps(
@@ -503,15 +516,14 @@ def compare(options: Namespace, categories: list[Category]) -> None:
         for entry in of_category:
             method = next(method for method in methods if TITLES[method] == entry["method"])
             entry["seconds_per_image"] = seconds[method]
-            command = score_command(method, category, numbers[name, method, options.seeds[0]], options)
-            entry["command"] = f"python {shlex.join(map(str, command))} --images my_new_images"
+            entry["command"] = printed_command(method, category, *runs[name, method, options.seeds[0]], options)
         held = held_out(category, options.held_out)
         told = f"{len(category.train) - held} good images to train on, {held} held out, {len(category.test)} to test."
         header, rows = kinds_table({m: [numbers[name, m, seed] for seed in options.seeds] for m in methods})
         best = verdict(of_category, options) if len(categories) > 1 else []  # of one, the first section tells
         sections.append(Section(name, [*best, told], header, rows))
         commands_of = [[entry["method"], entry["command"]] for entry in of_category]
-        sections.append(Section("To score new images", (), ["method", "command"], commands_of))
+        sections.append(Section("To score new images", [TYPED], ["method", "command"], commands_of))
         sections.append(Section("Curves and maps", pictures=drawn))
     rows = [row(entry) for entry in entries]
     first = verdict([entry for entry in entries if entry["category"] == entries[-1]["category"]], options)
@@ -520,7 +532,7 @@ def compare(options: Namespace, categories: list[Category]) -> None:
     write_report(options.output / "report.html", f"Methods compared on {options.data.name}", sections)
     content = {"conditions": text, "seeds": options.seeds, "results": entries, "notes": notes(), "versions": versions()}
     write_json(options.output / "compare.json", content)
-    for line in [*table(HEADER, rows), *first, "To score new images, the best method first:"]:
+    for line in [*table(HEADER, rows), *first, f"To score new images, the best method first. {TYPED}"]:
         say(line)
     for entry in entries:
         if "command" in entry:

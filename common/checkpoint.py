@@ -125,9 +125,11 @@ class Training:
             say(f"resuming {self.path} after epoch {self.epoch}" + f", step {self.step}" * bool(self.step))
         self._count, self._steps, self._total = count, steps, total
         left = range(self.epoch * steps + self.step, total)
-        self._bar = progress(left if self.minutes == math.inf else iter(left), "training", hide=self.hide)
-        self._first, self._told = self.epoch * steps + self.step, self.minutes < math.inf
+        timed = self.minutes < math.inf
+        self._first, self._told = self.epoch * steps + self.step, timed
         self.started = self.saved = time.monotonic()
+        ends = self.started + 60 * self.minutes - self.seconds if timed else None
+        self._bar = progress(iter(left) if timed else left, "training", hide=self.hide, ends=ends)
         with stop_on_request() as self._stop:
             while self.epoch * steps + self.step < total and not self.over:
                 yield self.epoch

@@ -341,10 +341,18 @@ def add_scoring_options(parser: ArgumentParser, default: str | None) -> None:
     add("--pixel_threshold", "--pixel-threshold", type=positive, default=None, help=of_pixel)
 
 
-def progress(items: Iterable, title: str, total: int | None = None, hide: bool = False, every: float = 10) -> Iterator:
+def progress(
+    items: Iterable,
+    title: str,
+    total: int | None = None,
+    hide: bool = False,
+    every: float = 10,
+    ends: float | None = None,
+) -> Iterator:
     """Iterate over `items` and show how far it is: a bar on a terminal, else a line each `every` seconds.
 
-    Both go to stderr and show rate and remaining time. `hide` shows nothing.
+    Both go to stderr and show rate and remaining time. `hide` shows nothing. ends: the time.monotonic() at which items
+    of an unknown number are over.
     """
     title = printable(title)
     if hide or not first_process() or sys.stderr is None:
@@ -360,7 +368,8 @@ def progress(items: Iterable, title: str, total: int | None = None, hide: bool =
         if done and now - last >= every:
             last = now
             rate = done / (now - start)
-            left = f"/{total}, {in_hours((total - done) / rate)} left" if total else ""
+            seconds = (total - done) / rate if total else None if ends is None else max(ends - now, 0)
+            left = (f"/{total}" if total else " done") + ("" if seconds is None else f", {in_hours(seconds)} left")
             pace = f"{rate:.1f} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
             complain(f"{title}: {done}{left}, {pace}")
         yield item

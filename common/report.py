@@ -169,6 +169,7 @@ def map_sheet(
     figure.suptitle(_two_lines(title, int(sheet[0] * 9)), y=1 - 0.1 / sheet[1], va="top", parse_math=False)
     words = ["cyan outline: marked as defective by hand"] * marked
     words += [] if limit is None else [f"white outline: above the pixel threshold {limit:.3g}"]
+    words += [f"brightest colour: {high:.3g} and more"] * bool(high < ends.max())
     legend = _two_lines("; ".join(words), int(sheet[0] * 13))
     figure.text(left / sheet[0], 0.2 / sheet[1], legend, fontsize=8, va="center")
     save_figure(figure, path)

@@ -56,8 +56,8 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=1e-5, fused=True)
     training = checkpoint.Training(
         path, "crrn", settings, prepared.fingerprint, model, [optimizer], device, seed=options.seed,
-        precision=options.precision, save_every=options.save_every, shorter="--num_epochs 3", binding=BOUND,
-        otherwise="another --result folder",
+        precision=options.precision, save_every=options.save_every, minutes=options.minutes,
+        shorter="--num_epochs 3, or --minutes 2", binding=BOUND, otherwise="another --result folder",
         stored=stored_training(path, settings, prepared) if options.resume else None, layout=as_published,
         data=prepared.source,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def train(
             raise training.diverged(f"the loss on test sequences is {tested}")
         losses = f"loss {training.finish_epoch(test_loss=tested)['loss']:.4f}, on test sequences {tested:.4f}"
         training.save()  # after every epoch, as published
-        say(f"epoch {epoch + 1}/{options.num_epochs}: {losses} (zeros: {zeros:.4f}), teacher ratio {ratio:.3f}")
+        say(f"epoch {epoch + 1}/{options.num_epochs}: {losses} (of all zeros: {zeros:.4f}), teacher ratio {ratio:.3f}")
     return training.history
 
 

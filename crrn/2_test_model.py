@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / "results.json", results)
         for kind in KINDS:
             pairs = [f"{rate}: {x['best_f1']:.3f} ({x['z_score']['best_f1']:.3f})" for rate, x in counted[kind].items()]
-            say(f"best F1 (threshold chosen on the test set; in brackets: z-score alone), {kind}: {', '.join(pairs)}")
+            what = f"best F1 by share of {kind} pads (threshold chosen on the test set; in brackets: z-score alone)"
+            say(f"{what}: {', '.join(pairs)}")
         say(f"results, curves and pictures: {folder}")
         if options.report:
             report.write(folder, prepared, clean[0], lowest, results)

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common.cli import PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, number, positive, share, whole
+from common.cli import MINUTES, PRECISIONS, REPORT_HELP, YES_NO, ArgumentParser, number, positive, share, whole
 from common.files import UserError
 
 MODES = ("ConvLSTM", "ConvConjLSTM", "ConvSTLSTM")
@@ -79,6 +79,7 @@ def parse_train(argv: list[str] | None = None) -> Namespace:
     add("--batch_size", type=whole(1), default=5, help="sequences per step")
     add("--num_instance", type=whole(1), default=500, help="sequences per epoch")
     add("--num_epochs", type=whole(1), default=100, help="epochs in all")
+    add("--minutes", **MINUTES)
     add("--lr", type=positive, default=1e-4, help="Adam's learning rate")
     add("--init_tr", type=number(0, 1), default=0.25, help="teacher ratio of the first epoch")
     add("--final_tr", type=number(0, 1), default=0.0, help="teacher ratio of the last epoch")

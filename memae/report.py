@@ -1,5 +1,6 @@
 """The report of an evaluation: <OutRoot>/res_<setting>/report.html."""
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import report
+from common.cli import number_of
 from common.report import Column, Section, data_sentence
 
 VIDEOS = 4  # of which the report shows the curve
@@ -62,6 +64,25 @@ def write(
         report.write_report(folder / "report.html", title, sections)
 
 
+def alarm_sentence(alarm: dict[str, Any]) -> str:
+    """Where the alarm's threshold lies, what it is from, and how often test frames exceed it."""
+    words = f"alarm above an error of {alarm['image']:.4g}, from {alarm['images']} clips of "
+    words += f"{number_of(alarm['normal_videos'], 'normal video')} (--fpr {alarm['fpr']:g})"
+    for name, value in (("normal", alarm["fpr_on_test_good"]), ("abnormal", alarm["detection_rate"])):
+        words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test frames raise it"
+    return words
+
+
+def behind_sentence(results: dict[str, Any]) -> str:
+    """What follows where the model is worse than the baseline; empty where it is not, or nobody knows."""
+    if not results.get("auc", 0) < results.get("baseline_auc", 0):
+        return ""
+    return (
+        f"{results['method']} is behind the frame difference, which trains nothing: train longer (--minutes, "
+        "--EpochNum) before you trust its scores and alarms"
+    )
+
+
 def _results(results: dict[str, Any]) -> Section:
     method = results["method"]
     paragraphs = [
@@ -74,6 +95,11 @@ def _results(results: dict[str, Any]) -> Section:
     ]
     if results["tested_on_training_videos"]:
         paragraphs.append("The test videos are the training videos: these scores say little about others.")
+    if results["alarm"]:
+        words = alarm_sentence(results["alarm"])
+        paragraphs.append(f"{words[0].upper()}{words[1:]}. The threshold is on raw errors.")
+    if behind := behind_sentence(results):
+        paragraphs.insert(0, f"{behind}.")
     rows = [("frame AUC", "none: no labels")]
     if "auc" in results:
         rows = [

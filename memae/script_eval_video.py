@@ -5,7 +5,6 @@ Writes to <OutRoot>/res_<setting>/: acc.txt, results.json, scores.csv (a row per
 scores and plots, no AUC.
 """
 
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -305,12 +304,10 @@ def say_results(results: Mapping[str, Any]) -> None:
         )
         say(f"best F1 {results['image_best_f1']:.4f} (its threshold is chosen on the test set)")
         say(f"baseline (frame difference) {results['baseline_auc']:.4f} scaled, {results['baseline_auc_raw']:.4f} raw")
+    if behind := report.behind_sentence(results):
+        say(behind)
     if alarm := results["alarm"]:
-        words = f"alarm above an error of {alarm['image']:.4g}, from {alarm['images']} clips of "
-        words += f"{number_of(alarm['normal_videos'], 'normal video')} (--fpr {alarm['fpr']:g})"
-        for name, value in (("normal", alarm["fpr_on_test_good"]), ("abnormal", alarm["detection_rate"])):
-            words += "" if math.isnan(value) else f"; {value:.3f} of the {name} test frames raise it"
-        say(words)
+        say(report.alarm_sentence(alarm))
     else:
         say("no alarm: its threshold needs normal videos that are not trained on (script_img_prep.py --Normal)")
 

@@ -107,7 +107,8 @@ def draw_worst(
         image, error = middle_frame(scorer, dataset, clip)
         number = dataset.numbers[video][dataset.clips[clip][1][middle] - 1]
         columns.append((image, error, f"frame {number}\nscore {scores[clip]:.4g}"))
-    map_sheet(path, columns, f"{title}: worst frames of {video}", vmin=0)
+    end = float(np.quantile([error for _, error, _ in columns], 0.99))  # a few pixels would leave all others dark
+    map_sheet(path, columns, f"{title}: worst frames of {video}", vmin=0, vmax=end)
 
 
 def read_progress(path: Path, key: Any, fingerprints: dict[str, str]) -> list[Any]:

@@ -327,7 +327,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, clock):
 
     lines = "reading: 2/6, 20 s left, 5.0 s each\nreading: 4/6, 10 s left, 5.0 s each\n"
     assert steps(5, "abcdef", "reading") == lines
-    assert steps(0.25, iter(range(60)), "steps") == "steps: 40, 4.0 per second\n"
+    assert steps(0.25, iter(range(60)), "steps") == "steps: 40 done, 4.0 per second\n"
+    timed = steps(0.25, iter(range(60)), "steps", ends=clock[0] + 70)
+    assert timed == "steps: 40 done, 60 s left, 4.0 per second\n"  # a training of --minutes
     assert steps(0.25, iter(range(60)), "steps", total=60) == "steps: 40/60, 5 s left, 4.0 per second\n"
     assert steps(4000, range(3), "hours").startswith("hours: 1/3, 2 h 13 min left, 4000.0 s each\n")
     assert steps(5, range(60), "steps", hide=True) == steps(5, [], "nothing") == ""

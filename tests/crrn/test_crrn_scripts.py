@@ -342,6 +342,13 @@ def test_without_data_boards_are_made(tmp_path, monkeypatch, capsys):
     refused(capsys, testing.main, ["--mode", "ConvSTLSTM"], "1_train.py --mode ConvSTLSTM makes it")
 
 
+def test_a_training_of_minutes(data, capsys):
+    assert training.main(cpu(data, *TRAINED, "--minutes", "1e-9")) == 0
+    assert len(read((data / MODEL).with_name("training.json"))["train_loss"]) == 1  # the first epoch is cut short
+    assert testing.main(cpu(data)) == 0
+    assert "of a training stopped after 1 of 2 epochs" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------ training and testing
 
 

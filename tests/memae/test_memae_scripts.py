@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from common.files import UserError, digest, locked
-from memae import script_eval_video, script_testing, script_training
+from memae import report, script_eval_video, script_testing, script_training
 from memae.data import demo_videos
 from memae.options import PreparationOptions, TestOptions, TrainOptions, evaluation_options
 from memae.scoring import load
@@ -293,7 +293,11 @@ def test_the_alarm_comes_from_normal_videos(copied, trained, tmp_path, capsys):
     for row in rows_of(folder / "scores.csv"):
         assert row["verdict"] == ("defective" if float(row["score"]) > alarm["image"] else "good")
     assert alarm["detection_rate"] == 1 and alarm["fpr_on_test_good"] <= 1  # the frames of noise are all far above
-    assert "of 1 normal video (--fpr 0.34)" in capsys.readouterr().out
+    told, page = "of 1 normal video (--fpr 0.34)", (folder / "report.html").read_text()
+    assert told in capsys.readouterr().out and told in page
+    assert "is behind the frame difference, which trains nothing" in page  # a training of seconds
+    worse = {"method": "MemAE", "auc": 0.2, "baseline_auc": 0.3}
+    assert "train longer" in report.behind_sentence(worse) and not report.behind_sentence({})
     # A video that is taken away counts no more.
     for change in (shutil.copytree(copied / "stripes/Test/c", copied / "stripes/Normal/odd"), None):
         assert script_testing.main(argv) == 0 and script_eval_video.main(argv) == 0
