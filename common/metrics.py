@@ -244,7 +244,7 @@ def say_promise(threshold: Mapping[str, Any]) -> None:
     if threshold["promised_fpr"] > threshold["fpr"]:
         say(
             f"{number_of(threshold['images'], 'good image is', 'good images are')} too few for --fpr "
-            f"{threshold['fpr']:g} (lowest possible: {threshold['promised_fpr']:.2g})"
+            f"{threshold['fpr']:g} (lowest possible: {threshold['promised_fpr']:.2g}, which is used)"
         )
 
 

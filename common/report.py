@@ -356,6 +356,11 @@ def write_image_report(
     threshold = results.get("threshold") or {}
     rows = [(metric_name(name), results[name]) for name in METRICS if name in results]
     rows += [*more, *((f"threshold: {metric_name(name)}", threshold[name]) for name in RATES if name in threshold)]
+    if not len(labels):  # nothing is measured: no table of dashes
+        rows = [(name, value) for name, value in rows if value is not None and value == value]
+        rows += [("threshold of images", threshold["image"])] if threshold else []
+        said = "No labelled test images: nothing is measured. Scoring new images gives verdicts, maps and overlays."
+        paragraphs = [said, *paragraphs]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         image_row(folder / "normal.jpg", normal)

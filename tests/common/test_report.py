@@ -1,5 +1,7 @@
 """A report is one sound page that needs nothing else."""
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,3 +93,16 @@ def test_image_report(tmp_path):
         "Best found", "Worst missed", "Nearest to a false alarm",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_a_report_without_test_images(tmp_path):
+    """Says so, and shows no table of dashes."""
+    results = {
+        "data": "own",
+        "image_auroc": None,
+        "threshold": {"image": 2.5, "promised_fpr": 0.2, "detection_rate": math.nan},
+    }
+    none, good = np.empty(0), [np.zeros((8, 8, 3), np.uint8)]
+    write_image_report(tmp_path / "report.html", "Own", results, [], good, none, none, None)
+    page = Report(tmp_path / "report.html")
+    assert "–" not in page.texts and "2.5" in page.texts and any("nothing is measured" in text for text in page.texts)
