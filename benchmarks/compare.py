@@ -316,7 +316,7 @@ def printed_command(method: str, category: Category, numbers: dict[str, Any], pl
     if method == "nearest":
         at = words.index("--dataset_path")
         words[at : at + 4] = ["--data", str(category.root)]
-    elif method == "crn":  # whose own choice is called after the checkpoint, the same for all categories
+    elif method in ("crn", "csflow"):  # whose own choice is called after the checkpoint, the same for all categories
         words += ["--output", str(place / "scored/my_new_images")]
     words = [word.removeprefix(f"{ROOT}/") for word in words]
     return f"python {shlex.join(words)} --images my_new_images"

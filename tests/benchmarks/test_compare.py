@@ -58,6 +58,8 @@ def test_all_methods_on_one_category(textures, tmp_path, programs, capsys):
     assert sorted(entries) == ["CRN", "CS-Flow", "RIAD", "nearest neighbour"]
     aurocs = [entry["image_auroc"][0] for entry in content["results"]]
     assert aurocs == sorted(aurocs, reverse=True)
+    for title, method in (("CRN", "crn"), ("CS-Flow", "csflow")):  # not into what another category's model shares
+        assert f"--output {tmp_path}/out/brick/{method}_seed" in entries[title]["command"]
     places = {path.name.split("_")[0]: path for path in (tmp_path / "out/brick").iterdir() if path.is_dir()}
     theirs = {
         "CS-Flow": places["csflow"] / "results/compare/results.json",
