@@ -109,7 +109,8 @@ def test_thresholds_and_rates(capsys):
     assert few["image"] == 2.0 and capsys.readouterr().out == ""
     rates(few, np.zeros(2), np.zeros(2))
     with_given(few, 1.0, None)
-    assert capsys.readouterr().out.count("2 good images are too few for --fpr 0.1 (lowest possible: 0.33, which is used)") == 2
+    told = "2 good images are too few for --fpr 0.1 (lowest possible: 0.33, which is used)"
+    assert capsys.readouterr().out.count(told) == 2
     with_given(few, 1.0, 1.0)  # nothing is judged by what they vouch for
     assert capsys.readouterr().out == ""
     assert verdict_of(5, None) == "" == verdict_of(None, found)
