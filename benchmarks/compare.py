@@ -404,7 +404,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def verdict(entries: Sequence[dict[str, Any]], options: Namespace) -> list[str]:
     """Which method is best in a category, in sentences, and how sure that is; entries: of the category, best first."""
     best, *others = entries
-    lines = [f"Best: {best['method']}, image AUROC {mean_and_spread(best['image_auroc'])}."]
+    where = f" ({best['category']} categories)" if best["category"].startswith("mean of") else ""
+    lines = [f"Best{where}: {best['method']}, image AUROC {mean_and_spread(best['image_auroc'])}."]
     alike = [entry["method"] for entry in others if not _better(best["image_auroc"], entry["image_auroc"])]
     if alike and len(options.seeds) > 1:
         lines.append(f"Not told apart from it, within the spread of the seeds: {', '.join(alike)}.")
@@ -463,7 +464,7 @@ def conditions(options: Namespace, categories: list[Category], runs: Sequence[di
     seeds = ", ".join(map(str, options.seeds))
     spread = f"Mean ± standard deviation over seeds {seeds}, of weights, batches and the images held out."
     lines = [
-        f"Each training ends with the epoch in which {options.minutes:g} minutes are over, on {devices}. The nearest "
+        f"Each training ends after {options.minutes:g} minutes, in the midst of an epoch, on {devices}. The nearest "
         "neighbour trains nothing: its minutes are of its search and of the features that it shares with CS-Flow.",
         f"All images are resized to {options.img_size} x {options.img_size} pixels (bilinear, antialiased). "
         f"A share of {options.held_out:g} of train/good is held out, the same images for all methods: thresholds come "

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.cli import add_scoring_options, answer_early
 from csflow.config import FEATURES, Config, build_parser, parse_with
 
-ROOT = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 NAMES = (*FEATURES, "calibration_share", "fpr", "seed")
 
 
@@ -36,6 +36,7 @@ answer_early(__name__, parse)
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     train, test = features_of(options, dataset, device)
     extracted = time.monotonic()
     name = f"nearest_neighbour_{options.class_name}_{train.extractor}_{'x'.join(map(str, options.img_size))}"
-    output = options.output or ROOT / "results" / name
+    output = options.output or HERE / "results" / name
     require_writable(output)
 
     rows, held_out = dataset.split(options.calibration_share, options.seed)
@@ -121,8 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     features = ComputedFeatures([], extractor, device, size, options.norm_mean, options.norm_std, white)
 
     def score(images: list[np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
-        features.images = images
-        for one in features.batch(range(len(images)))[0].cpu().numpy():
+        for one in replace(features, images=images).batch(range(len(images)))[0].cpu().numpy():
             values = distance_map(neighbours, one)
             yield values.max(), values
 
@@ -145,7 +145,7 @@ def features_of(options: Config, dataset: Dataset, device: torch.device) -> tupl
     how = {"stored": True, "batch_size": options.batch_size, "hide": options.hide_tqdm_bar}
     if "feature_path" in options.given:
         return load_features(options.feature_dir, dataset, device, options.extraction, **how)
-    folder = ROOT / "results/features" / options.class_name
+    folder = HERE / "results/features" / options.class_name
     if feature_file(folder, "features.json").is_file():
         try:
             return open_features(folder, dataset, options.extraction)

@@ -153,6 +153,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
+ROOT = Path(__file__).resolve().parents[1]
 # Options by how much they matter, of all scripts: --help shows the first ten that a script has before the others.
 FIRST = (
     "data", "dataset", "data_path", "dataset_path", "Dataset", "class_name", "modelname", "model_input", "checkpoint",
@@ -305,7 +306,7 @@ def max_value(text: str) -> int | str:
     return text if text == "auto" else whole(1, 65535)(text)
 
 
-# How add_argument gets to know the options --max_value and --max_pixels.
+# How add_argument gets to know the options --max_value, --max_pixels and --minutes.
 MAX_VALUE = {
     "type": max_value,
     "default": 65535,
@@ -316,11 +317,8 @@ MAX_PIXELS = {
     "default": 89478485,  # Pillow's
     "help": "refuse images of more pixels, since a small file may hold many",
 }
-ROOT = Path(__file__).resolve().parents[1]
-REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
-
-
 MINUTES = {"type": positive, "default": None, "help": "end after so many minutes; unset: after all epochs"}
+REPORT_HELP = "also write report.html, one page with data, scores, curves and pictures of the best and worst cases"
 
 
 def add_scoring_options(parser: ArgumentParser, default: str | None) -> None:

@@ -434,14 +434,14 @@ def _rows_before(journal: Journal, pictures: _Pictures, files: Mapping[str, Sequ
     names = {plain(name): name for name in files}  # that are no UTF-8 are kept in the form in which they are written
     found = [_Row(names.get(line[0], line[0]), *line[1:]) for line in journal.all_lines]
     rows = {row.name: row for row in found if not row.error}
-    # A map that grows, or a mask: no state of ours, so that it is drawn again.
-    rows = {name: row._replace(drawn=[]) if enlarged else row for name, row in rows.items()}
-    same = {
-        name: row
-        for name, row in rows.items()
-        if name not in files
-        or [*row.digests, row.map] == [*_digests(files[name]), row.map and "".join(_digests([pictures.map_file(name)]))]
-    }
+    if enlarged:  # maps are to be drawn again: [] is the state of no picture
+        rows = {name: row._replace(drawn=[]) for name, row in rows.items()}
+
+    def unchanged(row: _Row) -> bool:
+        maps = {pictures.map_file(row.name): row.map} if row.map else {}
+        return _digests([*files[row.name], *maps]) == [*row.digests, *maps.values()]
+
+    same = {name: row for name, row in rows.items() if name not in files or unchanged(row)}
     if changed := [name for name in rows if name not in same]:
         note(f"{number_of(len(changed), 'image')} changed, or maps of theirs, such as {changed[0]}: scored again")
     return {name: row for name, row in same.items() if row.map or name not in files or not pictures.shows(row.score)}

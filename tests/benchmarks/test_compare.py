@@ -135,7 +135,7 @@ def test_the_nearest_neighbour_with_two_seeds_on_doubtful_data(textures, tmp_pat
 def test_the_nearest_neighbour_follows_its_images(textures, tmp_path, monkeypatch, capsys):
     """With features of its own, it extracts them again where images or sizes have changed."""
     shutil.copytree(textures / "brick", tmp_path / "brick", ignore=shutil.ignore_patterns("SYNTHETIC"))
-    monkeypatch.setattr(nearest_neighbour, "ROOT", tmp_path)
+    monkeypatch.setattr(nearest_neighbour, "HERE", tmp_path)
     argv = ["--data", str(tmp_path / "brick"), "--extractor", "lite0", "--cpu", "--img_size"]
     assert nearest_neighbour.main([*argv, "128"]) == 0 and nearest_neighbour.main([*argv, "128"]) == 0
     assert "extracting them again" not in capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_learning_curves_that_rise():
 
 def test_what_is_told_of_the_best():
     def entry(title, *aurocs, improving=False):
-        return {"method": title, "image_auroc": aurocs, "improving": improving, "seconds": 60}
+        return {"category": "brick", "method": title, "image_auroc": aurocs, "improving": improving, "seconds": 60}
 
     options = Namespace(seeds=[0, 1], minutes=1)
     lines = compare.verdict(
